@@ -1,0 +1,360 @@
+//! Events and their names: what oncelog stores, and the limits on it.
+//!
+//! Owns [`Topic`], [`EventId`], [`Key`], [`Event`] and their validation; a value of these types is valid.
+//! Knows nothing of files, of the index or of how events arrive.
+
+mod encoding;
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use thiserror::Error;
+use xxhash_rust::xxh3::xxh3_64;
+
+pub use encoding::{
+    EventView, NotCanonical, Payload, Timestamp, put_varint, take_varint, varint_len,
+};
+
+/// The place of an event in the log. The first event has sequence 1, there are no gaps.
+pub type Sequence = u64;
+
+/// The sequence of the first event of a log.
+pub const FIRST_SEQUENCE: Sequence = 1;
+
+/// A point in time in nanoseconds since 1970-01-01T00:00:00Z, by the server's clock.
+pub type UnixNanos = u64;
+
+/// The longest topic, event id, source or attribute key, in bytes; the shortest has one.
+pub const NAME_BYTES_MAX: usize = 255;
+/// The most attributes of one event.
+pub const ATTRIBUTES_MAX: usize = 64;
+/// The most bytes that the keys and values of the attributes of one event have together.
+pub const ATTRIBUTES_BYTES_MAX: usize = 8 * 1024;
+/// The default limit on one encoded event, in bytes.
+pub const EVENT_BYTES_MAX: usize = 1024 * 1024;
+
+/// 0001-01-01T00:00:00Z, the first second of a `google.protobuf.Timestamp`.
+const TIMESTAMP_SECONDS_MIN: i64 = -62_135_596_800;
+/// 9999-12-31T23:59:59Z, its last second.
+const TIMESTAMP_SECONDS_MAX: i64 = 253_402_300_799;
+const TIMESTAMP_NANOS_MAX: i32 = 999_999_999;
+
+/// A limit that a value breaks: the field, what it holds, and what it may hold.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{field}: {description}")]
+pub struct Violation {
+    /// The field of the contract, for example `event_id`.
+    pub field: &'static str,
+    /// What is wrong and what the limit is. Never repeats what the publisher sent.
+    pub description: String,
+}
+
+impl Violation {
+    /// A violation of the limits on `field`.
+    pub fn new(field: &'static str, description: impl Into<String>) -> Self {
+        Self {
+            field,
+            description: description.into(),
+        }
+    }
+}
+
+/// The name of a stream of events: 1 to [`NAME_BYTES_MAX`] bytes of UTF-8 without control characters.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Topic(Arc<str>);
+
+impl Topic {
+    /// Checks `name` against the limits.
+    pub fn new(name: &str) -> Result<Self, Violation> {
+        check_name("topic", name)?;
+        Ok(Self(name.into()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl std::borrow::Borrow<str> for Topic {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The name of an event within its topic: 1 to [`NAME_BYTES_MAX`] bytes of UTF-8 without control
+/// characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventId(Box<str>);
+
+impl EventId {
+    /// Checks `name` against the limits.
+    pub fn new(name: &str) -> Result<Self, Violation> {
+        check_name("event_id", name)?;
+        Ok(Self(name.into()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What identifies an event, as bytes: `topic ++ 0x00 ++ event_id`.
+///
+/// Names hold no NUL, so different pairs have different bytes, and the keys of a topic sort together.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key {
+    bytes: Box<[u8]>,
+    topic_len: u8,
+    hash: u64,
+}
+
+impl Key {
+    /// The separator between topic and event id.
+    pub const SEPARATOR: u8 = 0;
+    /// The longest key, in bytes.
+    pub const BYTES_MAX: usize = 2 * NAME_BYTES_MAX + 1;
+
+    /// The key of an event.
+    pub fn new(topic: &Topic, event_id: &EventId) -> Self {
+        Self::from_names(topic.as_str(), event_id.as_str())
+    }
+
+    /// The key of names that were checked.
+    fn from_names(topic: &str, event_id: &str) -> Self {
+        let mut bytes = Vec::with_capacity(topic.len() + 1 + event_id.len());
+        bytes.extend_from_slice(topic.as_bytes());
+        bytes.push(Self::SEPARATOR);
+        bytes.extend_from_slice(event_id.as_bytes());
+        let hash = xxh3_64(&bytes);
+        Self {
+            bytes: bytes.into_boxed_slice(),
+            topic_len: u8::try_from(topic.len()).expect("a topic has at most 255 bytes"),
+            hash,
+        }
+    }
+
+    /// `topic ++ 0x00 ++ event_id`.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The name of the topic.
+    pub fn topic(&self) -> &str {
+        let topic = &self.bytes[..usize::from(self.topic_len)];
+        std::str::from_utf8(topic).expect("a key is made of two strings")
+    }
+
+    /// xxh3-64 of the bytes. Places a key in tables and filters; never decides that two are equal.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&String::from_utf8_lossy(&self.bytes), f)
+    }
+}
+
+/// A valid event in its canonical encoding, with what the write path needs to know of it.
+#[derive(Clone, Debug)]
+pub struct Event {
+    key: Key,
+    encoded: Bytes,
+    content_hash: u64,
+}
+
+impl Event {
+    /// Takes an event that `view`, parsed from `encoded`, shows; checks it against the limits.
+    ///
+    /// The caller vouches that `encoded` is canonical: [`EventView::parse`] does not look into a JSON
+    /// payload.
+    pub fn new(encoded: Bytes, view: &EventView<'_>) -> Result<Self, Violation> {
+        check_event(view)?;
+        let key = Key::from_names(view.topic, view.event_id);
+        Ok(Self::from_parts(key, encoded))
+    }
+
+    /// Takes an event back that was checked when it was stored.
+    pub fn from_stored(encoded: Bytes) -> Result<Self, NotCanonical> {
+        let view = EventView::parse(&encoded)?;
+        let key = Key::from_names(view.topic, view.event_id);
+        Ok(Self::from_parts(key, encoded))
+    }
+
+    fn from_parts(key: Key, encoded: Bytes) -> Self {
+        let content_hash = xxh3_64(&encoded);
+        Self {
+            key,
+            encoded,
+            content_hash,
+        }
+    }
+
+    /// What identifies the event.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// The canonical encoding of the `oncelog.v1.Event`.
+    pub fn encoded(&self) -> &Bytes {
+        &self.encoded
+    }
+
+    /// xxh3-64 of the canonical encoding: two events of one key with different hashes are in conflict.
+    pub fn content_hash(&self) -> u64 {
+        self.content_hash
+    }
+}
+
+/// An event with its place in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// Its place in the log.
+    pub sequence: Sequence,
+    /// When it was accepted.
+    pub received_at: UnixNanos,
+    /// The canonical encoding of the `oncelog.v1.Event`.
+    pub encoded: Bytes,
+}
+
+/// Checks every field of an event against its limits.
+fn check_event(event: &EventView<'_>) -> Result<(), Violation> {
+    check_name("topic", event.topic)?;
+    check_name("event_id", event.event_id)?;
+    let Some(timestamp) = event.timestamp else {
+        return Err(Violation::new("timestamp", "missing; it is required"));
+    };
+    if !(TIMESTAMP_SECONDS_MIN..=TIMESTAMP_SECONDS_MAX).contains(&timestamp.seconds)
+        || !(0..=TIMESTAMP_NANOS_MAX).contains(&timestamp.nanos)
+    {
+        return Err(Violation::new(
+            "timestamp",
+            "out of range; the limit is 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999999999Z, \
+             nanos 0 to 999999999",
+        ));
+    }
+    check_name("source", event.source)?;
+    check_attributes(event)
+}
+
+fn check_attributes(event: &EventView<'_>) -> Result<(), Violation> {
+    if event.attributes.len() > ATTRIBUTES_MAX {
+        return Err(Violation::new(
+            "attributes",
+            format!(
+                "{} pairs; the limit is {ATTRIBUTES_MAX}",
+                event.attributes.len()
+            ),
+        ));
+    }
+    let mut bytes = 0;
+    for (key, value) in &event.attributes {
+        if key.is_empty() || key.len() > NAME_BYTES_MAX {
+            return Err(Violation::new(
+                "attributes",
+                format!(
+                    "a key of {} bytes; the limit is 1 to {NAME_BYTES_MAX} bytes",
+                    key.len()
+                ),
+            ));
+        }
+        bytes += key.len() + value.len();
+    }
+    if bytes > ATTRIBUTES_BYTES_MAX {
+        return Err(Violation::new(
+            "attributes",
+            format!(
+                "{bytes} bytes of keys and values; the limit is {ATTRIBUTES_BYTES_MAX} bytes together"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn check_name(field: &'static str, name: &str) -> Result<(), Violation> {
+    if name.is_empty() {
+        return Err(Violation::new(
+            field,
+            format!("missing; the limit is 1 to {NAME_BYTES_MAX} bytes"),
+        ));
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(Violation::new(
+            field,
+            format!(
+                "{} bytes; the limit is 1 to {NAME_BYTES_MAX} bytes",
+                name.len()
+            ),
+        ));
+    }
+    let control = if name.is_ascii() {
+        name.bytes().position(|byte| byte.is_ascii_control())
+    } else {
+        name.char_indices()
+            .find_map(|(at, char)| char.is_control().then_some(at))
+    };
+    match control {
+        Some(at) => Err(Violation::new(
+            field,
+            format!("a control character at byte {at}; none is allowed"),
+        )),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(topic: &str, event_id: &str) -> Key {
+        Key::new(
+            &Topic::new(topic).expect("valid"),
+            &EventId::new(event_id).expect("valid"),
+        )
+    }
+
+    #[test]
+    fn names_have_limits() {
+        let longest = "é".repeat(127) + "x";
+        assert_eq!(longest.len(), NAME_BYTES_MAX);
+        assert!(Topic::new(&longest).is_ok());
+        for (name, says) in [
+            ("", "topic: missing; the limit is 1 to 255 bytes"),
+            (
+                &*(longest + "x"),
+                "topic: 256 bytes; the limit is 1 to 255 bytes",
+            ),
+            (
+                "a\nb",
+                "topic: a control character at byte 1; none is allowed",
+            ),
+            (
+                "é\u{85}",
+                "topic: a control character at byte 2; none is allowed",
+            ),
+            (
+                "a\0b",
+                "topic: a control character at byte 1; none is allowed",
+            ),
+        ] {
+            let violation = Topic::new(name).expect_err("out of limits");
+            assert_eq!(violation.to_string(), says);
+        }
+    }
+
+    #[test]
+    fn keys_are_unambiguous() {
+        assert_ne!(key("ab", "c").as_bytes(), key("a", "bc").as_bytes());
+        assert_eq!(key("ab", "c").topic(), "ab");
+        assert_eq!(key("ab", "c").as_bytes(), b"ab\0c");
+    }
+}

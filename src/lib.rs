@@ -1,0 +1,5 @@
+//! oncelog: an event aggregator that stores every event exactly once.
+
+pub mod event;
+pub mod grpc;
+pub mod proto;

@@ -1,0 +1,3 @@
+//! The `oncelog` program.
+
+fn main() {}
