@@ -2,4 +2,5 @@
 
 pub mod event;
 pub mod grpc;
+pub mod log;
 pub mod proto;

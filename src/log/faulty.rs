@@ -1,0 +1,148 @@
+//! A disk that fails on demand, for tests.
+//!
+//! Owns [`FaultyDisk`]. Faults are switches, which hold for all files until they are switched off.
+
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+};
+
+use super::{Disk, DiskFile, OsDisk};
+
+/// The disk of the operating system with faults. Clones share their switches.
+#[derive(Clone, Debug, Default)]
+pub struct FaultyDisk {
+    switches: Arc<Switches>,
+}
+
+#[derive(Debug, Default)]
+struct Switches {
+    fail_writes: AtomicBool,
+    fail_syncs: AtomicBool,
+    no_space: AtomicBool,
+    data_syncs: AtomicU64,
+}
+
+struct FaultyFile {
+    file: Arc<dyn DiskFile>,
+    switches: Arc<Switches>,
+}
+
+impl FaultyDisk {
+    /// Whether writes fail.
+    pub fn fail_writes(&self, on: bool) {
+        self.switches.fail_writes.store(on, SeqCst);
+    }
+
+    /// Whether syncs fail, of files and directories.
+    pub fn fail_syncs(&self, on: bool) {
+        self.switches.fail_syncs.store(on, SeqCst);
+    }
+
+    /// Whether the disk is full: no file can be created, none can grow.
+    pub fn no_space(&self, on: bool) {
+        self.switches.no_space.store(on, SeqCst);
+    }
+
+    /// How often a file's data were synced, failures included.
+    pub fn data_syncs(&self) -> u64 {
+        self.switches.data_syncs.load(SeqCst)
+    }
+
+    fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(FaultyFile {
+            file,
+            switches: self.switches.clone(),
+        })
+    }
+}
+
+impl Switches {
+    fn write(&self) -> io::Result<()> {
+        fail_if(self.fail_writes.load(SeqCst), io::ErrorKind::Other)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        fail_if(self.fail_syncs.load(SeqCst), io::ErrorKind::Other)
+    }
+
+    fn grow(&self) -> io::Result<()> {
+        fail_if(self.no_space.load(SeqCst), io::ErrorKind::StorageFull)
+    }
+}
+
+fn fail_if(fails: bool, kind: io::ErrorKind) -> io::Result<()> {
+    if fails {
+        return Err(io::Error::new(kind, "injected fault"));
+    }
+    Ok(())
+}
+
+impl Disk for FaultyDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        OsDisk.create_dir(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        OsDisk.list(dir)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.switches.grow()?;
+        Ok(self.wrap(OsDisk.create(path)?))
+    }
+
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        OsDisk.open_read(path)
+    }
+
+    fn open_write(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.wrap(OsDisk.open_write(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsDisk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        OsDisk.remove(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.switches.sync()?;
+        OsDisk.sync_dir(dir)
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.switches.write()?;
+        if offset + buf.len() as u64 > self.file.len()? {
+            self.switches.grow()?;
+        }
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.switches.data_syncs.fetch_add(1, SeqCst);
+        self.switches.sync()?;
+        self.file.sync_data()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.switches.sync()?;
+        self.file.sync_all()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+}

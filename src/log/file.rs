@@ -1,0 +1,426 @@
+//! The log in files: the writer.
+//!
+//! Owns [`FileLog`]: where the next batch goes, when the next segment begins, and the rule that nothing is
+//! written after a failed write or sync. One writer per directory; locking it is for who opens it.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    AppendError, Batch, Disk, DiskFile, FileReader, Log, OpenError,
+    directory::NEXT_NAME,
+    frame::{ALIGN, Frame, PREFIX_BYTES},
+    prepare::{NotPrepared, Prepared, Preparer},
+    reader::Shared,
+    recovery::{self, at},
+    segment::{SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path},
+};
+use crate::event::{FIRST_SEQUENCE, Sequence};
+
+/// Segments are a multiple of this many bytes.
+const BLOCK_BYTES: u64 = 4096;
+/// How much larger a segment is than the one before, up to the limit.
+const GROWTH: u64 = 4;
+
+/// How a log is kept.
+#[derive(Clone, Debug)]
+pub struct FileLogOptions {
+    /// The first segment, in bytes.
+    pub segment_bytes_first: u64,
+    /// The largest segment, in bytes; only one for a single batch that is larger can be larger.
+    pub segment_bytes_max: u64,
+    /// Everything below was durable once, as something other than the log knows. A log that ends before is
+    /// damaged.
+    pub tail_min: Sequence,
+    /// How long after a full disk it is tried again.
+    pub retry_after: Duration,
+}
+
+impl Default for FileLogOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes_first: 1024 * 1024,
+            segment_bytes_max: 128 * 1024 * 1024,
+            tail_min: FIRST_SEQUENCE,
+            retry_after: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A log in the files of one directory.
+pub struct FileLog {
+    dir: PathBuf,
+    segment_bytes_first: u64,
+    segment_bytes_max: u64,
+    shared: Arc<Shared>,
+    active: Active,
+    tail: Sequence,
+    preparer: Preparer,
+    /// Why nothing is appended any more.
+    failed: Option<AppendError>,
+}
+
+/// The segment that is being filled.
+struct Active {
+    segment: Arc<Segment>,
+    file: Arc<dyn DiskFile>,
+    /// Where the next batch goes.
+    offset: u64,
+}
+
+impl FileLog {
+    /// Opens the log in `dir`, or makes a new one if there is none, and removes what an interrupted append
+    /// left behind.
+    pub fn open(
+        dir: &Path,
+        disk: Arc<dyn Disk>,
+        options: &FileLogOptions,
+    ) -> Result<Self, OpenError> {
+        disk.create_dir(dir).map_err(at(dir))?;
+        let mut recovered = recovery::recover(&*disk, dir, options.tail_min)?;
+        let file_bytes = recovered.segments.iter().map(|s| s.header.file_bytes);
+        let storage_bytes = Arc::new(AtomicU64::new(file_bytes.sum()));
+        let mut preparer = Preparer::start(
+            disk.clone(),
+            dir.into(),
+            storage_bytes.clone(),
+            options.retry_after,
+        )
+        .map_err(at(dir))?;
+        let active = match (recovered.segments.last(), recovered.last) {
+            (Some(segment), Some((file, offset))) => Active {
+                segment: segment.clone(),
+                file,
+                offset,
+            },
+            _ => {
+                let bytes = options.segment_bytes_first.next_multiple_of(BLOCK_BYTES);
+                let prepared = preparer.take(bytes, BLOCK_BYTES).map_err(|error| {
+                    let (NotPrepared::NoSpace(cause) | NotPrepared::Failed(cause)) = error;
+                    at(dir)(io::Error::new(cause.kind(), cause))
+                })?;
+                let header = SegmentHeader {
+                    log_id: random(),
+                    salt: random(),
+                    first_sequence: FIRST_SEQUENCE,
+                    previous: 0,
+                    file_bytes: prepared.bytes,
+                };
+                let active = begin(&*disk, dir, prepared, header).map_err(at(dir))?;
+                recovered.segments.push(active.segment.clone());
+                active
+            }
+        };
+        let mut log = Self {
+            dir: dir.into(),
+            segment_bytes_first: options.segment_bytes_first,
+            segment_bytes_max: options.segment_bytes_max,
+            shared: Arc::new(Shared {
+                disk,
+                id: active.segment.header.log_id,
+                segments: RwLock::new(recovered.segments),
+                tail: AtomicU64::new(recovered.tail),
+                storage_bytes,
+            }),
+            active,
+            tail: recovered.tail,
+            preparer,
+            failed: None,
+        };
+        // What goes wrong with it is for the append that needs it.
+        log.failed = log.prepare_next().err();
+        Ok(log)
+    }
+
+    fn prepare_next(&mut self) -> Result<(), AppendError> {
+        let bytes = self.next_bytes();
+        let prepared = self.preparer.nudge(bytes);
+        prepared.map_err(|error| self.not_prepared(error, bytes))
+    }
+
+    fn next_bytes(&self) -> u64 {
+        let bytes = self.active.segment.header.file_bytes.saturating_mul(GROWTH);
+        bytes
+            .min(self.segment_bytes_max)
+            .max(self.segment_bytes_first)
+            .next_multiple_of(BLOCK_BYTES)
+    }
+
+    fn not_prepared(&self, error: NotPrepared, bytes: u64) -> AppendError {
+        match error {
+            NotPrepared::NoSpace(source) => AppendError::Full {
+                path: self.dir.clone(),
+                bytes,
+                source,
+            },
+            NotPrepared::Failed(source) => AppendError::Failed {
+                path: self.dir.join(NEXT_NAME),
+                source,
+            },
+        }
+    }
+
+    fn write(&mut self, batch: &Batch) -> Result<(), AppendError> {
+        self.prepare_next()?;
+        let encoded = batch.encoded();
+        let bytes = (PREFIX_BYTES + encoded.len()) as u64;
+        if self.active.offset + bytes > self.active.segment.header.file_bytes {
+            self.roll(bytes)?;
+        }
+        let Active {
+            segment,
+            file,
+            offset,
+        } = &mut self.active;
+        let prefix = Frame::prefix(segment.header.salt, *offset, encoded);
+        // What follows up to the next frame is zero already.
+        file.write_all_at(&prefix, *offset)
+            .and_then(|()| file.write_all_at(encoded, *offset + PREFIX_BYTES as u64))
+            .and_then(|()| file.sync_data())
+            .map_err(|error| failed(&segment.path, error))?;
+        segment.note(self.tail, *offset);
+        *offset = (*offset + bytes).next_multiple_of(ALIGN);
+        segment.set_end(*offset);
+        self.tail = batch.end_sequence();
+        self.shared.tail.store(self.tail, Ordering::Release);
+        Ok(())
+    }
+
+    /// Begins the next segment, with space for at least `bytes` of batches.
+    fn roll(&mut self, bytes: u64) -> Result<(), AppendError> {
+        let next_bytes = self.next_bytes();
+        let bytes_min = (SEGMENT_HEADER_BYTES as u64 + bytes).next_multiple_of(BLOCK_BYTES);
+        let prepared = self
+            .preparer
+            .take(next_bytes, bytes_min)
+            .map_err(|error| self.not_prepared(error, next_bytes.max(bytes_min)))?;
+        let header = SegmentHeader {
+            log_id: self.shared.id,
+            salt: random(),
+            first_sequence: self.tail,
+            previous: self.active.segment.header.first_sequence,
+            file_bytes: prepared.bytes,
+        };
+        self.active = begin(&*self.shared.disk, &self.dir, prepared, header)
+            .map_err(|error| failed(&segment_path(&self.dir, header.first_sequence), error))?;
+        let mut segments = self.shared.segments.write().expect("no one panics with it");
+        segments.push(self.active.segment.clone());
+        drop(segments);
+        self.prepare_next()
+    }
+}
+
+/// Gives a prepared file its header and its name; durable on return.
+fn begin(
+    disk: &dyn Disk,
+    dir: &Path,
+    prepared: Prepared,
+    header: SegmentHeader,
+) -> io::Result<Active> {
+    let file = prepared.file;
+    file.write_all_at(&header.encode(), 0)?;
+    file.sync_all()?;
+    let path = segment_path(dir, header.first_sequence);
+    disk.rename(&dir.join(NEXT_NAME), &path)?;
+    disk.sync_dir(dir)?;
+    let segment = Arc::new(Segment::new(path, header));
+    let offset = SEGMENT_HEADER_BYTES as u64;
+    segment.set_end(offset);
+    segment.share(&file);
+    Ok(Active {
+        segment,
+        file,
+        offset,
+    })
+}
+
+fn failed(path: &Path, error: io::Error) -> AppendError {
+    AppendError::Failed {
+        path: path.into(),
+        source: Arc::new(error),
+    }
+}
+
+/// A number that no publisher can guess: the standard library seeds its hashers from the system.
+fn random() -> u64 {
+    RandomState::new().hash_one("oncelog")
+}
+
+impl Log for FileLog {
+    type Reader = FileReader;
+
+    fn tail(&self) -> Sequence {
+        self.tail
+    }
+
+    fn append(&mut self, batch: &Batch) -> Result<(), AppendError> {
+        assert_eq!(
+            batch.first_sequence(),
+            self.tail,
+            "a batch begins where the log ends"
+        );
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        let result = self.write(batch);
+        if let Err(error @ AppendError::Failed { .. }) = &result {
+            self.failed = Some(error.clone());
+        }
+        result
+    }
+
+    fn reader(&self) -> FileReader {
+        FileReader::new(self.shared.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::log::{
+        LogReader as _, OsDisk,
+        faulty::FaultyDisk,
+        support::{append_many, assert_whole, batch, batch_at, event, open, segments, small},
+    };
+
+    #[test]
+    fn what_was_appended_is_there_after_reopening() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = &dir.path().join("data/log");
+        let mut id = None;
+        for opened in 0..5 {
+            let mut log = open(dir);
+            assert_eq!(*id.get_or_insert(log.reader().id()), log.reader().id());
+            assert_whole(&log);
+            append_many(&mut log, 20);
+            assert_whole(&log);
+            assert!(segments(dir).len() > opened);
+        }
+    }
+
+    #[test]
+    fn segments_grow_and_the_next_is_set_aside() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = FileLogOptions {
+            segment_bytes_max: 64 * 1024,
+            ..small()
+        };
+        let mut log = FileLog::open(dir.path(), Arc::new(OsDisk), &options).expect("opens");
+        append_many(&mut log, 300);
+        let bytes: Vec<_> = segments(dir.path())
+            .iter()
+            .map(|path| path.metadata().expect("is there").len())
+            .collect();
+        assert_eq!(bytes[..4], [4096, 4 * 4096, 16 * 4096, 16 * 4096]);
+        let sum: u64 = bytes.iter().sum();
+        while log.reader().storage_bytes() != sum + 16 * 4096 {
+            thread::yield_now();
+        }
+        assert_whole(&log);
+    }
+
+    #[test]
+    fn a_large_batch_gets_a_large_segment() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut log = open(dir.path());
+        append_many(&mut log, 3);
+        let first = log.tail();
+        let large = batch(first, 0, &[event("a", "large", &[7; 100_000])]);
+        log.append(&large).expect("appends");
+        log.append(&batch_at(log.tail())).expect("appends");
+        drop(log);
+        let log = open(dir.path());
+        assert_eq!(log.tail(), batch_at(first + 1).end_sequence());
+        let read = log.reader().read(first, None).expect("reads");
+        assert_eq!(read.expect("is there").encoded(), large.encoded());
+    }
+
+    #[test]
+    fn a_batch_costs_one_sync() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = FaultyDisk::default();
+        let mut log = FileLog::open(dir.path(), Arc::new(disk.clone()), &small()).expect("opens");
+        let before = disk.data_syncs();
+        append_many(&mut log, 20);
+        assert_eq!(disk.data_syncs() - before, 20);
+    }
+
+    #[test]
+    fn a_failed_write_or_sync_ends_all_appends() {
+        for fail in [FaultyDisk::fail_syncs, FaultyDisk::fail_writes] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let disk = FaultyDisk::default();
+            let mut log =
+                FileLog::open(dir.path(), Arc::new(disk.clone()), &small()).expect("opens");
+            append_many(&mut log, 3);
+            let tail = log.tail();
+            fail(&disk, true);
+            let error = log.append(&batch_at(tail)).expect_err("fails");
+            assert!(matches!(error, AppendError::Failed { .. }), "{error}");
+            fail(&disk, false);
+            let error = log.append(&batch_at(tail)).expect_err("has failed");
+            assert!(matches!(error, AppendError::Failed { .. }), "{error}");
+            assert_eq!(log.tail(), tail);
+            assert_whole(&log);
+            drop(log);
+            assert_whole(&open(dir.path()));
+        }
+    }
+
+    #[test]
+    fn a_full_disk_heals() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = FaultyDisk::default();
+        let mut log = FileLog::open(dir.path(), Arc::new(disk.clone()), &small()).expect("opens");
+        disk.no_space(true);
+        let full = loop {
+            if let Err(error) = log.append(&batch_at(log.tail())) {
+                break error;
+            }
+        };
+        assert!(matches!(full, AppendError::Full { .. }), "{full}");
+        let tail = log.tail();
+        for _ in 0..10 {
+            let full = log.append(&batch_at(tail)).expect_err("is full");
+            assert!(matches!(full, AppendError::Full { .. }), "{full}");
+            assert_whole(&log);
+        }
+        disk.no_space(false);
+        while let Err(error) = log.append(&batch_at(tail)) {
+            assert!(matches!(error, AppendError::Full { .. }), "{error}");
+            thread::yield_now();
+        }
+        append_many(&mut log, 20);
+        drop(log);
+        assert_whole(&open(dir.path()));
+    }
+
+    #[test]
+    fn a_full_disk_refuses_a_new_log() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = FaultyDisk::default();
+        disk.no_space(true);
+        let error = FileLog::open(dir.path(), Arc::new(disk), &small()).err();
+        assert!(matches!(
+            error,
+            Some(OpenError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull
+        ));
+    }
+
+    #[test]
+    #[should_panic(expected = "a batch begins where the log ends")]
+    fn a_batch_elsewhere_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let _ = open(dir.path()).append(&batch_at(2));
+    }
+}

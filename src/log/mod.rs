@@ -1,0 +1,159 @@
+//! The log: batches of events, durable in order. It decides what is stored; all else is derived from it.
+//!
+//! Owns [`Log`] and [`LogReader`], what every log can do, their errors, and [`FileLog`], the log in files.
+//! Nothing outside this module touches the files. Knows nothing of duplicates, acks or streams; locking
+//! the data directory is for who opens it.
+
+mod batch;
+mod builder;
+mod check;
+mod directory;
+mod disk;
+#[doc(hidden)]
+pub mod faulty;
+mod file;
+mod frame;
+mod header;
+mod prepare;
+mod reader;
+mod recovery;
+mod segment;
+#[cfg(test)]
+mod support;
+mod walk;
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use thiserror::Error;
+
+pub use batch::Batch;
+pub use builder::{BATCH_BYTES_MAX, BatchBuilder};
+pub use check::{Checked, Damage, check};
+pub use disk::{Disk, DiskFile, OsDisk};
+pub use file::{FileLog, FileLogOptions};
+pub use header::NotABatch;
+pub use reader::FileReader;
+
+use crate::event::{Sequence, Topic};
+
+/// An append-only sequence of batches with one writer.
+pub trait Log: Send + 'static {
+    /// What reads this log.
+    type Reader: LogReader;
+
+    /// The sequence that the next batch must begin with; everything below it is in the log.
+    fn tail(&self) -> Sequence;
+
+    /// Appends `batch`; it is durable on return. Blocks for as long as that takes.
+    ///
+    /// # Panics
+    /// If the batch does not begin at [`tail`](Self::tail).
+    fn append(&mut self, batch: &Batch) -> Result<(), AppendError>;
+
+    /// A reader of this log. It stays usable beside the writer and after it.
+    fn reader(&self) -> Self::Reader;
+}
+
+/// Reads a log beside its writer. Give each stream its own clone: a clone remembers where it is.
+pub trait LogReader: Clone + Send + Sync + 'static {
+    /// The batch that contains `sequence`, or `None` if the log does not hold it. Blocks on the disk.
+    ///
+    /// With a topic, at least that topic's events of the batch are loaded and checked; without, all are.
+    fn read(&self, sequence: Sequence, topic: Option<&Topic>) -> Result<Option<Batch>, ReadError>;
+
+    /// The id of this log, drawn at random when it was created: a cursor of another log is told by it.
+    fn id(&self) -> u64;
+
+    /// The bytes of the log's files, with what is set aside for coming batches.
+    fn storage_bytes(&self) -> u64;
+}
+
+/// Why a batch is not in the log.
+#[derive(Clone, Debug, Error)]
+pub enum AppendError {
+    /// There is no space for the next segment. Nothing was written; the same batch may be tried again
+    /// later, and succeeds when there is space.
+    #[error("no space for the next {bytes} bytes of the log in {}: {source}", path.display())]
+    Full {
+        /// The directory of the log.
+        path: PathBuf,
+        /// What the next segment needs.
+        bytes: u64,
+        /// What the file system said.
+        source: Arc<io::Error>,
+    },
+    /// A write or sync failed. Whether the batch is in the log shows when it is opened again: every later
+    /// append fails with this same error, because what a failed sync lost does not come back by a second.
+    #[error("writing the log failed at {}: {source}", path.display())]
+    Failed {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the file system said.
+        source: Arc<io::Error>,
+    },
+}
+
+/// Why a batch cannot be read.
+#[derive(Clone, Debug, Error)]
+pub enum ReadError {
+    /// The file cannot be read.
+    #[error("reading the log failed at {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the file system said.
+        source: Arc<io::Error>,
+    },
+    /// What was read is not what was written.
+    #[error(
+        "the log is damaged: {} at offset {offset}: {what}; `oncelog verify` lists all damage",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where the batch begins in it, in bytes.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// Why a log cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The file system refuses.
+    #[error("opening the log failed at {}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// Events that were acknowledged are damaged or missing; no crash leaves a log like this. Nothing was
+    /// changed.
+    #[error(
+        "the log is damaged: {} at offset {offset}: {reason}; `oncelog verify` lists all damage",
+        path.display()
+    )]
+    Damaged {
+        /// The file, or the directory where a file is missing.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A newer oncelog wrote this.
+    #[error(
+        "{} has format version {version}; this oncelog knows version {}",
+        path.display(),
+        segment::FORMAT_VERSION
+    )]
+    UnknownVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its format version.
+        version: u32,
+    },
+}

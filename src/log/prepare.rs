@@ -1,0 +1,257 @@
+//! Sets the space of the next segment aside while the current one fills.
+//!
+//! Owns [`Preparer`] and its thread, which writes a file full of zeros and syncs it: an append into such a
+//! file changes no metadata, and meets no full disk. Gives the file neither header nor name.
+
+use std::{
+    io, mem,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, Sender, TryRecvError, channel},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use super::{Disk, DiskFile, directory::NEXT_NAME};
+
+/// What is written at once, in bytes.
+const CHUNK_BYTES: usize = 1024 * 1024;
+/// What is written between two syncs, in bytes: one large sync would hold up those of the appends.
+const SYNC_BYTES: u64 = 8 * 1024 * 1024;
+
+/// A file full of zeros, synced, of the name [`NEXT_NAME`].
+pub(super) struct Prepared {
+    pub file: Arc<dyn DiskFile>,
+    pub bytes: u64,
+}
+
+/// Why there is no next segment.
+#[derive(Clone, Debug)]
+pub(super) enum NotPrepared {
+    /// There is no space for it now.
+    NoSpace(Arc<io::Error>),
+    Failed(Arc<io::Error>),
+}
+
+/// Prepares one segment at a time.
+pub(super) struct Preparer {
+    state: State,
+    retry_after: Duration,
+    stop: Arc<AtomicBool>,
+    /// `None` only while dropped.
+    requests: Option<Sender<Request>>,
+    results: Receiver<io::Result<Prepared>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum State {
+    Idle,
+    /// The thread is at it; `retry` holds why the try before had no space.
+    Working {
+        retry: Option<Arc<io::Error>>,
+    },
+    Ready(Prepared),
+    NoSpace {
+        since: Instant,
+        cause: Arc<io::Error>,
+    },
+}
+
+struct Request {
+    bytes: u64,
+    /// A shorter one, to be made longer.
+    shorter: Option<Prepared>,
+}
+
+impl Preparer {
+    /// Starts the thread. `storage_bytes` is kept up to date with what it makes; after a try that had no
+    /// space, the next is made after `retry_after`.
+    pub fn start(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        storage_bytes: Arc<AtomicU64>,
+        retry_after: Duration,
+    ) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (requests, requested) = channel::<Request>();
+        let (done, results) = channel();
+        let worker = Worker {
+            disk,
+            path: dir.join(NEXT_NAME),
+            storage_bytes,
+            stop: stop.clone(),
+        };
+        let thread = thread::Builder::new().name("log-prepare".into());
+        let thread = thread.spawn(move || {
+            for request in requested {
+                if done.send(worker.prepare(request)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self {
+            state: State::Idle,
+            retry_after,
+            stop,
+            requests: Some(requests),
+            results,
+            thread: Some(thread),
+        })
+    }
+
+    /// Starts to prepare a segment of `bytes` if none is there or in the making, and it is not too early to
+    /// try again. Does not wait.
+    pub fn nudge(&mut self, bytes: u64) -> Result<(), NotPrepared> {
+        self.state = match mem::replace(&mut self.state, State::Idle) {
+            State::Idle => self.request(bytes, None, None),
+            State::NoSpace { since, cause } if since.elapsed() >= self.retry_after => {
+                self.request(bytes, None, Some(cause))
+            }
+            State::Working { retry } => match self.results.try_recv() {
+                Ok(result) => self.done(result)?,
+                Err(TryRecvError::Empty) => State::Working { retry },
+                Err(TryRecvError::Disconnected) => return Err(gone()),
+            },
+            state @ (State::Ready(_) | State::NoSpace { .. }) => state,
+        };
+        Ok(())
+    }
+
+    /// Takes the prepared segment, of at least `bytes_min`. Waits for it, but not if the try before had no
+    /// space.
+    pub fn take(&mut self, bytes: u64, bytes_min: u64) -> Result<Prepared, NotPrepared> {
+        let bytes = bytes.max(bytes_min);
+        loop {
+            self.nudge(bytes)?;
+            self.state = match mem::replace(&mut self.state, State::Idle) {
+                State::Ready(prepared) if prepared.bytes >= bytes_min => return Ok(prepared),
+                State::Ready(shorter) => self.request(bytes, Some(shorter), None),
+                State::Working { retry: None } => match self.results.recv() {
+                    Ok(result) => self.done(result)?,
+                    Err(_) => return Err(gone()),
+                },
+                State::Working { retry: Some(cause) } => {
+                    self.state = State::Working {
+                        retry: Some(cause.clone()),
+                    };
+                    return Err(NotPrepared::NoSpace(cause));
+                }
+                State::NoSpace { since, cause } => {
+                    self.state = State::NoSpace {
+                        since,
+                        cause: cause.clone(),
+                    };
+                    return Err(NotPrepared::NoSpace(cause));
+                }
+                State::Idle => State::Idle,
+            };
+        }
+    }
+
+    fn request(
+        &self,
+        bytes: u64,
+        shorter: Option<Prepared>,
+        retry: Option<Arc<io::Error>>,
+    ) -> State {
+        if let Some(requests) = &self.requests {
+            // If the thread is gone, waiting for its result says so.
+            let _ = requests.send(Request { bytes, shorter });
+        }
+        State::Working { retry }
+    }
+
+    fn done(&self, result: io::Result<Prepared>) -> Result<State, NotPrepared> {
+        match result {
+            Ok(prepared) => Ok(State::Ready(prepared)),
+            Err(error) if is_no_space(&error) => Ok(State::NoSpace {
+                since: Instant::now(),
+                cause: Arc::new(error),
+            }),
+            Err(error) => Err(NotPrepared::Failed(Arc::new(error))),
+        }
+    }
+}
+
+fn gone() -> NotPrepared {
+    let error = io::Error::other("the thread that prepares segments is gone");
+    NotPrepared::Failed(Arc::new(error))
+}
+
+/// Whether an error goes away when someone makes space.
+pub(super) fn is_no_space(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
+
+impl Drop for Preparer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.requests = None;
+        if let Some(thread) = self.thread.take() {
+            // It panics only where the panic was reported already.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    storage_bytes: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Worker {
+    fn prepare(&self, request: Request) -> io::Result<Prepared> {
+        let from = request.shorter.as_ref().map_or(0, |shorter| shorter.bytes);
+        let file = match request.shorter {
+            Some(shorter) => Ok(shorter.file),
+            None => self.disk.create(&self.path),
+        };
+        let filled = file.and_then(|file| {
+            self.fill(&*file, from, request.bytes)?;
+            Ok(file)
+        });
+        match filled {
+            Ok(file) => {
+                let grown = request.bytes - from;
+                self.storage_bytes.fetch_add(grown, Ordering::Relaxed);
+                Ok(Prepared {
+                    file,
+                    bytes: request.bytes,
+                })
+            }
+            Err(error) => {
+                self.storage_bytes.fetch_sub(from, Ordering::Relaxed);
+                // The error that matters is the first. A file that stays behind fails the next try.
+                let _ = self.disk.remove(&self.path);
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&self, file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
+        let zeros = vec![0; CHUNK_BYTES.min((to - from) as usize)];
+        let mut at = from;
+        let mut synced = from;
+        while at < to {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let chunk = &zeros[..zeros.len().min((to - at) as usize)];
+            file.write_all_at(chunk, at)?;
+            at += chunk.len() as u64;
+            if at - synced >= SYNC_BYTES {
+                file.sync_all()?;
+                synced = at;
+            }
+        }
+        file.sync_all()
+    }
+}

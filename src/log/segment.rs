@@ -1,0 +1,243 @@
+//! One segment file: its name, its header, and where its batches are.
+//!
+//! Owns the header's layout, all integers little-endian, and [`Segment`], what is known of a file in memory:
+//!
+//! ```text
+//! [u8; 8] magic
+//! u32 format version, u32 zero
+//! u64 log id             the same in all segments of a log
+//! u64 salt               random, of this segment
+//! u64 first_sequence     the name of the file
+//! u64 previous           first_sequence of the segment before, 0 for none
+//! u64 file_bytes         the length of the file
+//! u32 zero, u32 crc32c of all before
+//! ```
+//!
+//! Every format version keeps the magic, the version and the place of the checksum. Reading batches is in
+//! `walk.rs`.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, RwLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::{Buf, BufMut};
+
+use super::{Disk, DiskFile};
+use crate::event::Sequence;
+
+/// The version of the format that is written.
+pub(super) const FORMAT_VERSION: u32 = 1;
+/// The bytes of a segment's header, behind which batches begin.
+pub(super) const SEGMENT_HEADER_BYTES: usize = 64;
+const MAGIC: &[u8; 8] = b"oncelog\n";
+/// How much of a segment lies at least between two entries of its index, in bytes.
+const INDEX_SPACING_BYTES: u64 = 64 * 1024;
+
+/// What a segment says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SegmentHeader {
+    pub log_id: u64,
+    pub salt: u64,
+    pub first_sequence: Sequence,
+    /// The first sequence of the segment before, 0 for none.
+    pub previous: Sequence,
+    pub file_bytes: u64,
+}
+
+/// Why bytes are no header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BadHeader {
+    Damaged(&'static str),
+    UnknownVersion(u32),
+}
+
+impl SegmentHeader {
+    pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
+        let mut header = Vec::with_capacity(SEGMENT_HEADER_BYTES);
+        header.put_slice(MAGIC);
+        header.put_u32_le(FORMAT_VERSION);
+        header.put_u32_le(0);
+        header.put_u64_le(self.log_id);
+        header.put_u64_le(self.salt);
+        header.put_u64_le(self.first_sequence);
+        header.put_u64_le(self.previous);
+        header.put_u64_le(self.file_bytes);
+        header.put_u32_le(0);
+        header.put_u32_le(crc32c::crc32c(&header));
+        header.try_into().expect("the fields fill the header")
+    }
+
+    pub fn decode(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Result<Self, BadHeader> {
+        let (mut fields, mut crc) = bytes.split_at(SEGMENT_HEADER_BYTES - 4);
+        if crc32c::crc32c(fields) != crc.get_u32_le() {
+            return Err(BadHeader::Damaged("the file's header fails its checksum"));
+        }
+        if fields.copy_to_bytes(MAGIC.len()) != MAGIC[..] {
+            return Err(BadHeader::Damaged("not a file of a log"));
+        }
+        let version = fields.get_u32_le();
+        if version != FORMAT_VERSION {
+            return Err(BadHeader::UnknownVersion(version));
+        }
+        fields.advance(4);
+        Ok(Self {
+            log_id: fields.get_u64_le(),
+            salt: fields.get_u64_le(),
+            first_sequence: fields.get_u64_le(),
+            previous: fields.get_u64_le(),
+            file_bytes: fields.get_u64_le(),
+        })
+    }
+}
+
+/// A segment file, shared by the writer and readers.
+pub(super) struct Segment {
+    pub path: PathBuf,
+    pub header: SegmentHeader,
+    /// Where what may be read ends.
+    end: AtomicU64,
+    /// Ascending: sequences that begin a batch, and its offset. Grows as batches are written or met.
+    index: RwLock<Vec<(Sequence, u64)>>,
+    /// Open as long as someone uses it, so that a long log does not use up the file descriptors.
+    file: Mutex<Option<Weak<dyn DiskFile>>>,
+}
+
+impl Segment {
+    /// A segment of which everything may be read.
+    pub fn new(path: PathBuf, header: SegmentHeader) -> Self {
+        let first = (header.first_sequence, SEGMENT_HEADER_BYTES as u64);
+        Self {
+            path,
+            header,
+            end: AtomicU64::new(header.file_bytes),
+            index: RwLock::new(vec![first]),
+            file: Mutex::new(None),
+        }
+    }
+
+    /// Where what may be read ends, in bytes.
+    pub fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// Lets readers read up to `end`; what is before it is durable.
+    pub fn set_end(&self, end: u64) {
+        self.end.store(end, Ordering::Release);
+    }
+
+    /// The file, opened to read if no one has it open.
+    pub fn open(&self, disk: &dyn Disk) -> io::Result<Arc<dyn DiskFile>> {
+        let mut open = self.file.lock().expect("no one panics with it");
+        if let Some(file) = open.as_ref().and_then(Weak::upgrade) {
+            return Ok(file);
+        }
+        let file = disk.open_read(&self.path)?;
+        *open = Some(Arc::downgrade(&file));
+        Ok(file)
+    }
+
+    /// Shares a file that is open.
+    pub fn share(&self, file: &Arc<dyn DiskFile>) {
+        *self.file.lock().expect("no one panics with it") = Some(Arc::downgrade(file));
+    }
+
+    /// The last known batch that begins at or before `sequence`: where it begins.
+    pub fn nearest(&self, sequence: Sequence) -> (Sequence, u64) {
+        let index = self.index.read().expect("no one panics with it");
+        let after = index.partition_point(|(first, _)| *first <= sequence);
+        index[after.saturating_sub(1)]
+    }
+
+    /// Remembers where a batch begins, if that is far from those known.
+    pub fn note(&self, first_sequence: Sequence, offset: u64) {
+        let far = |last: Option<&(Sequence, u64)>| {
+            last.is_none_or(|(_, last)| offset >= last + INDEX_SPACING_BYTES)
+        };
+        if !far(self.index.read().expect("no one panics with it").last()) {
+            return;
+        }
+        let mut index = self.index.write().expect("no one panics with it");
+        if far(index.last()) {
+            index.push((first_sequence, offset));
+        }
+    }
+
+    /// The number of places known.
+    #[cfg(test)]
+    pub fn noted(&self) -> usize {
+        self.index.read().expect("no one panics with it").len()
+    }
+}
+
+/// The path of the segment that begins with `first_sequence`.
+pub(super) fn segment_path(dir: &Path, first_sequence: Sequence) -> PathBuf {
+    dir.join(format!("{first_sequence:020}.log"))
+}
+
+/// The first sequence of the segment of this name, if it is one.
+pub(super) fn parse_segment_name(name: &str) -> Option<Sequence> {
+    let digits = name.strip_suffix(".log")?;
+    let is_ours = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_ours.then(|| digits.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: SegmentHeader = SegmentHeader {
+        log_id: 1,
+        salt: 2,
+        first_sequence: 3,
+        previous: 1,
+        file_bytes: 4096,
+    };
+
+    #[test]
+    fn headers_round_trip() {
+        let encoded = HEADER.encode();
+        assert_eq!(SegmentHeader::decode(&encoded), Ok(HEADER));
+        for at in 0..encoded.len() {
+            let mut flipped = encoded;
+            flipped[at] ^= 1;
+            let bad = SegmentHeader::decode(&flipped).expect_err("changed");
+            assert!(matches!(bad, BadHeader::Damaged(_)), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_told_from_damage() {
+        let mut encoded = HEADER.encode();
+        encoded[8] = 2;
+        let crc = crc32c::crc32c(&encoded[..60]);
+        encoded[60..].copy_from_slice(&crc.to_le_bytes());
+        let bad = SegmentHeader::decode(&encoded);
+        assert_eq!(bad, Err(BadHeader::UnknownVersion(2)));
+    }
+
+    #[test]
+    fn names_round_trip() {
+        let path = segment_path(Path::new("dir"), 42);
+        assert_eq!(path, Path::new("dir/00000000000000000042.log"));
+        assert_eq!(parse_segment_name("00000000000000000042.log"), Some(42));
+        for name in ["42.log", "+0000000000000000042.log", "next.tmp", ".log"] {
+            assert_eq!(parse_segment_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_index_is_sparse() {
+        let segment = Segment::new(PathBuf::new(), HEADER);
+        for batch in 0..100 {
+            segment.note(3 + batch, 64 + batch * INDEX_SPACING_BYTES / 4);
+        }
+        assert_eq!(segment.noted(), 25);
+        assert_eq!(segment.nearest(3), (3, 64));
+        assert_eq!(segment.nearest(10), (7, 64 + INDEX_SPACING_BYTES));
+    }
+}

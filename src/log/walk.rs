@@ -1,0 +1,248 @@
+//! Reads the batches of one segment file.
+//!
+//! Owns [`Walk`]: frames and batches at an offset, all of them in turn, and what is behind the last. Reads
+//! ahead; believes nothing that fails a checksum. Changes nothing, and decides nothing of what is found.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    Batch, Disk, DiskFile,
+    frame::{ALIGN, Frame, HEAD_BYTES, PREFIX_BYTES},
+    header::{Header, NotABatch},
+    segment::Segment,
+};
+use crate::event::{Sequence, Topic};
+
+/// What is read ahead when all of a file is read, in bytes.
+pub(super) const SCAN_BYTES: usize = 1024 * 1024;
+/// Zeros are skipped in steps of this many bytes.
+const STEP_BYTES: usize = 4096;
+const ZEROS: [u8; STEP_BYTES] = [0; STEP_BYTES];
+
+/// Why there is no batch at an offset.
+#[derive(Debug)]
+pub(super) enum NoBatch {
+    Io(io::Error),
+    Damaged(&'static str),
+}
+
+impl From<io::Error> for NoBatch {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<NotABatch> for NoBatch {
+    fn from(NotABatch(what): NotABatch) -> Self {
+        Self::Damaged(what)
+    }
+}
+
+/// Where a run of batches ends.
+#[derive(Debug)]
+pub(super) struct RunEnd {
+    /// Behind the last batch.
+    pub offset: u64,
+    /// The sequence after the last event's.
+    pub sequence: Sequence,
+    /// Why there is no batch that follows it.
+    pub what: &'static str,
+    /// The last batch.
+    pub last: Option<Frame>,
+}
+
+/// What is behind a run of batches.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Rest {
+    /// Where the next frame is that is not from before the run's end.
+    pub frame: Option<Frame>,
+    /// Up to where there is something but zeros; where the run ends if there is not. Only looked for if there
+    /// is no frame.
+    pub dirty_end: u64,
+}
+
+/// An open segment with what was read ahead.
+pub(super) struct Walk {
+    pub segment: Arc<Segment>,
+    file: Arc<dyn DiskFile>,
+    window_at: u64,
+    window: Bytes,
+    /// How much to read at least, in bytes.
+    pub ahead: usize,
+}
+
+impl Walk {
+    pub fn open(segment: Arc<Segment>, disk: &dyn Disk, ahead: usize) -> io::Result<Self> {
+        let file = segment.open(disk)?;
+        Ok(Self {
+            segment,
+            file,
+            window_at: 0,
+            window: Bytes::new(),
+            ahead,
+        })
+    }
+
+    /// `bytes` from `offset`, which must not go beyond the segment's end.
+    fn read(&mut self, offset: u64, bytes: usize) -> io::Result<Bytes> {
+        if let Some(from) = offset.checked_sub(self.window_at)
+            && let Ok(from) = usize::try_from(from)
+            && let Some(to) = from.checked_add(bytes)
+            && to <= self.window.len()
+        {
+            return Ok(self.window.slice(from..to));
+        }
+        let left = self.segment.end().saturating_sub(offset);
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        if bytes > left {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut window = vec![0; bytes.max(self.ahead).min(left)];
+        self.file.read_exact_at(&mut window, offset)?;
+        self.window_at = offset;
+        self.window = window.into();
+        Ok(self.window.slice(..bytes))
+    }
+
+    /// Frees what was read ahead if it is all before `offset`.
+    pub fn release(&mut self, offset: u64) {
+        if self.window_at + self.window.len() as u64 <= offset {
+            self.window = Bytes::new();
+        }
+    }
+
+    /// The frame at `offset`.
+    pub fn frame(&mut self, offset: u64) -> Result<Frame, NoBatch> {
+        let end = self.segment.end();
+        if offset + HEAD_BYTES as u64 > end {
+            return Err(NoBatch::Damaged("the file ends"));
+        }
+        let head = self.read(offset, HEAD_BYTES)?;
+        let head = head.first_chunk().expect("so much was read");
+        match Frame::parse(self.segment.header.salt, offset, head) {
+            Some(frame) if frame.end() <= end => Ok(frame),
+            Some(_) => Err(NoBatch::Damaged("the batch is longer than the file")),
+            None if *head == [0; HEAD_BYTES] => Err(NoBatch::Damaged("there is no batch")),
+            None => Err(NoBatch::Damaged("the batch fails its checksum")),
+        }
+    }
+
+    /// The bytes of a frame, the batch included.
+    pub fn framed(&mut self, frame: &Frame) -> io::Result<Bytes> {
+        self.read(frame.offset, PREFIX_BYTES + frame.batch_bytes as usize)
+    }
+
+    /// The whole batch of a frame.
+    pub fn batch(&mut self, frame: &Frame) -> Result<Batch, NoBatch> {
+        Ok(Batch::decode(self.framed(frame)?.slice(PREFIX_BYTES..))?)
+    }
+
+    /// The batch of a frame with the events of one topic, reading only these.
+    pub fn group(&mut self, frame: &Frame, topic: &Topic) -> Result<Batch, NoBatch> {
+        let at = frame.batch_offset();
+        let header = self.read(at, frame.fixed.header_bytes as usize)?;
+        let header = Header::parse(header, frame.batch_bytes as usize)?;
+        let group = match header.find(topic.as_str()) {
+            Some(group) => {
+                let data = header.groups[group].data.clone();
+                Some((group, self.read(at + data.start as u64, data.len())?))
+            }
+            None => None,
+        };
+        Ok(Batch::from_group(header, group)?)
+    }
+
+    /// Reads batches from `offset`, the first of which must begin at `sequence`, for as long as one follows
+    /// the other.
+    pub fn run(
+        &mut self,
+        mut offset: u64,
+        mut sequence: Sequence,
+        mut on_batch: impl FnMut(&Batch),
+    ) -> io::Result<RunEnd> {
+        let mut last = None;
+        loop {
+            match self.follow(offset, sequence) {
+                Ok((frame, batch)) => {
+                    last = Some(frame);
+                    self.segment.note(sequence, offset);
+                    on_batch(&batch);
+                    offset = frame.next_offset();
+                    sequence = batch.end_sequence();
+                }
+                Err(NoBatch::Io(error)) => return Err(error),
+                Err(NoBatch::Damaged(what)) => {
+                    return Ok(RunEnd {
+                        offset: offset.min(self.segment.end()),
+                        sequence,
+                        what,
+                        last,
+                    });
+                }
+            }
+        }
+    }
+
+    fn follow(&mut self, offset: u64, sequence: Sequence) -> Result<(Frame, Batch), NoBatch> {
+        let frame = self.frame(offset)?;
+        if frame.fixed.first_sequence != sequence {
+            return Err(NoBatch::Damaged("the batch is not the next one"));
+        }
+        let batch = self.batch(&frame)?;
+        Ok((frame, batch))
+    }
+
+    /// Looks behind a run of batches for a frame that can only be there if the run went on once.
+    pub fn rest(&mut self, run: &RunEnd) -> io::Result<Rest> {
+        let mut rest = Rest {
+            frame: None,
+            dirty_end: run.offset,
+        };
+        let end = self.segment.end();
+        let mut at = run.offset;
+        while at < end {
+            let bytes = (end - at).min(STEP_BYTES as u64) as usize;
+            let step = self.read(at, bytes)?;
+            if step != ZEROS[..bytes] {
+                let last = step.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+                rest.dirty_end = at + last as u64 + 1;
+                rest.frame = self.frame_behind(run, at, &step)?;
+                if rest.frame.is_some() {
+                    break;
+                }
+            }
+            at += bytes as u64;
+        }
+        Ok(rest)
+    }
+
+    fn frame_behind(&mut self, run: &RunEnd, at: u64, step: &[u8]) -> io::Result<Option<Frame>> {
+        let align = ALIGN as usize;
+        for (offset, word) in (at..).step_by(align).zip(step.chunks(align)) {
+            if word.starts_with(&[0; 4]) {
+                continue;
+            }
+            match self.frame(offset) {
+                Ok(frame) if run.is_before(&frame) => return Ok(Some(frame)),
+                Ok(_) | Err(NoBatch::Damaged(_)) => (),
+                Err(NoBatch::Io(error)) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl RunEnd {
+    /// Whether a frame behind the run is of a batch that was appended after the one that is missing. The
+    /// frame right behind the run may be of that one itself, and fail only in its events.
+    fn is_before(&self, frame: &Frame) -> bool {
+        let first_sequence = frame.fixed.first_sequence;
+        if frame.offset == self.offset {
+            first_sequence != self.sequence
+        } else {
+            first_sequence >= self.sequence
+        }
+    }
+}
