@@ -255,3 +255,61 @@ impl Worker {
         file.sync_all()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::log::faulty::FaultyDisk;
+
+    fn start(disk: &FaultyDisk, dir: &Path) -> (Preparer, Arc<AtomicU64>) {
+        let bytes = Arc::new(AtomicU64::new(0));
+        let disk = Arc::new(disk.clone());
+        let preparer = Preparer::start(disk, dir.into(), bytes.clone(), Duration::ZERO);
+        (preparer.expect("starts"), bytes)
+    }
+
+    #[test]
+    fn a_segment_that_is_too_short_is_made_longer() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut preparer, bytes) = start(&FaultyDisk::default(), dir.path());
+        preparer.nudge(4096).expect("begins");
+        let prepared = preparer.take(4096, 20_000).expect("is prepared");
+        assert_eq!(prepared.bytes, 20_000);
+        assert_eq!(bytes.load(Ordering::Relaxed), 20_000);
+        let file = fs::read(dir.path().join(NEXT_NAME)).expect("reads");
+        assert_eq!(file, [0; 20_000]);
+    }
+
+    #[test]
+    fn what_has_no_space_is_removed_and_tried_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = FaultyDisk::default();
+        let (mut preparer, bytes) = start(&disk, dir.path());
+        disk.no_space(true);
+        let full = preparer.take(4096, 4096).err();
+        assert!(matches!(full, Some(NotPrepared::NoSpace(_))));
+        assert!(!dir.path().join(NEXT_NAME).exists());
+        assert_eq!(bytes.load(Ordering::Relaxed), 0);
+        disk.no_space(false);
+        let prepared = loop {
+            match preparer.take(4096, 4096) {
+                Ok(prepared) => break prepared,
+                Err(NotPrepared::NoSpace(_)) => thread::yield_now(),
+                Err(NotPrepared::Failed(error)) => panic!("{error}"),
+            }
+        };
+        assert_eq!(prepared.bytes, 4096);
+    }
+
+    #[test]
+    fn another_error_is_a_failure() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = FaultyDisk::default();
+        disk.fail_syncs(true);
+        let (mut preparer, _) = start(&disk, dir.path());
+        let failed = preparer.take(4096, 4096).err();
+        assert!(matches!(failed, Some(NotPrepared::Failed(_))));
+    }
+}
