@@ -1,5 +1,6 @@
 //! oncelog: an event aggregator that stores every event exactly once.
 
+pub mod client;
 pub mod event;
 pub mod grpc;
 pub mod log;

@@ -1,0 +1,117 @@
+//! The Rust client: a [`Publisher`] that resends until its events are durable, and a [`Reader`] that
+//! resumes where it was.
+//!
+//! Owns how to connect, when to try again and when to give up. The other calls of the contract need
+//! none of that: make them through [`AggregatorServiceClient`](crate::proto::v1::aggregator_service_client)
+//! over a channel of [`endpoint`].
+
+mod backoff;
+#[cfg(test)]
+mod fake;
+mod publisher;
+mod reader;
+mod worker;
+
+use std::{error::Error, fmt, time::Duration};
+
+use thiserror::Error;
+use tonic::{Status, transport::Endpoint};
+
+pub use publisher::{PendingAck, PublishError, Publisher, PublisherOptions};
+pub use reader::{ReadError, Reader, ReaderOptions};
+
+/// The largest message the client takes: the largest event a server can be told to accept (16 MiB),
+/// and room for what stands around it.
+pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024 + 64 * 1024;
+
+/// How long a connection may take to come up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may be silent before it is probed.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// How long the answer to a probe may take before the connection counts as dead.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The address of a server cannot be used.
+#[derive(Clone, Debug, Error)]
+#[error("{server:?} is not the address of a server; expected http://host:port")]
+pub struct InvalidEndpoint {
+    /// The address as it was given.
+    pub server: String,
+}
+
+/// Describes the connection to `server`, `http://host:port` or just `host:port`: TCP_NODELAY, HTTP/2
+/// keepalive, 5 s to connect.
+pub fn endpoint(server: &str) -> Result<Endpoint, InvalidEndpoint> {
+    let invalid = || InvalidEndpoint {
+        server: server.to_owned(),
+    };
+    let uri = if server.contains("://") {
+        server.to_owned()
+    } else {
+        format!("http://{server}")
+    };
+    let endpoint = Endpoint::from_shared(uri).map_err(|_| invalid())?;
+    if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().port().is_none() {
+        return Err(invalid());
+    }
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true))
+}
+
+/// Why a call ended: the status of the server, or of the connection to it.
+///
+/// Displays as the code and the message; the sources are those of the connection, down to the error of
+/// the operating system.
+#[derive(Clone, Debug)]
+pub struct Cause(Status);
+
+impl Cause {
+    /// The status with its details.
+    pub fn status(&self) -> &Status {
+        &self.0
+    }
+}
+
+impl From<Status> for Cause {
+    fn from(status: Status) -> Self {
+        Self(status)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0.code())?;
+        if !self.0.message().is_empty() {
+            write!(f, ": {}", self.0.message())?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for Cause {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_needs_a_port_but_no_scheme() {
+        for server in ["http://127.0.0.1:50051", "127.0.0.1:50051"] {
+            let endpoint = endpoint(server).expect("valid");
+            assert_eq!(endpoint.uri().to_string(), "http://127.0.0.1:50051/");
+        }
+        assert!(endpoint("[::1]:50051").is_ok());
+        for server in ["", "localhost", "https://a:1", "http://", "a b:1"] {
+            let error = endpoint(server).expect_err("invalid");
+            assert_eq!(error.server, server);
+        }
+    }
+}
