@@ -1,6 +1,7 @@
 //! oncelog: an event aggregator that stores every event exactly once.
 
 pub mod client;
+pub mod config;
 pub mod event;
 pub mod grpc;
 pub mod log;
