@@ -1,5 +1,6 @@
 //! oncelog: an event aggregator that stores every event exactly once.
 
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod event;

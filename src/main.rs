@@ -1,3 +1,13 @@
-//! The `oncelog` program.
+//! The `oncelog` program: parses what it is told, and does it.
 
-fn main() {}
+use std::process::ExitCode;
+
+use oncelog::{cli, config};
+
+/// Requests are many small allocations that are freed on other threads; mimalloc is made for that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    cli::run(config::parse())
+}
