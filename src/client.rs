@@ -64,8 +64,8 @@ pub fn endpoint(server: &str) -> Result<Endpoint, InvalidEndpoint> {
 
 /// Why a call ended: the status of the server, or of the connection to it.
 ///
-/// Displays as the code and the message; the sources are those of the connection, down to the error of
-/// the operating system.
+/// Displays as the code, the message and the root cause, for example the error of the operating system,
+/// which is also the source.
 #[derive(Clone, Debug)]
 pub struct Cause(Status);
 
@@ -88,13 +88,21 @@ impl fmt::Display for Cause {
         if !self.0.message().is_empty() {
             write!(f, ": {}", self.0.message())?;
         }
-        Ok(())
+        match self.source().map(ToString::to_string) {
+            Some(root) if !self.0.message().contains(&root) => write!(f, ": {root}"),
+            Some(_) | None => Ok(()),
+        }
     }
 }
 
 impl Error for Cause {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.0.source()
+        // What lies between says "transport error" in several ways.
+        let mut root = self.0.source()?;
+        while let Some(deeper) = root.source() {
+            root = deeper;
+        }
+        Some(root)
     }
 }
 
@@ -113,5 +121,23 @@ mod tests {
             let error = endpoint(server).expect_err("invalid");
             assert_eq!(error.server, server);
         }
+    }
+    #[derive(Debug, Error)]
+    #[error("transport error")]
+    struct Transport(#[source] std::io::Error);
+
+    #[test]
+    fn a_cause_names_its_root() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let cause = Cause::from(Status::from_error(Transport(refused).into()));
+        let root = cause.source().expect("a root");
+        assert!(root.is::<std::io::Error>());
+        assert_eq!(
+            cause.to_string(),
+            "Unknown: transport error: connection refused"
+        );
+        let cause = Cause::from(Status::unavailable("stopping"));
+        assert_eq!(cause.to_string(), "Unavailable: stopping");
+        assert!(cause.source().is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! The command line: one file a command.
 //!
 //! A command takes its parsed arguments, owns its runtime, and returns the exit status. It prints through
-//! [`output`] only.
+//! `output` only.
 
 mod contract;
 mod health;

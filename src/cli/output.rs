@@ -2,10 +2,11 @@
 
 use std::{
     error::Error,
+    fmt,
     io::{self, BufWriter, ErrorKind, IsTerminal, StdoutLock, Write},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use thiserror::Error;
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
@@ -96,8 +97,15 @@ pub(super) struct Progress(ProgressBar);
 impl Progress {
     /// Draws the events counted so far and their rate.
     pub fn of_events() -> Self {
-        let style = ProgressStyle::with_template("{spinner} {human_pos} events, {per_sec} {msg}")
-            .expect("a constant template");
+        let style = ProgressStyle::with_template("{spinner} {human_pos} events, {rate}/s")
+            .expect("a constant template")
+            .with_key(
+                "rate",
+                |state: &ProgressState, text: &mut dyn fmt::Write| {
+                    // Nothing can be done when it fails; it writes to memory.
+                    let _ = write!(text, "{:.0}", state.per_sec());
+                },
+            );
         let bar = ProgressBar::new_spinner().with_style(style);
         bar.enable_steady_tick(TICK);
         Self(bar)
