@@ -5,5 +5,6 @@ pub mod client;
 pub mod config;
 pub mod event;
 pub mod grpc;
+pub mod index;
 pub mod log;
 pub mod proto;

@@ -1,0 +1,138 @@
+//! Builder: writes a generation, in order, into a folder that appears when it is whole and durable.
+//!
+//! Owns the order in which a generation's files are written. Where its keys come from, memory or other
+//! generations, is the callers'.
+
+use std::{ops::Range, path::Path};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{
+    Entry,
+    disk::{TempFolder, folder_name},
+    error::BuildError,
+    fence::FencedWriter,
+    filter::Filter,
+    generation::{self, FILTER_FILE, Generation, KEYS_TREE, SLICES_TREE, Unusable},
+    manifest::Manifest,
+    run::RunWriter,
+    slices::SlicesWriter,
+};
+use crate::event::Sequence;
+
+/// A generation that is being built. Dropped before it is finished, it leaves nothing.
+pub(super) struct Builder {
+    range: Range<Sequence>,
+    filter: Filter,
+    run: RunWriter,
+    slices_run: SlicesWriter,
+    key_count: u64,
+    // The store, declared before its folder: it is closed before the folder is removed.
+    keys: FencedWriter,
+    slices: FencedWriter,
+    db: sled::Db,
+    folder: TempFolder,
+}
+
+impl Builder {
+    /// Begins a generation in the folder `dir`, of the sequences `range` and at most `keys_max` keys.
+    pub(super) fn create(
+        dir: &Path,
+        range: Range<Sequence>,
+        keys_max: u64,
+    ) -> Result<Self, BuildError> {
+        let folder = TempFolder::create(dir.join(folder_name(&range)))?;
+        let db = generation::open_store(folder.path(), keys_max)?;
+        Ok(Self {
+            filter: Filter::with_capacity(keys_max),
+            run: RunWriter::new(range.start),
+            slices_run: SlicesWriter::default(),
+            key_count: 0,
+            keys: FencedWriter::new(db.open_tree(KEYS_TREE)?),
+            slices: FencedWriter::new(db.open_tree(SLICES_TREE)?),
+            range,
+            db,
+            folder,
+        })
+    }
+
+    /// Adds a key above all so far. True if it filled a run, for callers that look up now and then.
+    pub(super) fn push_key(&mut self, key: &[u8], entry: Entry) -> Result<bool, BuildError> {
+        assert!(
+            self.range.contains(&entry.sequence),
+            "a generation holds the sequences it covers"
+        );
+        let full = self.run.is_full();
+        if full {
+            self.put_run()?;
+        }
+        self.run.push(key, entry);
+        self.filter.insert(xxh3_64(key));
+        self.key_count += 1;
+        Ok(full)
+    }
+
+    /// Adds slices, ascending and by topic in ascending order.
+    pub(super) fn push_slices(
+        &mut self,
+        topic: &str,
+        slices: &[Sequence],
+    ) -> Result<(), BuildError> {
+        for &slice in slices {
+            if self.slices_run.is_full_for(topic) {
+                self.put_slices_run()?;
+            }
+            self.slices_run.push(topic, slice);
+        }
+        Ok(())
+    }
+
+    /// Makes it durable, gives it its name and opens it.
+    pub(super) fn finish(mut self) -> Result<Generation, BuildError> {
+        self.put_run()?;
+        self.put_slices_run()?;
+        // The folder first: of what is left when something fails, the last is dropped first.
+        let Self {
+            folder,
+            range,
+            filter,
+            key_count,
+            db,
+            keys,
+            slices,
+            ..
+        } = self;
+        let (first_key, first_slice) = (keys.finish()?, slices.finish()?);
+        db.flush()?;
+        drop(db);
+        filter.save(&folder.path().join(FILTER_FILE))?;
+        let store_bytes = generation::store_bytes(folder.path())?;
+        Manifest::new(
+            range.clone(),
+            key_count,
+            first_key,
+            first_slice,
+            store_bytes,
+        )
+        .save(folder.path())?;
+        let path = folder.publish()?;
+        Generation::open(&path, range).map_err(|unusable| match unusable {
+            Unusable::Unreadable(error) => error.into(),
+            Unusable::Damaged(fault) => std::io::Error::other(fault.0.to_string()).into(),
+        })
+    }
+
+    fn put_run(&mut self) -> Result<(), BuildError> {
+        if let Some((first, body)) = self.run.take() {
+            self.keys.put(first, body)?;
+        }
+        Ok(())
+    }
+
+    fn put_slices_run(&mut self) -> Result<(), BuildError> {
+        if let Some((key, body)) = self.slices_run.take() {
+            self.slices.put(&key, &body)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,188 @@
+//! Folders that appear and disappear whole: built under another name, synced, renamed.
+//!
+//! Owns the folders' names and the order of syncs. Knows nothing of what is in the files.
+
+use std::{
+    fs::{self, File},
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use crate::event::Sequence;
+
+/// Ends the name of a folder that is being built or removed.
+const TEMP_SUFFIX: &str = ".tmp";
+
+/// The name of the folder of a generation: `<first>-<end>`, 20 digits each.
+pub(super) fn folder_name(range: &Range<Sequence>) -> String {
+    format!("{:020}-{:020}", range.start, range.end)
+}
+
+/// The sequences that [`folder_name`] named.
+pub(super) fn parse_folder_name(name: &str) -> Option<Range<Sequence>> {
+    let (first, end) = name.split_once('-')?;
+    let range = first.parse().ok()?..end.parse().ok()?;
+    (!range.is_empty() && folder_name(&range) == name).then_some(range)
+}
+
+/// Removes the folders in `dir` that were being built or removed.
+pub(super) fn remove_temp_folders(dir: &Path) -> io::Result<()> {
+    for found in fs::read_dir(dir)? {
+        let found = found?;
+        if found.file_name().to_string_lossy().ends_with(TEMP_SUFFIX) {
+            fs::remove_dir_all(found.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn temp_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(TEMP_SUFFIX);
+    name.into()
+}
+
+/// A folder that is being built; removed when dropped before it was published.
+pub(super) struct TempFolder {
+    target: PathBuf,
+    path: PathBuf,
+    published: bool,
+}
+
+impl TempFolder {
+    /// Creates the folder that becomes `target`, empty. What an earlier attempt left is removed.
+    pub(super) fn create(target: PathBuf) -> io::Result<Self> {
+        let path = temp_path(&target);
+        remove_if_there(&path)?;
+        remove_if_there(&target)?;
+        fs::create_dir(&path)?;
+        Ok(Self {
+            target,
+            path,
+            published: false,
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes all that is in the folder durable, gives it its name and returns its path.
+    pub(super) fn publish(mut self) -> io::Result<PathBuf> {
+        sync_all(&self.path)?;
+        fs::rename(&self.path, &self.target)?;
+        self.published = true;
+        sync_parent(&self.target)?;
+        Ok(self.target.clone())
+    }
+}
+
+impl Drop for TempFolder {
+    fn drop(&mut self) {
+        if !self.published
+            && let Err(error) = fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove an unfinished folder");
+        }
+    }
+}
+
+/// Removes the folder `path` and all that is in it. It has its name until it is removed or a crash shows it
+/// as a temporary one, never with a part of its files.
+pub(super) fn remove_folder(path: &Path) -> io::Result<()> {
+    let temp = temp_path(path);
+    remove_if_there(&temp)?;
+    fs::rename(path, &temp)?;
+    fs::remove_dir_all(&temp)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Makes the names in the folder that contains `path` durable.
+pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        Some(_) | None => Path::new("."),
+    };
+    File::open(parent)?.sync_all()
+}
+
+fn sync_all(folder: &Path) -> io::Result<()> {
+    for found in fs::read_dir(folder)? {
+        let path = found?.path();
+        if path.is_dir() {
+            sync_all(&path)?;
+        } else {
+            File::open(&path)?.sync_all()?;
+        }
+    }
+    File::open(folder)?.sync_all()
+}
+
+/// The bytes of all files in `folder`.
+pub(super) fn folder_bytes(folder: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for found in fs::read_dir(folder)? {
+        let found = found?;
+        let meta = found.metadata()?;
+        bytes += if meta.is_dir() {
+            folder_bytes(&found.path())?
+        } else {
+            meta.len()
+        };
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_no_others_parse() {
+        let range = 7..1_000;
+        let name = folder_name(&range);
+        assert_eq!(name, "00000000000000000007-00000000000000001000");
+        assert_eq!(parse_folder_name(&name), Some(range));
+        for other in [
+            "7-1000",
+            "lost+found",
+            &format!("{name}.tmp"),
+            &folder_name(&(7..7)),
+        ] {
+            assert_eq!(parse_folder_name(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_folder_appears_when_it_is_published() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let target = dir.path().join("target");
+        let abandoned = TempFolder::create(target.clone()).expect("created");
+        let path = abandoned.path().to_owned();
+        fs::write(path.join("file"), "1").expect("written");
+        drop(abandoned);
+        assert!(!path.exists() && !target.exists());
+
+        fs::create_dir(&path).expect("a leftover");
+        fs::write(path.join("old"), "1").expect("written");
+        let temp = TempFolder::create(target.clone()).expect("created");
+        fs::create_dir(temp.path().join("inner")).expect("created");
+        fs::write(temp.path().join("inner/file"), "12345").expect("written");
+        temp.publish().expect("published");
+        assert!(!path.exists());
+        assert_eq!(folder_bytes(&target).expect("measured"), 5);
+        remove_folder(&target).expect("removed");
+        TempFolder::create(target)
+            .map(std::mem::forget)
+            .expect("a crash while building");
+        remove_temp_folders(dir.path()).expect("removed");
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 0);
+    }
+}

@@ -1,0 +1,157 @@
+//! What can go wrong in the index, and which input/output errors say nothing about the files read.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use thiserror::Error;
+
+/// Why a lookup or a seal failed. Cheap to clone: one failure answers a whole batch.
+#[derive(Clone, Debug, Error)]
+pub enum IndexError {
+    /// A generation cannot be read, or proved that it lost entries. It is marked, removed at the next
+    /// [`Index::open`](super::Index::open), and refilled from the log then.
+    #[error("{}: index generation is damaged: {reason}", path.display())]
+    Damaged {
+        /// The folder of the generation.
+        path: PathBuf,
+        /// What was found.
+        reason: Arc<str>,
+    },
+    /// The parts in memory are full and there is no disk space to seal them. Heals by itself: the sealer
+    /// tries again about every second.
+    #[error("{}: no disk space to seal the index", path.display())]
+    Full {
+        /// The folder of the index.
+        path: PathBuf,
+        /// The last failure.
+        source: Arc<io::Error>,
+    },
+    /// The parts in memory are full and cannot be sealed for another reason. The sealer tries again about
+    /// every second.
+    #[error("{}: the index cannot be sealed", path.display())]
+    Seal {
+        /// The folder of the index.
+        path: PathBuf,
+        /// The last failure.
+        source: Arc<io::Error>,
+    },
+}
+
+/// Why an index could not be opened. Damaged generations are no reason: they are rebuilt.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// A folder or file cannot be read or written, for a reason that lies outside of the index, for
+    /// example its owner or a reader of an earlier [`Index`](super::Index) that is still alive.
+    #[error("{}: cannot open the index", path.display())]
+    Io {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// Why a generation was not built.
+#[derive(Debug, Error)]
+pub(super) enum BuildError {
+    /// The index is being dropped, or something more urgent came up.
+    #[error("stopped")]
+    Stopped,
+    /// A parent of a merge cannot be read.
+    #[error(transparent)]
+    Parent(#[from] IndexError),
+    /// Writing failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl BuildError {
+    /// What it means to the users of the index in the folder `dir`.
+    pub(super) fn into_index_error(self, dir: &Path) -> IndexError {
+        let path = dir.to_owned();
+        match self {
+            Self::Parent(error) => error,
+            Self::Io(error) if is_full(&error) => IndexError::Full {
+                path,
+                source: Arc::new(error),
+            },
+            Self::Io(error) => IndexError::Seal {
+                path,
+                source: Arc::new(error),
+            },
+            Self::Stopped => IndexError::Seal {
+                path,
+                source: Arc::new(io::ErrorKind::Interrupted.into()),
+            },
+        }
+    }
+}
+
+impl From<sled::Error> for BuildError {
+    fn from(error: sled::Error) -> Self {
+        Self::Io(sled_io(error))
+    }
+}
+
+/// The error of sled as one of the system's, of the same kind if it was one.
+pub(super) fn sled_io(error: sled::Error) -> io::Error {
+    if let sled::Error::Io(error) = error {
+        error
+    } else {
+        io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+    }
+}
+
+/// Whether `error` says that the disk or a quota is full.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&error.kind())
+}
+
+/// Whether `error` comes from the process or the system around it, so that the files may well be whole and
+/// must not be thrown away for it.
+pub(super) fn is_environment(error: &io::Error) -> bool {
+    /// `ENFILE` and `EMFILE` of Linux, which have no kind: too many open files.
+    const TOO_MANY_FILES: [i32; 2] = [23, 24];
+    is_full(error)
+        || is_locked(error)
+        || error
+            .raw_os_error()
+            .is_some_and(|code| TOO_MANY_FILES.contains(&code))
+        || [
+            io::ErrorKind::OutOfMemory,
+            io::ErrorKind::PermissionDenied,
+            io::ErrorKind::ReadOnlyFilesystem,
+        ]
+        .contains(&error.kind())
+}
+
+/// Whether sled could not lock its file; it has no kind for that.
+pub(super) fn is_locked(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Other && error.to_string().contains("could not acquire lock")
+}
+
+/// What is wrong with a generation, in words for the operator.
+#[derive(Clone, Debug)]
+pub(super) struct Fault(pub(super) Arc<str>);
+
+impl Fault {
+    pub(super) fn new(reason: impl Into<Arc<str>>) -> Self {
+        Self(reason.into())
+    }
+}
+
+impl From<sled::Error> for Fault {
+    fn from(error: sled::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}

@@ -1,0 +1,190 @@
+//! Filter: says of most absent keys that they are absent, from memory.
+//!
+//! A blocked Bloom filter: one 64-byte block a key, one bit in each of its eight words, so that a probe
+//! touches one cache line. Owns the filter and its file. Never decides that a key is present.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, BufWriter, Read, Write},
+    path::Path,
+};
+
+/// One cache line.
+type Block = [u64; WORDS];
+const WORDS: usize = 8;
+const BLOCK_BITS: u64 = 512;
+/// Under 1 % of absent keys pass: each word of a block is set for half.
+const BITS_PER_KEY: u64 = 12;
+/// Six bits choose one of the 64 of a word.
+const BIT_BITS: u32 = 6;
+/// Any odd number with well-mixed bits (2^64 / golden ratio): the bits within a block must not follow from
+/// those that chose the block.
+const REMIX: u64 = 0x9e37_79b9_7f4a_7c15;
+/// The first bytes of the file: name and version of the format. The number of blocks (u64), the blocks
+/// (eight u64 each) and the CRC32C (u32) of all that follow, little-endian.
+const MAGIC: [u8; 8] = *b"olbloom1";
+
+/// A set of key hashes that may say yes for a hash that is not in it, never no for one that is.
+pub(super) struct Filter {
+    blocks: Box<[Block]>,
+}
+
+impl Filter {
+    /// An empty one, sized for `keys`.
+    pub(super) fn with_capacity(keys: u64) -> Self {
+        let blocks = (keys * BITS_PER_KEY).div_ceil(BLOCK_BITS).max(1);
+        let blocks = usize::try_from(blocks).expect("a filter fits in memory");
+        Self {
+            blocks: vec![[0; WORDS]; blocks].into_boxed_slice(),
+        }
+    }
+
+    pub(super) fn insert(&mut self, hash: u64) {
+        let block = &mut self.blocks[block_of(hash, self.blocks.len())];
+        for (word, bit) in block.iter_mut().zip(bits_of(hash)) {
+            *word |= bit;
+        }
+    }
+
+    pub(super) fn may_contain(&self, hash: u64) -> bool {
+        let block = &self.blocks[block_of(hash, self.blocks.len())];
+        block
+            .iter()
+            .zip(bits_of(hash))
+            .all(|(word, bit)| word & bit != 0)
+    }
+
+    /// Writes it to a new file, without syncing it.
+    pub(super) fn save(&self, path: &Path) -> io::Result<()> {
+        let mut file = BufWriter::new(File::create_new(path)?);
+        let mut crc = 0;
+        let mut put = |bytes: &[u8]| {
+            crc = crc32c::crc32c_append(crc, bytes);
+            file.write_all(bytes)
+        };
+        put(&MAGIC)?;
+        put(&(self.blocks.len() as u64).to_le_bytes())?;
+        for block in &self.blocks {
+            put(&encode(block))?;
+        }
+        file.write_all(&crc.to_le_bytes())?;
+        file.flush()
+    }
+
+    /// Reads one that was saved. A file that differs from what was saved is [`io::ErrorKind::InvalidData`]
+    /// or [`io::ErrorKind::UnexpectedEof`].
+    pub(super) fn load(path: &Path) -> io::Result<Self> {
+        const HEADER_BYTES: u64 = 16;
+        const CRC_BYTES: u64 = 4;
+        let invalid = |reason| io::Error::new(io::ErrorKind::InvalidData, reason);
+        let file = File::open(path)?;
+        let len = file.metadata()?.len();
+        let mut file = BufReader::new(file);
+        let mut header = [0; HEADER_BYTES as usize];
+        file.read_exact(&mut header)?;
+        let mut crc = crc32c::crc32c(&header);
+        let (magic, count) = header.split_at(MAGIC.len());
+        if magic != MAGIC {
+            return Err(invalid("filter: not a filter of this version"));
+        }
+        let count = u64::from_le_bytes(count.try_into().expect("eight bytes"));
+        let block_bytes = BLOCK_BITS / u64::from(u8::BITS);
+        let expected = count
+            .checked_mul(block_bytes)
+            .and_then(|bytes| bytes.checked_add(HEADER_BYTES + CRC_BYTES));
+        if count == 0 || expected != Some(len) {
+            return Err(invalid("filter: wrong length"));
+        }
+        let mut blocks = Vec::with_capacity(count as usize);
+        let mut bytes = [0; WORDS * 8];
+        for _ in 0..count {
+            file.read_exact(&mut bytes)?;
+            crc = crc32c::crc32c_append(crc, &bytes);
+            blocks.push(decode(&bytes));
+        }
+        let mut stored = [0; CRC_BYTES as usize];
+        file.read_exact(&mut stored)?;
+        if stored != crc.to_le_bytes() {
+            return Err(invalid("filter: checksum does not match"));
+        }
+        Ok(Self {
+            blocks: blocks.into_boxed_slice(),
+        })
+    }
+}
+
+/// Scales the hash to the number of blocks.
+fn block_of(hash: u64, blocks: usize) -> usize {
+    ((u128::from(hash) * blocks as u128) >> u64::BITS) as usize
+}
+
+/// One bit for each word of a block.
+fn bits_of(hash: u64) -> [u64; WORDS] {
+    let mut rest = hash.wrapping_mul(REMIX);
+    std::array::from_fn(|_| {
+        rest = rest.rotate_left(BIT_BITS);
+        1 << (rest & ((1 << BIT_BITS) - 1))
+    })
+}
+
+fn encode(block: &Block) -> [u8; WORDS * 8] {
+    let mut bytes = [0; WORDS * 8];
+    for (to, word) in bytes.chunks_exact_mut(8).zip(block) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+fn decode(bytes: &[u8; WORDS * 8]) -> Block {
+    let mut block = [0; WORDS];
+    for (word, from) in block.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = u64::from_le_bytes(from.try_into().expect("eight bytes"));
+    }
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use xxhash_rust::xxh3::xxh3_64;
+
+    use super::*;
+
+    fn hash(at: u64) -> u64 {
+        xxh3_64(&at.to_le_bytes())
+    }
+
+    fn filled(keys: u64) -> Filter {
+        let mut filter = Filter::with_capacity(keys);
+        (0..keys).for_each(|at| filter.insert(hash(at)));
+        filter
+    }
+
+    #[test]
+    fn every_key_passes_and_few_others() {
+        let keys = 40_000;
+        let filter = filled(keys);
+        assert!((0..keys).all(|at| filter.may_contain(hash(at))));
+        let others = (keys..2 * keys).filter(|&at| filter.may_contain(hash(at)));
+        let passed = others.count() as u64;
+        assert!(passed * 100 < keys, "{passed} of {keys} absent keys pass");
+    }
+
+    #[test]
+    fn a_saved_one_is_the_same_and_damage_is_seen() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("filter");
+        filled(500).save(&path).expect("saved");
+        let loaded = Filter::load(&path).expect("loaded");
+        assert_eq!(loaded.blocks, filled(500).blocks);
+
+        let whole = std::fs::read(&path).expect("read");
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(&path, bytes).expect("written");
+            assert!(Filter::load(&path).is_err(), "byte {at}");
+        }
+        std::fs::write(&path, &whole[..whole.len() - 1]).expect("written");
+        assert!(Filter::load(&path).is_err());
+    }
+}

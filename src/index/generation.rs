@@ -1,0 +1,467 @@
+//! Generation: a sealed, immutable part of the index, a sled database in a folder of its own.
+//!
+//! Owns reading one: the checks when it is opened, exact lookups, slices, and what happens when it turns out
+//! damaged. Nothing is ever written into one, except what sled writes for itself and the mark that it is
+//! damaged. Building is [`Builder`](super::builder::Builder)'s.
+
+use std::{
+    fs, io,
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Entry, disk,
+    error::{Fault, IndexError, is_environment, is_locked, sled_io},
+    fence::{Fenced, Run},
+    filter::Filter,
+    manifest::Manifest,
+    run, slices,
+};
+use crate::event::{Key, Sequence};
+
+pub(super) const FILTER_FILE: &str = "filter";
+const STORE_FOLDER: &str = "sled";
+/// sled's main file in its folder.
+const STORE_FILE: &str = "db";
+pub(super) const KEYS_TREE: &str = "keys";
+pub(super) const SLICES_TREE: &str = "slices";
+/// Written when a generation turns out damaged, so that the next start removes it. Holds the reason.
+const DAMAGED_FILE: &str = "damaged";
+
+/// What sled may cache, in bytes: this much for each key, within the limits.
+const CACHE_BYTES_PER_KEY: u64 = 4;
+const CACHE_BYTES_MIN: u64 = 4 * 1024 * 1024;
+const CACHE_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// How long to wait for a store that was closed to give up its lock: sled does so in the background.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
+const LOCK_POLL: Duration = Duration::from_millis(2);
+
+/// Why a folder is not a generation that can be used.
+pub(super) enum Unusable {
+    /// It is damaged or unfinished.
+    Damaged(Fault),
+    /// It may be whole, but cannot be read now.
+    Unreadable(io::Error),
+}
+
+impl From<Fault> for Unusable {
+    fn from(fault: Fault) -> Self {
+        Self::Damaged(fault)
+    }
+}
+
+impl From<io::Error> for Unusable {
+    fn from(error: io::Error) -> Self {
+        if is_environment(&error) {
+            Self::Unreadable(error)
+        } else {
+            Self::Damaged(Fault::new(error.to_string()))
+        }
+    }
+}
+
+/// An open generation.
+pub(super) struct Generation {
+    path: PathBuf,
+    range: Range<Sequence>,
+    key_count: u64,
+    bytes: u64,
+    filter: Filter,
+    keys: Fenced,
+    slices: Fenced,
+    /// Set when it turned out damaged; it answers nothing from then on.
+    damage: OnceLock<Fault>,
+}
+
+impl Generation {
+    /// Opens and checks the one in the folder `path` whose name says `range`.
+    pub(super) fn open(path: &Path, range: Range<Sequence>) -> Result<Self, Unusable> {
+        if let Ok(reason) = fs::read_to_string(path.join(DAMAGED_FILE)) {
+            return Err(Fault::new(format!("marked as damaged: {reason}")).into());
+        }
+        let manifest = Manifest::load(path)??;
+        if manifest.range() != range {
+            return Err(Fault::new("its manifest is of another folder").into());
+        }
+        let store_folder = path.join(STORE_FOLDER);
+        let store_bytes = fs::metadata(store_folder.join(STORE_FILE))?.len();
+        if store_bytes < manifest.store_bytes {
+            return Err(Fault::new("its store was cut off").into());
+        }
+        let filter = Filter::load(&path.join(FILTER_FILE))?;
+        remove_unfinished_snapshots(&store_folder)?;
+        let db = open_store(path, manifest.keys)?;
+        let names = db.tree_names();
+        let tree = |name: &str| {
+            if names.iter().any(|found| found == name.as_bytes()) {
+                db.open_tree(name).map_err(sled_io).map_err(Unusable::from)
+            } else {
+                Err(Fault::new(format!("its tree {name} is lost")).into())
+            }
+        };
+        let keys = Fenced::new(tree(KEYS_TREE)?, manifest.first_key);
+        let slices = Fenced::new(tree(SLICES_TREE)?, manifest.first_slice);
+        keys.first()?;
+        slices.first()?;
+        Ok(Self {
+            path: path.to_owned(),
+            range,
+            key_count: manifest.keys,
+            bytes: disk::folder_bytes(path)?,
+            filter,
+            keys,
+            slices,
+            damage: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The sequences it covers.
+    pub(super) fn range(&self) -> Range<Sequence> {
+        self.range.clone()
+    }
+
+    pub(super) fn key_count(&self) -> u64 {
+        self.key_count
+    }
+
+    /// The bytes of its files.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damage.get().is_some()
+    }
+
+    /// From memory: false if the key is certainly not in it.
+    pub(super) fn may_contain(&self, key: &Key) -> bool {
+        self.filter.may_contain(key.hash())
+    }
+
+    /// The entry of exactly this key. Reads the disk unless the filter says no.
+    pub(super) fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
+        if !self.may_contain(key) {
+            return Ok(None);
+        }
+        self.read(|this| match this.keys.floor(key.as_bytes())? {
+            Some(found) => run::find(found.key(), found.body(), this.range.start, key.as_bytes()),
+            None => Ok(None),
+        })
+    }
+
+    /// Appends to `page` the last slice of `topic` at or below `from` and those that follow, until it has
+    /// `max`.
+    pub(super) fn slices(
+        &self,
+        topic: &str,
+        from: Sequence,
+        max: usize,
+        page: &mut Vec<Sequence>,
+    ) -> Result<(), IndexError> {
+        let prefix = slices::topic_prefix(topic);
+        let of_topic = |run: &Run| run.key().starts_with(&prefix);
+        self.read(|this| {
+            let mut next = match this.slices.floor(&slices::run_key(topic, from))? {
+                // The topic's slices begin above `from`: with the run that follows, or there are none.
+                Some(run) if !of_topic(&run) => this.slices.after(&run)?,
+                Some(run) => Some(run),
+                None => this.slices.first()?,
+            };
+            while let Some(run) = next.filter(|run| page.len() < max && of_topic(run)) {
+                let (_, slices) = slices::decode(run.key(), run.body())?;
+                page.extend_from_slice(slices::page(&slices, from, max - page.len()));
+                next = this.slices.after(&run)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The first run of keys.
+    pub(super) fn first_keys(&self) -> Result<Option<Run>, IndexError> {
+        self.read(|this| this.keys.first())
+    }
+
+    /// The run of keys that follows.
+    pub(super) fn keys_after(&self, run: &Run) -> Result<Option<Run>, IndexError> {
+        self.read(|this| this.keys.after(run))
+    }
+
+    /// The first run of slices.
+    pub(super) fn first_slices(&self) -> Result<Option<Run>, IndexError> {
+        self.read(|this| this.slices.first())
+    }
+
+    /// The run of slices that follows.
+    pub(super) fn slices_after(&self, run: &Run) -> Result<Option<Run>, IndexError> {
+        self.read(|this| this.slices.after(run))
+    }
+
+    /// Closes the store and removes the folder.
+    pub(super) fn remove(self) -> io::Result<()> {
+        let Self { path, keys, .. } = self;
+        drop(keys);
+        disk::remove_folder(&path)
+    }
+
+    /// Runs `read`; if it finds damage, here or as a panic of sled's (it asserts what it reads), the
+    /// generation is marked and answers nothing any more.
+    pub(super) fn read<T>(
+        &self,
+        read: impl FnOnce(&Self) -> Result<T, Fault>,
+    ) -> Result<T, IndexError> {
+        let fault = match self.damage.get() {
+            Some(fault) => fault,
+            None => match catch_unwind(AssertUnwindSafe(|| read(self))) {
+                Ok(Ok(found)) => return Ok(found),
+                Ok(Err(fault)) => self.mark(fault),
+                Err(_) => self.mark(Fault::new("sled panicked")),
+            },
+        };
+        Err(IndexError::Damaged {
+            path: self.path.clone(),
+            reason: Arc::clone(&fault.0),
+        })
+    }
+
+    fn mark(&self, fault: Fault) -> &Fault {
+        self.damage.get_or_init(|| {
+            let (path, reason) = (self.path.display(), &*fault.0);
+            tracing::error!(%path, reason, "an index generation is damaged");
+            let file = self.path.join(DAMAGED_FILE);
+            if let Err(error) = fs::write(file, reason) {
+                tracing::error!(%path, %error, "cannot mark the damaged generation");
+            }
+            fault
+        })
+    }
+}
+
+/// Opens or creates the store of the generation in `folder`.
+pub(super) fn open_store(folder: &Path, keys: u64) -> io::Result<sled::Db> {
+    let config = || {
+        sled::Config::new()
+            .path(folder.join(STORE_FOLDER))
+            .cache_capacity((keys * CACHE_BYTES_PER_KEY).clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX))
+            .flush_every_ms(None)
+    };
+    let begin = Instant::now();
+    loop {
+        match config().open().map_err(sled_io) {
+            Err(error) if is_locked(&error) && begin.elapsed() < LOCK_WAIT_MAX => {
+                thread::sleep(LOCK_POLL);
+            }
+            done => return done,
+        }
+    }
+}
+
+/// The length of the main file of the closed store in `folder`.
+pub(super) fn store_bytes(folder: &Path) -> io::Result<u64> {
+    Ok(fs::metadata(folder.join(STORE_FOLDER).join(STORE_FILE))?.len())
+}
+
+/// A kill while sled writes a snapshot leaves a file that sled later takes for a damaged one; it is derived
+/// from the main file.
+fn remove_unfinished_snapshots(store_folder: &Path) -> io::Result<()> {
+    for found in fs::read_dir(store_folder)? {
+        let found = found?;
+        let name = found.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(found.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::index::testing::{batch_of, build, entry, key, key_at, topic_at};
+
+    const RANGE: Range<Sequence> = 101..1_101;
+
+    type Change = fn(&mut Vec<u8>);
+
+    fn built() -> (TempDir, Generation) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let generation = build(dir.path(), RANGE);
+        (dir, generation)
+    }
+
+    fn reopen(generation: Generation) -> Result<Generation, Unusable> {
+        let path = generation.path().to_owned();
+        drop(generation);
+        Generation::open(&path, RANGE)
+    }
+
+    fn reason<T>(outcome: Result<T, Unusable>) -> String {
+        match outcome {
+            Ok(_) => "usable".to_owned(),
+            Err(Unusable::Damaged(fault)) => fault.0.to_string(),
+            Err(Unusable::Unreadable(error)) => panic!("{error}"),
+        }
+    }
+
+    fn corrupt(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = fs::read(path).expect("read");
+        change(&mut bytes);
+        fs::write(path, bytes).expect("written");
+    }
+
+    #[test]
+    fn lookups_are_exact() {
+        let (_dir, generation) = built();
+        let generation = reopen(generation).unwrap_or_else(|_| panic!("whole"));
+        for sequence in RANGE {
+            let found = generation.get(&key_at(sequence)).expect("readable");
+            assert_eq!(found, Some(entry(sequence)));
+        }
+        // Past the filter, which would hide most of what a lookup does with an absent key.
+        let probe = |key: Key| {
+            let run = generation.keys.floor(key.as_bytes()).expect("whole")?;
+            run::find(run.key(), run.body(), RANGE.start, key.as_bytes()).expect("well-formed")
+        };
+        for sequence in (1..101).chain(1_101..1_300) {
+            assert_eq!(probe(key_at(sequence)), None, "{sequence}");
+            assert_eq!(generation.get(&key_at(sequence)).expect("readable"), None);
+        }
+        for (topic, id) in [
+            ("a", "before all"),
+            ("zz", "after all"),
+            ("ordersevent 102", "x"),
+        ] {
+            assert_eq!(probe(key(topic, id)), None);
+        }
+        assert_eq!(generation.key_count(), 1_000);
+        assert!(generation.bytes() > 0);
+    }
+
+    #[test]
+    fn slices_are_complete_from_any_sequence() {
+        let (_dir, generation) = built();
+        for topic in ["orders", "orders eu", "payments", "order", "a", "z"] {
+            let mut all: Vec<_> = RANGE
+                .filter(|&sequence| topic_at(sequence) == topic)
+                .map(batch_of)
+                .collect();
+            all.dedup();
+            for from in (0..1_200).step_by(37) {
+                for max in [2, 100, 10_000] {
+                    let mut page = Vec::new();
+                    generation
+                        .slices(topic, from, max, &mut page)
+                        .expect("readable");
+                    assert_eq!(page, slices::page(&all, from, max), "{topic} from {from}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_run_is_noticed_and_the_generation_marked() {
+        for slices in [false, true] {
+            let (_dir, generation) = built();
+            let path = generation.path().to_owned();
+            drop(generation);
+            let db = open_store(&path, 1).expect("open");
+            let tree = db.open_tree(if slices { SLICES_TREE } else { KEYS_TREE });
+            let tree = tree.expect("a tree");
+            let (lost, _) = tree.iter().nth(2).expect("some runs").expect("readable");
+            tree.remove(lost).expect("removed");
+            db.flush().expect("flushed");
+            drop((tree, db));
+
+            let generation = Generation::open(&path, RANGE).unwrap_or_else(|_| panic!("opens"));
+            let mut failed = false;
+            for sequence in RANGE {
+                let outcome = if slices {
+                    let (mut page, from) = (Vec::new(), sequence);
+                    generation.slices(topic_at(sequence), from, 2, &mut page)
+                } else {
+                    let found = generation.get(&key_at(sequence));
+                    found.map(|found| assert_eq!(found, Some(entry(sequence))))
+                };
+                failed |= matches!(outcome, Err(IndexError::Damaged { .. }));
+                assert_eq!(failed, generation.is_damaged());
+            }
+            assert!(failed);
+            assert_eq!(
+                reason(reopen(generation)),
+                "marked as damaged: a run is lost"
+            );
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_noticed_when_it_is_opened() {
+        let cases: [(&str, Change, &str); 4] = [
+            (
+                "filter",
+                |bytes| bytes[100] ^= 1,
+                "filter: checksum does not match",
+            ),
+            (
+                "generation.json",
+                |bytes| bytes.truncate(9),
+                "generation.json is malformed",
+            ),
+            (
+                "sled/db",
+                |bytes| bytes.truncate(700),
+                "its store was cut off",
+            ),
+            ("sled/db", |bytes| bytes.fill(0), "its tree keys is lost"),
+        ];
+        for (file, change, expected) in cases {
+            let (_dir, generation) = built();
+            let path = generation.path().to_owned();
+            drop(generation);
+            corrupt(&path.join(file), change);
+            let found = reason(Generation::open(&path, RANGE));
+            assert!(
+                found.starts_with(expected) || file == "sled/db",
+                "{file}: {found}"
+            );
+            assert_ne!(found, "usable", "{file}");
+        }
+        let (_dir, generation) = built();
+        let path = generation.path().to_owned();
+        drop(generation);
+        assert_eq!(
+            reason(Generation::open(&path, 101..1_100)),
+            "its manifest is of another folder"
+        );
+        fs::remove_file(path.join("generation.json")).expect("removed");
+        assert_ne!(reason(Generation::open(&path, RANGE)), "usable");
+    }
+
+    #[test]
+    fn an_unfinished_snapshot_is_removed() {
+        let (_dir, generation) = built();
+        let leftover = generation
+            .path()
+            .join("sled/snap.00000000000000FF.generating");
+        fs::write(&leftover, "torn").expect("written");
+        assert_eq!(reason(reopen(generation)), "usable");
+        assert!(!leftover.exists());
+    }
+
+    #[test]
+    fn removing_leaves_nothing() {
+        let (dir, generation) = built();
+        generation.remove().expect("removed");
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 0);
+    }
+}

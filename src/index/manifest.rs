@@ -1,0 +1,120 @@
+//! Manifest: the last file written of a generation, which says what is in it.
+//!
+//! Owns the file `generation.json`. A generation without a whole manifest was not finished.
+
+use std::{fs, io, ops::Range, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Fault;
+use crate::event::Sequence;
+
+const FILE: &str = "generation.json";
+const FORMAT: u32 = 1;
+
+/// What is in a generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    format: u32,
+    /// The first sequence it covers.
+    first: Sequence,
+    /// The first sequence after those it covers.
+    end: Sequence,
+    pub(super) keys: u64,
+    /// The key of the first run of keys; empty if there is none.
+    pub(super) first_key: Vec<u8>,
+    /// The key of the first run of slices; empty if there is none.
+    pub(super) first_slice: Vec<u8>,
+    /// The length of the store's main file, which never gets shorter.
+    pub(super) store_bytes: u64,
+    /// Of this manifest with 0 here.
+    crc32c: u32,
+}
+
+impl Manifest {
+    pub(super) fn new(
+        range: Range<Sequence>,
+        keys: u64,
+        first_key: Vec<u8>,
+        first_slice: Vec<u8>,
+        store_bytes: u64,
+    ) -> Self {
+        let mut manifest = Self {
+            format: FORMAT,
+            first: range.start,
+            end: range.end,
+            keys,
+            first_key,
+            first_slice,
+            store_bytes,
+            crc32c: 0,
+        };
+        manifest.crc32c = manifest.checksum();
+        manifest
+    }
+
+    pub(super) fn range(&self) -> Range<Sequence> {
+        self.first..self.end
+    }
+
+    /// Writes it to a new file in `folder`, without syncing it.
+    pub(super) fn save(&self, folder: &Path) -> io::Result<()> {
+        fs::write(folder.join(FILE), self.json())
+    }
+
+    /// Reads the one in `folder`.
+    pub(super) fn load(folder: &Path) -> io::Result<Result<Self, Fault>> {
+        let json = fs::read(folder.join(FILE))?;
+        Ok(Self::parse(&json))
+    }
+
+    fn parse(json: &[u8]) -> Result<Self, Fault> {
+        let manifest: Self = serde_json::from_slice(json)
+            .map_err(|error| Fault::new(format!("{FILE} is malformed: {error}")))?;
+        if manifest.format != FORMAT {
+            return Err(Fault::new(format!(
+                "{FILE} has format {}, this version reads {FORMAT}",
+                manifest.format
+            )));
+        }
+        if manifest.crc32c != manifest.checksum() {
+            return Err(Fault::new(format!("{FILE} does not match its checksum")));
+        }
+        Ok(manifest)
+    }
+
+    fn checksum(&self) -> u32 {
+        let blank = Self {
+            crc32c: 0,
+            ..self.clone()
+        };
+        crc32c::crc32c(&blank.json())
+    }
+
+    fn json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("numbers and bytes are JSON")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_round_trips_and_damage_is_seen() {
+        let manifest = Manifest::new(1..100, 99, b"a\0b".to_vec(), b"a\0\0\x01".to_vec(), 4096);
+        let json = manifest.json();
+        assert_eq!(Manifest::parse(&json).expect("whole"), manifest);
+        for at in 0..json.len() {
+            for bit in 0..8 {
+                let mut damaged = json.clone();
+                damaged[at] ^= 1 << bit;
+                assert!(
+                    Manifest::parse(&damaged).is_err(),
+                    "{}",
+                    String::from_utf8_lossy(&damaged)
+                );
+            }
+        }
+    }
+}

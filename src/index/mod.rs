@@ -1,0 +1,287 @@
+//! The index: which keys are stored, and in which batches each topic is.
+//!
+//! The log decides, the index remembers: all of it is derived from the log and can be rebuilt from it. It
+//! maps each key of the whole history, compared byte for byte, to its sequence and content hash, and each
+//! topic to the batches that contain it. Owns the folder `index` of the data directory; the only place that
+//! names sled. Does not read the log, and decides nothing about events.
+//!
+//! A key goes from `recent`, in memory and the writer's own, into a frozen part, in memory and seen by
+//! readers, into a generation on disk, which is merged with others into greater ones:
+//!
+//! ```text
+//! generation [1, 400) | generation [400, 500) | frozen [500, 600) | recent [600, ...)
+//! ```
+
+mod builder;
+mod disk;
+mod error;
+mod fence;
+mod filter;
+mod generation;
+mod manifest;
+mod merge;
+mod parts;
+mod reader;
+mod rebuild;
+mod recent;
+mod run;
+mod sealer;
+mod slices;
+mod survey;
+
+use std::{
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+pub use error::{IndexError, OpenError};
+pub use parts::View;
+pub use reader::IndexReader;
+pub use rebuild::Rebuild;
+pub use survey::Rejected;
+
+use crate::event::{FIRST_SEQUENCE, Key, Sequence};
+use generation::Generation;
+use parts::Parts;
+use recent::Recent;
+use sealer::Sealer;
+use survey::Survey;
+
+/// How many frozen parts may wait to be sealed before the writer has to.
+const FROZEN_MAX: usize = 2;
+
+/// What the index knows of a stored event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its place in the log.
+    pub sequence: Sequence,
+    /// xxh3-64 of its canonical encoding.
+    pub content_hash: u64,
+}
+
+/// How the index is divided.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexOptions {
+    /// Sealed together once this many keys are in memory, at about 100 bytes each; up to four times as many
+    /// may be while the disk falls behind.
+    pub keys_per_generation: usize,
+    /// How many adjacent generations of one tier are merged into one of the next; at least 2.
+    pub merge_fanout: usize,
+}
+
+impl Default for IndexOptions {
+    fn default() -> Self {
+        Self {
+            keys_per_generation: 512 * 1024,
+            merge_fanout: 4,
+        }
+    }
+}
+
+/// The writer's side of the index. There is one; it runs the thread that seals and merges.
+pub struct Index {
+    dir: PathBuf,
+    options: IndexOptions,
+    parts: Arc<Parts>,
+    /// What is in no sealed part.
+    recent: Recent,
+    missing: Vec<Range<Sequence>>,
+    sealer: Sealer,
+}
+
+impl Index {
+    /// Opens the index in the folder `dir`, which is created if it is missing, for a log whose durable tail
+    /// is `tail`. Generations that are damaged, unfinished, superseded or ahead of the tail are removed, and
+    /// a warning logged. Before anything else, rebuild what is [`Index::missing`].
+    pub fn open(dir: &Path, options: IndexOptions, tail: Sequence) -> Result<Self, OpenError> {
+        assert!(options.keys_per_generation > 0, "a generation holds keys");
+        assert!(options.merge_fanout >= 2, "a merge has two parents or more");
+        fs::create_dir_all(dir).map_err(OpenError::io(dir))?;
+        disk::sync_parent(dir).map_err(OpenError::io(dir))?;
+        disk::remove_temp_folders(dir).map_err(OpenError::io(dir))?;
+        let Survey {
+            generations,
+            rejected,
+        } = survey::survey(dir, tail)?;
+        for Rejected { path, reason } in rejected {
+            let reason = &*reason;
+            tracing::warn!(path = %path.display(), reason, "removing an index generation");
+            disk::remove_folder(&path).map_err(OpenError::io(&path))?;
+        }
+        let missing = gaps(&generations, tail);
+        let parts = Arc::new(Parts::new(generations));
+        let sealer = Sealer::spawn(dir.to_owned(), options, Arc::clone(&parts))
+            .map_err(OpenError::io(dir))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            options,
+            parts,
+            recent: Recent::with_capacity(options.keys_per_generation),
+            missing,
+            sealer,
+        })
+    }
+
+    /// The ranges of sequences that are to be rebuilt from the log, ascending. They begin and end between
+    /// batches; the one that ends at the durable tail is what was in memory before.
+    pub fn missing(&self) -> Vec<Range<Sequence>> {
+        self.missing.clone()
+    }
+
+    /// Fills one of the missing ranges. Lookups are exact once none is missing.
+    pub fn rebuild(&mut self, range: Range<Sequence>) -> Rebuild<'_> {
+        assert!(
+            self.missing.contains(&range),
+            "only what is missing is rebuilt"
+        );
+        Rebuild::new(self, range)
+    }
+
+    /// A reader of the sealed parts.
+    pub fn reader(&self) -> IndexReader {
+        IndexReader::new(Arc::clone(&self.parts))
+    }
+
+    /// The entry of exactly this key, for a caller that looked into a [`View`] whose
+    /// [`sealed_to`](View::sealed_to) is `looked_to`: looks into memory and into what was sealed since.
+    pub fn get(&self, key: &Key, looked_to: Sequence) -> Result<Option<Entry>, IndexError> {
+        if let Some(entry) = self.recent.get(key) {
+            return Ok(Some(entry));
+        }
+        self.parts.view().get_from(key, looked_to)
+    }
+
+    /// Adds a key that is not in the index. Sequences strictly increase.
+    pub fn insert(&mut self, key: &Key, entry: Entry) {
+        self.recent.insert(key, entry);
+    }
+
+    /// Forgets the keys with a sequence at or above `tail`, which is not below the durable tail: a batch
+    /// that could not be written.
+    pub fn truncate(&mut self, tail: Sequence) {
+        assert!(
+            tail >= self.parts.view().sealed_to(),
+            "what is sealed is durable"
+        );
+        self.recent.truncate(tail);
+    }
+
+    /// Hands the keys below `durable_tail` to the sealer if there are enough for a generation. The slices of
+    /// all batches below must have been added. Blocks while the sealer is two generations behind; fails
+    /// when it is and cannot write, until it can again: then publishes must be refused, as memory would
+    /// grow without limit. Nothing is lost by a failure.
+    pub fn seal_if_full(&mut self, durable_tail: Sequence) -> Result<(), IndexError> {
+        if self.recent.len_below(durable_tail) < self.options.keys_per_generation {
+            return Ok(());
+        }
+        self.sealer.wait_for_fewer_than(FROZEN_MAX)?;
+        self.freeze(durable_tail);
+        Ok(())
+    }
+
+    /// Seals the keys below `durable_tail` and waits until they are on disk, so that the next start has
+    /// less to read. The slices of all batches below must have been added.
+    pub fn seal_now(&mut self, durable_tail: Sequence) -> Result<(), IndexError> {
+        if self.recent.len_below(durable_tail) > 0 {
+            self.sealer.wait_for_fewer_than(FROZEN_MAX)?;
+            self.freeze(durable_tail);
+        }
+        self.sealer.wait_for_fewer_than(1)
+    }
+
+    fn freeze(&mut self, end: Sequence) {
+        let rest = self.recent.split_off(end, self.options.keys_per_generation);
+        let frozen = std::mem::replace(&mut self.recent, rest);
+        self.parts.freeze(frozen, end);
+        self.sealer.wake();
+    }
+}
+
+/// Opens the generations in the folder `dir` to look into them, while no server runs: removes nothing,
+/// rebuilds nothing, and says which generations cannot be used. Lookups see what is sealed only; a lookup
+/// that finds damage marks the generation, so that the next [`Index::open`] rebuilds it.
+pub fn inspect(dir: &Path, tail: Sequence) -> Result<(IndexReader, Vec<Rejected>), OpenError> {
+    let Survey {
+        generations,
+        rejected,
+    } = survey::survey(dir, tail)?;
+    let parts = Arc::new(Parts::new(generations));
+    Ok((IndexReader::new(parts), rejected))
+}
+
+/// What `generations` do not cover of the sequences below `tail`.
+fn gaps(generations: &[Arc<Generation>], tail: Sequence) -> Vec<Range<Sequence>> {
+    let mut from = FIRST_SEQUENCE;
+    let mut gaps = Vec::new();
+    for range in generations.iter().map(|generation| generation.range()) {
+        gaps.push(from..range.start);
+        from = range.end;
+    }
+    gaps.push(from..tail);
+    gaps.retain(|gap| !gap.is_empty());
+    gaps
+}
+
+#[cfg(test)]
+mod testing {
+    //! What the tests of the index share.
+
+    use std::{ops::Range, path::Path};
+
+    use super::{
+        Entry, generation::Generation, parts::Frozen, recent::Recent, sealer, slices::RecentSlices,
+    };
+    use crate::event::{EventId, Key, Sequence, Topic};
+
+    pub(super) fn topic(name: &str) -> Topic {
+        Topic::new(name).expect("valid")
+    }
+
+    pub(super) fn key(topic: &str, event_id: &str) -> Key {
+        let event_id = EventId::new(event_id).expect("valid");
+        Key::new(&self::topic(topic), &event_id)
+    }
+
+    /// An entry whose content hash follows from its sequence.
+    pub(super) fn entry(sequence: Sequence) -> Entry {
+        Entry {
+            sequence,
+            content_hash: !sequence,
+        }
+    }
+
+    /// The key of the event with this sequence: one of three topics, batches of two.
+    pub(super) fn key_at(sequence: Sequence) -> Key {
+        key(topic_at(sequence), &format!("event {sequence}"))
+    }
+
+    pub(super) fn topic_at(sequence: Sequence) -> &'static str {
+        ["orders", "orders eu", "payments"][(sequence % 3) as usize]
+    }
+
+    /// The generation of the events `range`, in batches of two.
+    pub(super) fn build(dir: &Path, range: Range<Sequence>) -> Generation {
+        let mut keys = Recent::default();
+        let mut slices = RecentSlices::default();
+        for sequence in range.clone() {
+            keys.insert(&key_at(sequence), entry(sequence));
+            slices.add(topic_at(sequence), batch_of(sequence));
+        }
+        let frozen = Frozen {
+            range,
+            keys,
+            slices,
+        };
+        sealer::build(dir, &frozen, || Ok(())).expect("built")
+    }
+
+    /// The first sequence of the batch of two that holds `sequence`.
+    pub(super) fn batch_of(sequence: Sequence) -> Sequence {
+        (sequence - 1) / 2 * 2 + 1
+    }
+}
+
+#[cfg(test)]
+mod tests;

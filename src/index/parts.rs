@@ -1,0 +1,251 @@
+//! Parts: which sealed parts the index has at a moment, and the slices that are in none yet.
+//!
+//! Owns the one lock between the writer, the readers and the sealer, held for as long as it takes to clone
+//! or swap a pointer. What changes together for readers, changes here in one step.
+
+use std::{
+    ops::Range,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use super::{
+    Entry, error::IndexError, generation::Generation, recent::Recent, slices::RecentSlices,
+};
+use crate::event::{FIRST_SEQUENCE, Key, Sequence};
+
+/// A part in memory that does not change any more and waits to become a generation.
+pub(super) struct Frozen {
+    /// The sequences it covers.
+    pub(super) range: Range<Sequence>,
+    pub(super) keys: Recent,
+    pub(super) slices: RecentSlices,
+}
+
+/// A part that does not change any more.
+#[derive(Clone)]
+pub(super) enum Part {
+    Frozen(Arc<Frozen>),
+    Generation(Arc<Generation>),
+}
+
+impl Part {
+    fn range(&self) -> Range<Sequence> {
+        match self {
+            Self::Frozen(frozen) => frozen.range.clone(),
+            Self::Generation(generation) => generation.range(),
+        }
+    }
+
+    fn may_contain(&self, key: &Key) -> bool {
+        match self {
+            Self::Frozen(frozen) => frozen.keys.get(key).is_some(),
+            Self::Generation(generation) => generation.may_contain(key),
+        }
+    }
+
+    fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
+        match self {
+            Self::Frozen(frozen) => Ok(frozen.keys.get(key)),
+            Self::Generation(generation) => generation.get(key),
+        }
+    }
+
+    fn slices(
+        &self,
+        topic: &str,
+        from: Sequence,
+        max: usize,
+        page: &mut Vec<Sequence>,
+    ) -> Result<(), IndexError> {
+        match self {
+            Self::Frozen(frozen) => {
+                page.extend_from_slice(frozen.slices.page(topic, from, max - page.len()));
+                Ok(())
+            }
+            Self::Generation(generation) => generation.slices(topic, from, max, page),
+        }
+    }
+}
+
+/// The sealed parts of one moment. Cheap to clone; keeps what it shows alive.
+#[derive(Clone)]
+pub struct View {
+    /// Sorted by sequence, without overlap, and without gap unless a rebuild is under way.
+    parts: Arc<[Part]>,
+}
+
+impl View {
+    /// The first sequence that is in no sealed part.
+    pub fn sealed_to(&self) -> Sequence {
+        self.parts
+            .last()
+            .map_or(FIRST_SEQUENCE, |part| part.range().end)
+    }
+
+    /// False if the key is certainly in no sealed part. Answers from memory.
+    pub fn may_contain(&self, key: &Key) -> bool {
+        self.parts.iter().any(|part| part.may_contain(key))
+    }
+
+    /// The entry of exactly this key, if a sealed part has it. May read the disk: not for async workers.
+    pub fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
+        self.get_from(key, FIRST_SEQUENCE)
+    }
+
+    /// The same, in those parts only that hold sequences at or above `looked_to`.
+    pub(super) fn get_from(
+        &self,
+        key: &Key,
+        looked_to: Sequence,
+    ) -> Result<Option<Entry>, IndexError> {
+        for part in self.parts.iter().rev() {
+            if part.range().end <= looked_to {
+                break;
+            }
+            if let Some(entry) = part.get(key)? {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn generations(&self) -> impl DoubleEndedIterator<Item = &Arc<Generation>> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Frozen(_) => None,
+            Part::Generation(generation) => Some(generation),
+        })
+    }
+
+    fn frozen(&self) -> impl Iterator<Item = &Arc<Frozen>> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Frozen(frozen) => Some(frozen),
+            Part::Generation(_) => None,
+        })
+    }
+
+    /// The slices of `topic` in sealed parts, from the part on that holds `from`.
+    pub(super) fn slices(
+        &self,
+        topic: &str,
+        from: Sequence,
+        max: usize,
+    ) -> Result<Vec<Sequence>, IndexError> {
+        let mut page = Vec::new();
+        let first = self.parts.partition_point(|part| part.range().end <= from);
+        for part in &self.parts[first..] {
+            if page.len() == max {
+                break;
+            }
+            part.slices(topic, from, max, &mut page)?;
+        }
+        Ok(page)
+    }
+}
+
+/// What the writer, the readers and the sealer share.
+pub(super) struct Parts {
+    state: RwLock<State>,
+}
+
+struct State {
+    view: View,
+    /// Slices of the batches that no sealed part covers.
+    slices: RecentSlices,
+}
+
+impl Parts {
+    pub(super) fn new(generations: Vec<Arc<Generation>>) -> Self {
+        let parts = generations.into_iter().map(Part::Generation).collect();
+        Self {
+            state: RwLock::new(State {
+                view: View { parts },
+                slices: RecentSlices::default(),
+            }),
+        }
+    }
+
+    pub(super) fn view(&self) -> View {
+        self.read().view.clone()
+    }
+
+    pub(super) fn frozen_count(&self) -> usize {
+        self.read().view.frozen().count()
+    }
+
+    pub(super) fn oldest_frozen(&self) -> Option<Arc<Frozen>> {
+        self.read().view.frozen().next().cloned()
+    }
+
+    pub(super) fn add_slices<'a>(
+        &self,
+        topics: impl Iterator<Item = &'a str>,
+        first_sequence: Sequence,
+    ) {
+        let mut state = self.write();
+        topics.for_each(|topic| state.slices.add(topic, first_sequence));
+    }
+
+    /// Takes the slices over from a rebuild.
+    pub(super) fn set_slices(&self, slices: RecentSlices) {
+        self.write().slices = slices;
+    }
+
+    /// A view, and the page of slices that are in none of its parts.
+    pub(super) fn view_with_slices(
+        &self,
+        topic: &str,
+        from: Sequence,
+        max: usize,
+    ) -> (View, Vec<Sequence>) {
+        let state = self.read();
+        (
+            state.view.clone(),
+            state.slices.page(topic, from, max).to_vec(),
+        )
+    }
+
+    /// Appends a frozen part of these keys that ends at `end`, with the slices below.
+    pub(super) fn freeze(&self, keys: Recent, end: Sequence) {
+        let mut state = self.write();
+        let frozen = Arc::new(Frozen {
+            range: state.view.sealed_to()..end,
+            keys,
+            slices: state.slices.take_below(end),
+        });
+        assert!(
+            !frozen.range.is_empty(),
+            "only what is not sealed is frozen"
+        );
+        let parts = state.view.parts.iter().cloned();
+        state.view.parts = parts.chain([Part::Frozen(frozen)]).collect();
+    }
+
+    /// Puts a generation in place of the parts it covers.
+    pub(super) fn publish(&self, generation: Arc<Generation>) {
+        let range = generation.range();
+        let mut state = self.write();
+        let (before, rest) = split_where(&state.view.parts, |part| part.range().end <= range.start);
+        let (covered, after) = split_where(rest, |part| part.range().start < range.end);
+        assert!(
+            covered
+                .iter()
+                .all(|part| range.start <= part.range().start && part.range().end <= range.end),
+            "a generation covers parts whole"
+        );
+        let published = [Part::Generation(generation)];
+        state.view.parts = [before, &published, after].concat().into();
+    }
+
+    // No holder panics between two changes that belong together: poison says nothing here.
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn split_where(parts: &[Part], is_left: impl Fn(&Part) -> bool) -> (&[Part], &[Part]) {
+    parts.split_at(parts.partition_point(is_left))
+}

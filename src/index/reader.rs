@@ -1,0 +1,73 @@
+//! IndexReader: lookups in sealed parts, and the batches of a topic, from any thread.
+//!
+//! Sees no key that is not sealed: those are the writer's own.
+
+use std::{ops::Range, sync::Arc};
+
+use super::{
+    error::IndexError,
+    parts::{Parts, View},
+};
+use crate::event::{Sequence, Topic};
+
+/// Reads the index. A cheap clone; keeps the generations it sees open after the index is dropped, and so
+/// keeps the index from being opened again.
+#[derive(Clone)]
+pub struct IndexReader {
+    parts: Arc<Parts>,
+}
+
+impl IndexReader {
+    pub(super) fn new(parts: Arc<Parts>) -> Self {
+        Self { parts }
+    }
+
+    /// The sealed parts of now. Take one for each request.
+    pub fn view(&self) -> View {
+        self.parts.view()
+    }
+
+    /// The first sequence that is in no sealed part.
+    pub fn sealed_to(&self) -> Sequence {
+        self.view().sealed_to()
+    }
+
+    /// Adds a batch that contains `topics`, after the batch is durable and before the durable tail moves
+    /// over it. Batches come in order.
+    pub fn add_slices<'a>(&self, topics: impl Iterator<Item = &'a str>, first_sequence: Sequence) {
+        self.parts.add_slices(topics, first_sequence);
+    }
+
+    /// The first sequences, ascending, of the batches that contain `topic`: the last one at or below
+    /// `from`, if its batch may hold `from`, and those that follow; at most `max`, which is 2 or more, so
+    /// that a page always leads on. Continue at the end of the last batch of a page: its slice may come
+    /// again, first. May read the disk: not for async workers.
+    pub fn slices(
+        &self,
+        topic: &Topic,
+        from: Sequence,
+        max: usize,
+    ) -> Result<Vec<Sequence>, IndexError> {
+        assert!(max >= 2, "a page must lead beyond the batch it begins with");
+        let (view, recent) = self.parts.view_with_slices(topic.as_str(), from, max);
+        let mut page = view.slices(topic.as_str(), from, max)?;
+        page.extend(recent.into_iter().take(max - page.len()));
+        Ok(page)
+    }
+
+    /// The bytes of all generations on disk.
+    pub fn storage_bytes(&self) -> u64 {
+        let view = self.view();
+        view.generations()
+            .map(|generation| generation.bytes())
+            .sum()
+    }
+
+    /// The generations in order: the sequences each covers and how many keys it holds.
+    pub fn generations(&self) -> Vec<(Range<Sequence>, u64)> {
+        let view = self.view();
+        view.generations()
+            .map(|generation| (generation.range(), generation.key_count()))
+            .collect()
+    }
+}

@@ -1,0 +1,94 @@
+//! Rebuild: fills a part of the index from the log.
+//!
+//! Owns what was read of the part so far; reading the log is the caller's.
+
+use std::{ops::Range, sync::Arc};
+
+use super::{
+    Entry, Index, error::IndexError, parts::Frozen, recent::Recent, sealer, slices::RecentSlices,
+};
+use crate::event::{Key, Sequence};
+
+/// Takes the batches of a missing range in order: each batch, then its events. Dropped before
+/// [`Rebuild::finish`], it leaves missing what was not built.
+pub struct Rebuild<'a> {
+    index: &'a mut Index,
+    /// What is not built.
+    range: Range<Sequence>,
+    keys: Recent,
+    slices: RecentSlices,
+}
+
+impl<'a> Rebuild<'a> {
+    pub(super) fn new(index: &'a mut Index, range: Range<Sequence>) -> Self {
+        let keys = Recent::with_capacity(index.options.keys_per_generation);
+        Self {
+            index,
+            range,
+            keys,
+            slices: RecentSlices::default(),
+        }
+    }
+
+    /// Begins a batch of events of `topics`. Builds a generation of the batches before if they fill one.
+    pub fn add_batch<'t>(
+        &mut self,
+        topics: impl Iterator<Item = &'t str>,
+        first_sequence: Sequence,
+    ) -> Result<(), IndexError> {
+        assert!(
+            self.range.contains(&first_sequence),
+            "a batch is of the range"
+        );
+        if self.keys.len() >= self.index.options.keys_per_generation {
+            self.build(first_sequence)?;
+        }
+        topics.for_each(|topic| self.slices.add(topic, first_sequence));
+        Ok(())
+    }
+
+    /// Adds an event of the batch.
+    pub fn insert(&mut self, key: &Key, entry: Entry) {
+        assert!(
+            self.range.contains(&entry.sequence),
+            "an event is of the range"
+        );
+        self.keys.insert(key, entry);
+    }
+
+    /// Ends the range; it is missing no more. What is left goes into a generation, or into memory if the
+    /// range ends at the tail of the log.
+    pub fn finish(mut self) -> Result<(), IndexError> {
+        if self.range.start >= self.index.parts.view().sealed_to() {
+            self.index.missing.retain(|missing| *missing != self.range);
+            self.index.parts.set_slices(self.slices);
+            self.index.recent = self.keys;
+            return Ok(());
+        }
+        self.build(self.range.end)
+    }
+
+    /// Builds the generation of what was added, which ends at `end`.
+    fn build(&mut self, end: Sequence) -> Result<(), IndexError> {
+        let dir = &self.index.dir;
+        let capacity = self.index.options.keys_per_generation;
+        let frozen = Frozen {
+            range: self.range.start..end,
+            keys: std::mem::replace(&mut self.keys, Recent::with_capacity(capacity)),
+            slices: std::mem::take(&mut self.slices),
+        };
+        let generation =
+            sealer::build(dir, &frozen, || Ok(())).map_err(|error| error.into_index_error(dir))?;
+        self.index.parts.publish(Arc::new(generation));
+        self.index.sealer.wake();
+        let left = end..self.range.end;
+        let missing = std::mem::replace(&mut self.range, left.clone());
+        for range in &mut self.index.missing {
+            if *range == missing {
+                *range = left.clone();
+            }
+        }
+        self.index.missing.retain(|range| !range.is_empty());
+        Ok(())
+    }
+}

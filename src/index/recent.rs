@@ -1,0 +1,241 @@
+//! Recent: the exact keys that are in no generation yet, in memory, in order of insertion.
+//!
+//! Owns their bytes. Knows nothing of slices, threads or files; deciding when to seal is the caller's.
+
+use hashbrown::{HashTable, hash_table};
+
+use super::Entry;
+use crate::event::{Key, Sequence};
+
+/// Key bytes are kept in chunks of this size, so that growing never copies them.
+const CHUNK_BYTES: usize = 1024 * 1024;
+/// The bits of [`Slot::place`] that hold the length of the key.
+const LEN_BITS: u32 = 16;
+const _: () = assert!(Key::BYTES_MAX < 1 << LEN_BITS && Key::BYTES_MAX < CHUNK_BYTES);
+
+/// Keys with their entries, of strictly increasing sequences. About 100 bytes for a key of 50 bytes.
+#[derive(Default)]
+pub(super) struct Recent {
+    chunks: Vec<Vec<u8>>,
+    slots: Vec<Slot>,
+    /// Indexes into `slots`, placed by the hash of the key.
+    table: HashTable<u32>,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    hash: u64,
+    entry: Entry,
+    /// `(chunk * CHUNK_BYTES + offset) << LEN_BITS | length` of the key.
+    place: u64,
+}
+
+impl Slot {
+    /// Chunk, offset in it, length.
+    fn place(self) -> (usize, usize, usize) {
+        let len = (self.place & ((1 << LEN_BITS) - 1)) as usize;
+        let at = (self.place >> LEN_BITS) as usize;
+        (at / CHUNK_BYTES, at % CHUNK_BYTES, len)
+    }
+}
+
+fn key_of(chunks: &[Vec<u8>], slot: Slot) -> &[u8] {
+    let (chunk, at, len) = slot.place();
+    &chunks[chunk][at..at + len]
+}
+
+impl Recent {
+    /// An empty one with room for `keys`, so that filling it does not stall to grow.
+    pub(super) fn with_capacity(keys: usize) -> Self {
+        Self {
+            chunks: Vec::new(),
+            slots: Vec::with_capacity(keys),
+            table: HashTable::with_capacity(keys),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// How many keys have a sequence below `tail`.
+    pub(super) fn len_below(&self, tail: Sequence) -> usize {
+        self.slots
+            .partition_point(|slot| slot.entry.sequence < tail)
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<Entry> {
+        let found = self.table.find(key.hash(), |&index| {
+            let slot = self.slots[index as usize];
+            slot.hash == key.hash() && key_of(&self.chunks, slot) == key.as_bytes()
+        });
+        found.map(|&index| self.slots[index as usize].entry)
+    }
+
+    /// Adds a key. A key that is there already keeps its first entry: the log may hold a key twice only if
+    /// it was tampered with, and then the first is the one that was acked.
+    pub(super) fn insert(&mut self, key: &Key, entry: Entry) {
+        self.insert_bytes(key.as_bytes(), key.hash(), entry);
+    }
+
+    fn insert_bytes(&mut self, key: &[u8], hash: u64, entry: Entry) {
+        assert!(
+            self.slots
+                .last()
+                .is_none_or(|last| last.entry.sequence < entry.sequence),
+            "sequences increase"
+        );
+        let (chunks, slots) = (&mut self.chunks, &mut self.slots);
+        let same = |&index: &u32| {
+            let slot = slots[index as usize];
+            slot.hash == hash && key_of(chunks, slot) == key
+        };
+        let rehash = |&index: &u32| slots[index as usize].hash;
+        if let hash_table::Entry::Vacant(vacant) = self.table.entry(hash, same, rehash) {
+            vacant.insert(u32::try_from(slots.len()).expect("fewer than 2^32 keys in memory"));
+            let place = push_key(chunks, key);
+            slots.push(Slot { hash, entry, place });
+        }
+    }
+
+    /// Forgets every key with a sequence at or above `tail`.
+    pub(super) fn truncate(&mut self, tail: Sequence) {
+        while let Some(slot) = self.slots.pop_if(|slot| slot.entry.sequence >= tail) {
+            let index = self.slots.len();
+            match self
+                .table
+                .find_entry(slot.hash, |&other| other as usize == index)
+            {
+                Ok(found) => drop(found.remove()),
+                Err(_) => unreachable!("every slot is in the table"),
+            }
+            let (chunk, at, _) = slot.place();
+            self.chunks.truncate(chunk + 1);
+            self.chunks[chunk].truncate(at);
+        }
+    }
+
+    /// Keeps the keys below `tail` and returns the others in a new one with room for `keys`.
+    pub(super) fn split_off(&mut self, tail: Sequence, keys: usize) -> Self {
+        let mut rest = Self::with_capacity(keys);
+        for &slot in &self.slots[self.len_below(tail)..] {
+            rest.insert_bytes(key_of(&self.chunks, slot), slot.hash, slot.entry);
+        }
+        self.truncate(tail);
+        rest
+    }
+
+    /// All keys and entries in the order of the keys' bytes.
+    pub(super) fn sorted(&self) -> impl Iterator<Item = (&[u8], Entry)> {
+        let mut order: Vec<_> = self
+            .slots
+            .iter()
+            .map(|&slot| (key_of(&self.chunks, slot), slot.entry))
+            .collect();
+        order.sort_unstable_by_key(|&(key, _)| key);
+        order.into_iter()
+    }
+}
+
+/// Copies `key` behind the last one and returns its place.
+fn push_key(chunks: &mut Vec<Vec<u8>>, key: &[u8]) -> u64 {
+    if chunks
+        .last()
+        .is_none_or(|chunk| chunk.len() + key.len() > CHUNK_BYTES)
+    {
+        chunks.push(Vec::with_capacity(CHUNK_BYTES));
+    }
+    let number = chunks.len() - 1;
+    let chunk = &mut chunks[number];
+    let at = number * CHUNK_BYTES + chunk.len();
+    chunk.extend_from_slice(key);
+    (at as u64) << LEN_BITS | key.len() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::index::testing::{entry, key};
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u16),
+        Truncate(u8),
+        Split(u8),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            8 => any::<u16>().prop_map(|id| Step::Insert(id % 300)),
+            1 => any::<u8>().prop_map(Step::Truncate),
+            1 => any::<u8>().prop_map(Step::Split),
+        ];
+        prop::collection::vec(step, 1..200)
+    }
+
+    proptest! {
+        #[test]
+        fn is_a_map(steps in steps()) {
+            let mut recent = Recent::default();
+            let mut model: HashMap<u16, Entry> = HashMap::new();
+            let mut tail = 1;
+            for step in steps {
+                match step {
+                    Step::Insert(id) => {
+                        recent.insert(&key("t", &id.to_string()), entry(tail));
+                        model.entry(id).or_insert(entry(tail));
+                        tail += 1;
+                    }
+                    Step::Truncate(back) => {
+                        tail = tail.saturating_sub(u64::from(back % 8)).max(1);
+                        recent.truncate(tail);
+                        model.retain(|_, entry| entry.sequence < tail);
+                    }
+                    Step::Split(back) => {
+                        let at = tail.saturating_sub(u64::from(back));
+                        let rest = recent.split_off(at, 1);
+                        prop_assert!(recent.slots.iter().all(|slot| slot.entry.sequence < at));
+                        recent = rest;
+                        model.retain(|_, entry| entry.sequence >= at);
+                    }
+                }
+                prop_assert_eq!(recent.len(), model.len());
+                prop_assert_eq!(recent.table.len(), model.len());
+            }
+            for id in 0..300 {
+                prop_assert_eq!(recent.get(&key("t", &id.to_string())), model.get(&id).copied());
+            }
+            let sorted: Vec<_> = recent.sorted().map(|(key, _)| key.to_vec()).collect();
+            prop_assert!(sorted.is_sorted());
+            prop_assert_eq!(sorted.len(), model.len());
+        }
+    }
+
+    #[test]
+    fn truncating_gives_chunks_back() {
+        let mut recent = Recent::default();
+        let id = |at: u64| format!("{at:0>200}");
+        for at in 1..=12_000 {
+            recent.insert(&key("t", &id(at)), entry(at));
+        }
+        assert!(recent.chunks.len() > 2);
+        recent.truncate(3);
+        assert_eq!(recent.chunks.len(), 1);
+        assert_eq!(recent.get(&key("t", &id(2))), Some(entry(2)));
+        assert_eq!(recent.get(&key("t", &id(3))), None);
+        recent.insert(&key("t", &id(3)), entry(3));
+        assert_eq!(recent.get(&key("t", &id(3))), Some(entry(3)));
+    }
+
+    #[test]
+    fn keys_are_compared_whole() {
+        let mut recent = Recent::default();
+        recent.insert(&key("ab", "c"), entry(1));
+        assert_eq!(recent.get(&key("a", "bc")), None);
+        assert_eq!(recent.get(&key("ab", "c")), Some(entry(1)));
+    }
+}

@@ -1,0 +1,260 @@
+//! The run: consecutive keys with their entries, packed into one value.
+//!
+//! Owns the encoding. Each item is `varint of the bytes shared with the key before, varint of the bytes that
+//! follow, those bytes, varint of the sequence above the generation's first, content hash (u64,
+//! little-endian)`. The key before the first item is the key of the run, which is the first item's.
+
+use std::cmp::Ordering;
+
+use super::{Entry, error::Fault};
+use crate::event::{Sequence, put_varint, take_varint};
+
+/// The most keys of a run. More make the store smaller and a lookup slower; of 32, 64 and 128 this is where
+/// neither hurts.
+pub(super) const RUN_KEYS_MAX: usize = 64;
+/// A run that holds this many bytes takes no more keys, so that long keys do not make large values.
+const RUN_BYTES_MAX: usize = 8 * 1024;
+
+/// Packs keys that come in ascending order.
+pub(super) struct RunWriter {
+    base: Sequence,
+    first: Vec<u8>,
+    last: Vec<u8>,
+    body: Vec<u8>,
+    keys: usize,
+}
+
+impl RunWriter {
+    /// `base` is the first sequence of the generation.
+    pub(super) fn new(base: Sequence) -> Self {
+        Self {
+            base,
+            first: Vec::new(),
+            last: Vec::new(),
+            body: Vec::with_capacity(RUN_BYTES_MAX),
+            keys: 0,
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.keys >= RUN_KEYS_MAX || (self.keys > 0 && self.body.len() >= RUN_BYTES_MAX)
+    }
+
+    /// Adds a key above all so far.
+    pub(super) fn push(&mut self, key: &[u8], entry: Entry) {
+        if self.keys == 0 {
+            self.first.clear();
+            self.first.extend_from_slice(key);
+            self.last.clear();
+            self.last.extend_from_slice(key);
+            self.body.clear();
+        } else {
+            assert!(*self.last < *key, "keys come in ascending order");
+        }
+        let shared = common(&self.last, key);
+        let rest = &key[shared..];
+        put_varint(shared as u64, &mut self.body);
+        put_varint(rest.len() as u64, &mut self.body);
+        self.body.extend_from_slice(rest);
+        put_varint(entry.sequence - self.base, &mut self.body);
+        self.body
+            .extend_from_slice(&entry.content_hash.to_le_bytes());
+        self.last.truncate(shared);
+        self.last.extend_from_slice(rest);
+        self.keys += 1;
+    }
+
+    /// Key and body of the run, none if it holds nothing; the next key begins a new run.
+    pub(super) fn take(&mut self) -> Option<(&[u8], &[u8])> {
+        let keys = std::mem::take(&mut self.keys);
+        (keys > 0).then_some((&self.first, &self.body))
+    }
+}
+
+/// One item of a body: what it adds to the key before, and the entry.
+struct Item<'a> {
+    shared: usize,
+    rest: &'a [u8],
+    entry: Entry,
+}
+
+fn take_item<'a>(body: &mut &'a [u8], base: Sequence) -> Option<Item<'a>> {
+    let shared = usize::try_from(take_varint(body)?).ok()?;
+    let len = usize::try_from(take_varint(body)?).ok()?;
+    let (rest, after) = body.split_at_checked(len)?;
+    *body = after;
+    let sequence = base.checked_add(take_varint(body)?)?;
+    let (content_hash, after) = body.split_first_chunk()?;
+    *body = after;
+    Some(Item {
+        shared,
+        rest,
+        entry: Entry {
+            sequence,
+            content_hash: u64::from_le_bytes(*content_hash),
+        },
+    })
+}
+
+fn malformed() -> Fault {
+    Fault::new("a run is malformed")
+}
+
+/// Finds `key` in the run that begins with `first`, which is not above `key`.
+pub(super) fn find(
+    first: &[u8],
+    mut body: &[u8],
+    base: Sequence,
+    key: &[u8],
+) -> Result<Option<Entry>, Fault> {
+    // How many bytes `key` shares with the key before the item. While the items are below `key`, one that
+    // shares more with its predecessor is below as well and one that shares less is above.
+    let mut matched = common(first, key);
+    while !body.is_empty() {
+        let item = take_item(&mut body, base).ok_or_else(malformed)?;
+        match item.shared.cmp(&matched) {
+            Ordering::Greater => {}
+            Ordering::Less => return Ok(None),
+            Ordering::Equal => match item.rest.cmp(&key[matched..]) {
+                Ordering::Less => matched += common(item.rest, &key[matched..]),
+                Ordering::Equal => return Ok(Some(item.entry)),
+                Ordering::Greater => return Ok(None),
+            },
+        }
+    }
+    Ok(None)
+}
+
+/// Reads a run from front to back, one key at a time.
+pub(super) struct RunCursor {
+    base: Sequence,
+    key: Vec<u8>,
+    body: Vec<u8>,
+    at: usize,
+}
+
+impl RunCursor {
+    pub(super) fn new(first: &[u8], body: &[u8], base: Sequence) -> Self {
+        Self {
+            base,
+            key: first.to_vec(),
+            body: body.to_vec(),
+            at: 0,
+        }
+    }
+
+    /// Goes to the next key, the first one at first. None at the end.
+    pub(super) fn advance(&mut self) -> Result<Option<Entry>, Fault> {
+        let mut rest = &self.body[self.at..];
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        let item = take_item(&mut rest, self.base).ok_or_else(malformed)?;
+        if item.shared > self.key.len() {
+            return Err(malformed());
+        }
+        self.key.truncate(item.shared);
+        self.key.extend_from_slice(item.rest);
+        let entry = item.entry;
+        self.at = self.body.len() - rest.len();
+        Ok(Some(entry))
+    }
+
+    /// The key it is at.
+    pub(super) fn key(&self) -> &[u8] {
+        &self.key
+    }
+}
+
+/// How many bytes two keys share at the front.
+fn common(one: &[u8], other: &[u8]) -> usize {
+    one.iter()
+        .zip(other)
+        .take_while(|(one, other)| one == other)
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::index::testing::entry;
+
+    type Packed = (Vec<u8>, Vec<u8>);
+
+    fn pack(keys: &BTreeMap<Vec<u8>, u64>) -> Vec<Packed> {
+        let mut writer = RunWriter::new(10);
+        let mut runs = Vec::new();
+        let mut take = |writer: &mut RunWriter| {
+            if let Some((first, body)) = writer.take() {
+                runs.push((first.to_vec(), body.to_vec()));
+            }
+        };
+        for (key, sequence) in keys {
+            if writer.is_full() {
+                take(&mut writer);
+            }
+            writer.push(key, entry(*sequence));
+        }
+        take(&mut writer);
+        runs
+    }
+
+    /// Keys of few letters, so that they share much.
+    fn keys(most: usize) -> impl Strategy<Value = BTreeMap<Vec<u8>, u64>> {
+        let key = prop::collection::vec(0u8..3, 1..8);
+        prop::collection::btree_map(key, 10u64..1 << 40, 1..most)
+    }
+
+    proptest! {
+        #[test]
+        fn runs_round_trip(keys in keys(200)) {
+            let mut read = BTreeMap::new();
+            for (first, body) in pack(&keys) {
+                let mut cursor = RunCursor::new(&first, &body, 10);
+                let mut in_run = 0;
+                while let Some(found) = cursor.advance().expect("well-formed") {
+                    prop_assert_eq!(found, entry(found.sequence));
+                    read.insert(cursor.key().to_vec(), found.sequence);
+                    in_run += 1;
+                }
+                prop_assert!((1..=RUN_KEYS_MAX).contains(&in_run));
+            }
+            prop_assert_eq!(read, keys);
+        }
+
+        #[test]
+        fn lookups_are_exact(keys in keys(60), probes in keys(60)) {
+            let runs = pack(&keys);
+            for probe in keys.keys().chain(probes.keys()) {
+                let Some((first, body)) = runs.iter().rev().find(|(first, _)| first <= probe) else {
+                    prop_assert!(!keys.contains_key(probe));
+                    continue;
+                };
+                let found = find(first, body, 10, probe).expect("well-formed");
+                prop_assert_eq!(found, keys.get(probe).map(|&sequence| entry(sequence)));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = find(b"a", &body, 10, b"abc");
+            let mut cursor = RunCursor::new(b"a", &body, 10);
+            while let Ok(Some(_)) = cursor.advance() {}
+        }
+    }
+
+    #[test]
+    fn long_keys_end_a_run_early() {
+        let keys = (0..100).map(|at| (vec![at; 500], 10)).collect();
+        let runs = pack(&keys);
+        assert!(
+            runs.iter()
+                .all(|(_, body)| body.len() < RUN_BYTES_MAX + 600)
+        );
+        assert!(runs.len() > 2);
+    }
+}

@@ -1,0 +1,236 @@
+//! Slices: in which batches a topic is.
+//!
+//! A slice is the first sequence of a batch that contains the topic; the log finds the batch by it. Owns
+//! the slices of the newest batches in memory and the encoding of those in a generation: a run of slices of
+//! one topic has the key `topic ++ 0x00 ++ first slice (u64, big-endian)` and, as its body, each further
+//! slice as the varint of its distance to the one before.
+
+use std::collections::HashMap;
+
+use super::error::Fault;
+use crate::event::{Key, Sequence, put_varint, take_varint};
+
+/// The most slices of a run.
+const RUN_SLICES_MAX: usize = 128;
+
+/// Slices in memory, by topic.
+#[derive(Default)]
+pub(super) struct RecentSlices {
+    topics: HashMap<Box<str>, Vec<Sequence>>,
+    /// The greatest slice.
+    newest: Sequence,
+}
+
+impl RecentSlices {
+    /// Adds a batch that contains `topic`; naming a topic of the newest batch again changes nothing.
+    pub(super) fn add(&mut self, topic: &str, first: Sequence) {
+        let slices = match self.topics.get_mut(topic) {
+            Some(slices) => slices,
+            None => self.topics.entry(topic.into()).or_default(),
+        };
+        match slices.last() {
+            Some(&last) if last == first => {}
+            last => {
+                assert!(
+                    last.is_none_or(|&last| last < first),
+                    "batches come in order"
+                );
+                slices.push(first);
+            }
+        }
+        self.newest = self.newest.max(first);
+    }
+
+    /// Takes out the slices below `tail`.
+    pub(super) fn take_below(&mut self, tail: Sequence) -> Self {
+        if self.newest < tail {
+            return std::mem::take(self);
+        }
+        let mut taken = Self::default();
+        self.topics.retain(|topic, slices| {
+            let kept = slices.split_off(slices.partition_point(|&slice| slice < tail));
+            let below = std::mem::replace(slices, kept);
+            if let Some(&last) = below.last() {
+                taken.newest = taken.newest.max(last);
+                taken.topics.insert(topic.clone(), below);
+            }
+            !slices.is_empty()
+        });
+        taken
+    }
+
+    /// The slices of `topic` as [`page`] gives them.
+    pub(super) fn page(&self, topic: &str, from: Sequence, max: usize) -> &[Sequence] {
+        self.topics
+            .get(topic)
+            .map_or(&[], |slices| page(slices, from, max))
+    }
+
+    /// All slices, topics in the order of their bytes.
+    pub(super) fn sorted(&self) -> impl Iterator<Item = (&str, &[Sequence])> {
+        let mut topics: Vec<_> = self
+            .topics
+            .iter()
+            .map(|(topic, slices)| (&**topic, slices.as_slice()))
+            .collect();
+        topics.sort_unstable_by_key(|&(topic, _)| topic);
+        topics.into_iter()
+    }
+}
+
+/// Of ascending slices, the last one at or below `from` and those that follow, at most `max`.
+pub(super) fn page(slices: &[Sequence], from: Sequence, max: usize) -> &[Sequence] {
+    let above = slices.partition_point(|&slice| slice <= from);
+    let rest = &slices[above.saturating_sub(1)..];
+    &rest[..rest.len().min(max)]
+}
+
+/// `topic ++ 0x00`, which the runs of a topic and of no other begin with.
+pub(super) fn topic_prefix(topic: &str) -> Vec<u8> {
+    let mut prefix = Vec::with_capacity(topic.len() + 1 + size_of::<Sequence>());
+    prefix.extend_from_slice(topic.as_bytes());
+    prefix.push(Key::SEPARATOR);
+    prefix
+}
+
+/// The key of the run of `topic` that begins with `first`.
+pub(super) fn run_key(topic: &str, first: Sequence) -> Vec<u8> {
+    let mut key = topic_prefix(topic);
+    key.extend_from_slice(&first.to_be_bytes());
+    key
+}
+
+/// Topic and slices of a run.
+pub(super) fn decode<'a>(
+    key: &'a [u8],
+    mut body: &[u8],
+) -> Result<(&'a str, Vec<Sequence>), Fault> {
+    let malformed = || Fault::new("a run of slices is malformed");
+    let (topic, first) = key.split_last_chunk().ok_or_else(malformed)?;
+    let topic = topic
+        .strip_suffix(&[Key::SEPARATOR])
+        .ok_or_else(malformed)?;
+    let topic = str::from_utf8(topic).map_err(|_| malformed())?;
+    let mut last = u64::from_be_bytes(*first);
+    let mut slices = vec![last];
+    while !body.is_empty() {
+        let distance = take_varint(&mut body).ok_or_else(malformed)?;
+        last = last.checked_add(distance).ok_or_else(malformed)?;
+        slices.push(last);
+    }
+    Ok((topic, slices))
+}
+
+/// Packs slices that come by topic in ascending order, and ascending within a topic.
+#[derive(Default)]
+pub(super) struct SlicesWriter {
+    topic: String,
+    slices: Vec<Sequence>,
+}
+
+impl SlicesWriter {
+    /// Whether `topic` does not go into the run that is being packed.
+    pub(super) fn is_full_for(&self, topic: &str) -> bool {
+        self.slices.len() >= RUN_SLICES_MAX || (!self.slices.is_empty() && self.topic != topic)
+    }
+
+    /// Adds a slice; the run must not be full for it.
+    pub(super) fn push(&mut self, topic: &str, slice: Sequence) {
+        match self.slices.last() {
+            Some(&last) => assert!(last < slice, "slices come in ascending order"),
+            None => {
+                self.topic.clear();
+                self.topic.push_str(topic);
+            }
+        }
+        self.slices.push(slice);
+    }
+
+    /// Key and body of the run, none if it holds nothing; the next slice begins a new run.
+    pub(super) fn take(&mut self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let key = run_key(&self.topic, *self.slices.first()?);
+        let mut body = Vec::new();
+        for pair in self.slices.windows(2) {
+            put_varint(pair[1] - pair[0], &mut body);
+        }
+        self.slices.clear();
+        Some((key, body))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn topics() -> impl Strategy<Value = BTreeMap<String, BTreeSet<Sequence>>> {
+        let slices = prop::collection::btree_set(any::<u64>(), 1..300);
+        prop::collection::btree_map("[a-c ]{1,3}", slices, 1..5)
+    }
+
+    proptest! {
+        #[test]
+        fn runs_round_trip_in_order(topics in topics()) {
+            let mut recent = RecentSlices::default();
+            for (topic, slices) in &topics {
+                slices.iter().for_each(|&slice| recent.add(topic, slice));
+            }
+            let mut writer = SlicesWriter::default();
+            let mut runs = Vec::new();
+            for (topic, slices) in recent.sorted() {
+                for &slice in slices {
+                    if writer.is_full_for(topic) {
+                        runs.extend(writer.take());
+                    }
+                    writer.push(topic, slice);
+                }
+            }
+            runs.extend(writer.take());
+            prop_assert!(runs.is_sorted_by(|(one, _), (other, _)| one < other));
+            let mut read: BTreeMap<String, BTreeSet<Sequence>> = BTreeMap::new();
+            for (key, body) in &runs {
+                let (topic, slices) = decode(key, body).expect("well-formed");
+                prop_assert!(slices.len() <= RUN_SLICES_MAX);
+                read.entry(topic.to_owned()).or_default().extend(slices);
+            }
+            prop_assert_eq!(read, topics);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(key: Vec<u8>, body: Vec<u8>) {
+            let _ = decode(&key, &body);
+        }
+    }
+
+    #[test]
+    fn a_page_begins_with_the_batch_that_may_hold_from() {
+        for (from, max, expected) in [
+            (0, 9, &[10, 20, 30][..]),
+            (10, 9, &[10, 20, 30]),
+            (19, 9, &[10, 20, 30]),
+            (20, 9, &[20, 30]),
+            (25, 1, &[20]),
+            (99, 9, &[30]),
+        ] {
+            assert_eq!(page(&[10, 20, 30], from, max), expected, "from {from}");
+        }
+        assert!(page(&[], 5, 9).is_empty());
+    }
+
+    #[test]
+    fn taking_leaves_the_newer_slices() {
+        let mut recent = RecentSlices::default();
+        for (topic, slice) in [("a", 1), ("b", 1), ("a", 1), ("a", 5), ("c", 9)] {
+            recent.add(topic, slice);
+        }
+        let taken = recent.take_below(5);
+        assert_eq!(taken.page("a", 0, 9), [1]);
+        assert_eq!(taken.page("b", 0, 9), [1]);
+        assert_eq!(recent.page("a", 0, 9), [5]);
+        assert_eq!(recent.page("b", 0, 9), [] as [u64; 0]);
+        assert_eq!(recent.page("c", 0, 9), [9]);
+    }
+}

@@ -1,0 +1,120 @@
+//! Survey: finds and opens the generations in a folder and says which folders cannot be used.
+//!
+//! Removes nothing itself; what to do with the rejected is the caller's.
+
+use std::{
+    cmp::Reverse,
+    fs, io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+use super::{
+    disk,
+    error::{Fault, OpenError},
+    generation::{Generation, Unusable},
+};
+use crate::event::Sequence;
+
+/// A folder of a generation that cannot be used.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    /// The folder.
+    pub path: PathBuf,
+    /// Why, for the operator.
+    pub reason: Arc<str>,
+}
+
+/// The generations of a folder.
+pub(super) struct Survey {
+    /// Sorted, without overlap.
+    pub(super) generations: Vec<Arc<Generation>>,
+    pub(super) rejected: Vec<Rejected>,
+}
+
+/// Opens the generations in the folder `dir` that end at or below `tail`.
+pub(super) fn survey(dir: &Path, tail: Sequence) -> Result<Survey, OpenError> {
+    let mut rejected = Vec::new();
+    let mut reject = |path: &Path, fault: Fault| {
+        rejected.push(Rejected {
+            path: path.to_owned(),
+            reason: fault.0,
+        });
+    };
+    let mut found = Vec::new();
+    for (path, range) in folders(dir).map_err(OpenError::io(dir))? {
+        if range.end > tail {
+            let reason = format!("it is ahead of the log, which ends at {tail}");
+            reject(&path, Fault::new(reason));
+        } else {
+            found.push((path, range));
+        }
+    }
+    let mut opened = Vec::new();
+    for (path, outcome) in open_all(found) {
+        match outcome {
+            Ok(generation) => opened.push(generation),
+            Err(Unusable::Damaged(fault)) => reject(&path, fault),
+            Err(Unusable::Unreadable(source)) => return Err(OpenError::Io { path, source }),
+        }
+    }
+    // A crash between publishing a merged generation and removing its parents leaves both.
+    opened.sort_by_key(|one| Reverse(one.range().end - one.range().start));
+    let mut generations: Vec<Arc<Generation>> = Vec::new();
+    for generation in opened {
+        let range = generation.range();
+        let overlaps = |other: &Arc<Generation>| {
+            let other = other.range();
+            range.start < other.end && other.start < range.end
+        };
+        if generations.iter().any(overlaps) {
+            let reason = Fault::new("a greater generation holds the same sequences");
+            reject(generation.path(), reason);
+        } else {
+            generations.push(Arc::new(generation));
+        }
+    }
+    generations.sort_by_key(|generation| generation.range().start);
+    Ok(Survey {
+        generations,
+        rejected,
+    })
+}
+
+/// The folders in `dir` that have the name of a generation.
+fn folders(dir: &Path) -> io::Result<Vec<(PathBuf, Range<Sequence>)>> {
+    let mut folders = Vec::new();
+    for found in fs::read_dir(dir)? {
+        let found = found?;
+        if let Some(range) = disk::parse_folder_name(&found.file_name().to_string_lossy()) {
+            folders.push((found.path(), range));
+        }
+    }
+    Ok(folders)
+}
+
+/// Opens generations, as many at a time as there are processors.
+fn open_all(
+    folders: Vec<(PathBuf, Range<Sequence>)>,
+) -> Vec<(PathBuf, Result<Generation, Unusable>)> {
+    let at_a_time = thread::available_parallelism().map_or(1, usize::from);
+    let mut opened = Vec::with_capacity(folders.len());
+    for group in folders.chunks(at_a_time) {
+        thread::scope(|scope| {
+            let threads: Vec<_> = group
+                .iter()
+                .map(|(path, range)| scope.spawn(|| Generation::open(path, range.clone())))
+                .collect();
+            for ((path, _), thread) in group.iter().zip(threads) {
+                // sled asserts what it reads: its panic says that the files are damaged.
+                let outcome = thread
+                    .join()
+                    .unwrap_or_else(|_| Err(Fault::new("sled panicked").into()));
+                opened.push((path.clone(), outcome));
+            }
+        });
+    }
+    opened
+}

@@ -1,0 +1,400 @@
+//! The index as a whole: what its writer, its readers and a restart see while parts move.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::{
+    testing::{batch_of, build, entry, key_at, topic, topic_at},
+    *,
+};
+
+const OPTIONS: IndexOptions = IndexOptions {
+    keys_per_generation: 100,
+    merge_fanout: 3,
+};
+/// Batches have this many events.
+const BATCH: Sequence = 2;
+const TOPICS: [&str; 3] = ["orders", "orders eu", "payments"];
+
+fn dir() -> TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+/// An index in `dir` of the events below `tail`, with nothing missing.
+fn open(dir: &Path, tail: Sequence) -> Index {
+    let mut index = Index::open(dir, OPTIONS, tail).expect("opens");
+    for range in index.missing() {
+        let mut rebuild = index.rebuild(range.clone());
+        for first in range.step_by(BATCH as usize) {
+            let batch = first..(first + BATCH).min(tail);
+            rebuild
+                .add_batch(batch.clone().map(topic_at), first)
+                .expect("built");
+            for sequence in batch {
+                rebuild.insert(&key_at(sequence), entry(sequence));
+            }
+        }
+        rebuild.finish().expect("built");
+    }
+    assert_eq!(index.missing(), []);
+    index
+}
+
+/// Stores the events `range`, from batch to batch.
+fn store(index: &mut Index, range: Range<Sequence>) {
+    let reader = index.reader();
+    for first in range.step_by(BATCH as usize) {
+        for sequence in first..first + BATCH {
+            index.insert(&key_at(sequence), entry(sequence));
+        }
+        reader.add_slices((first..first + BATCH).map(topic_at), first);
+        index.seal_if_full(first + BATCH).expect("sealed");
+    }
+}
+
+fn check_keys(index: &Index, tail: Sequence) {
+    for sequence in FIRST_SEQUENCE..tail + 10 {
+        let expected = (sequence < tail).then(|| entry(sequence));
+        let found = index.get(&key_at(sequence), FIRST_SEQUENCE);
+        assert_eq!(found.expect("readable"), expected, "{sequence}");
+    }
+}
+
+/// Reads all slices of a topic page by page, as a reader of that topic does.
+fn all_slices(reader: &IndexReader, name: &str, max: usize) -> Vec<Sequence> {
+    let mut all: Vec<Sequence> = Vec::new();
+    let mut from = FIRST_SEQUENCE;
+    loop {
+        let mut page = reader.slices(&topic(name), from, max).expect("readable");
+        assert!(page.len() <= max);
+        if page.first() == all.last() {
+            page.drain(..page.len().min(1));
+        }
+        let Some(last) = page.last() else {
+            return all;
+        };
+        from = last + BATCH;
+        all.extend(page);
+    }
+}
+
+fn expected_slices(name: &str, tail: Sequence) -> Vec<Sequence> {
+    let mut slices: Vec<_> = (FIRST_SEQUENCE..tail)
+        .filter(|&sequence| topic_at(sequence) == name)
+        .map(batch_of)
+        .collect();
+    slices.dedup();
+    slices
+}
+
+fn check_slices(index: &Index, tail: Sequence) {
+    for name in TOPICS {
+        assert_eq!(
+            all_slices(&index.reader(), name, 7),
+            expected_slices(name, tail)
+        );
+    }
+}
+
+fn ranges(index: &Index) -> Vec<Range<Sequence>> {
+    let generations = index.reader().generations();
+    generations.into_iter().map(|(range, _)| range).collect()
+}
+
+/// Waits until the merging thread has left these generations.
+fn await_ranges(index: &Index, expected: &[Range<Sequence>]) {
+    while ranges(index) != expected {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn keys_are_found_wherever_they_are() {
+    let dir = dir();
+    let mut index = open(dir.path(), 1);
+    store(&mut index, 1..1_251);
+    check_keys(&index, 1_251);
+    check_slices(&index, 1_251);
+    index.seal_now(1_251).expect("sealed");
+    assert_eq!(index.reader().sealed_to(), 1_251);
+    let view = index.reader().view();
+    assert!((1..1_251).all(|sequence| view.may_contain(&key_at(sequence))));
+    assert_eq!(view.get(&key_at(700)).expect("readable"), Some(entry(700)));
+    check_keys(&index, 1_251);
+    drop((view, index));
+    let index = open(dir.path(), 1_251);
+    check_keys(&index, 1_251);
+    check_slices(&index, 1_251);
+}
+
+#[test]
+fn generations_are_merged_in_tiers_and_their_folders_removed() {
+    let dir = dir();
+    let mut index = open(dir.path(), 1);
+    let view = index.reader().view();
+    store(&mut index, 1..1_201);
+    index.seal_now(1_201).expect("sealed");
+    await_ranges(&index, &[1..901, 901..1_201]);
+    assert_eq!(index.reader().generations()[0], (1..901, 900));
+    check_keys(&index, 1_201);
+    check_slices(&index, 1_201);
+    assert_eq!(view.sealed_to(), 1);
+    assert!(index.reader().storage_bytes() > 0);
+    drop(index);
+    assert_eq!(
+        fs::read_dir(dir.path()).expect("listed").count(),
+        2,
+        "what no view shows is removed at the latest when the thread stops"
+    );
+}
+
+#[test]
+fn readers_see_each_slice_once_while_parts_move() {
+    let dir = dir();
+    let mut index = open(dir.path(), 1);
+    let tail = AtomicU64::new(1);
+    let end = 2_401;
+    thread::scope(|scope| {
+        for name in TOPICS {
+            let (reader, tail) = (index.reader(), &tail);
+            scope.spawn(move || {
+                loop {
+                    let durable = tail.load(Ordering::Acquire);
+                    let mut seen = all_slices(&reader, name, 16);
+                    assert!(seen.is_sorted_by(|one, other| one < other));
+                    seen.retain(|&slice| slice < durable);
+                    assert_eq!(seen, expected_slices(name, durable));
+                    let view = reader.view();
+                    for sequence in (1..view.sealed_to()).step_by(97) {
+                        let found = view.get(&key_at(sequence)).expect("readable");
+                        assert_eq!(found, Some(entry(sequence)));
+                    }
+                    if durable == end {
+                        break;
+                    }
+                }
+            });
+        }
+        for first in (1..end).step_by(20) {
+            store(&mut index, first..first + 20);
+            tail.store(first + 20, Ordering::Release);
+        }
+    });
+    check_keys(&index, end);
+}
+
+#[test]
+fn the_writer_looks_only_where_the_caller_did_not() {
+    let dir = dir();
+    let mut index = open(dir.path(), 1);
+    store(&mut index, 1..51);
+    index.seal_now(51).expect("sealed");
+    let looked_to = index.reader().view().sealed_to();
+    assert_eq!(looked_to, 51);
+    store(&mut index, 51..81);
+    index.seal_now(81).expect("sealed");
+    store(&mut index, 81..91);
+    let found = |sequence| index.get(&key_at(sequence), looked_to).expect("readable");
+    assert_eq!(found(10), None, "the caller has looked there");
+    assert_eq!(found(60), Some(entry(60)), "sealed since");
+    assert_eq!(found(90), Some(entry(90)), "recent");
+}
+
+#[test]
+fn what_is_in_flight_stays_when_the_rest_is_sealed() {
+    let dir = dir();
+    let mut index = open(dir.path(), 1);
+    store(&mut index, 1..51);
+    for sequence in 51..55 {
+        index.insert(&key_at(sequence), entry(sequence));
+    }
+    index.seal_now(51).expect("sealed");
+    assert_eq!(index.reader().sealed_to(), 51);
+    check_keys(&index, 55);
+    index.truncate(53);
+    check_keys(&index, 53);
+    index.truncate(51);
+    check_keys(&index, 51);
+    store(&mut index, 51..61);
+    check_keys(&index, 61);
+    check_slices(&index, 61);
+}
+
+#[test]
+fn lost_generations_are_rebuilt() {
+    let dir = dir();
+    drop(build(dir.path(), 1..301));
+    let damaged = build(dir.path(), 301..551).path().to_owned();
+    drop(build(dir.path(), 551..601));
+    drop(build(dir.path(), 601..701));
+    fs::write(damaged.join("filter"), "").expect("written");
+    fs::create_dir(dir.path().join("left.tmp")).expect("created");
+
+    let (reader, rejected) = inspect(dir.path(), 651).expect("opens");
+    let mut found: Vec<_> = rejected.iter().map(|one| one.reason.to_string()).collect();
+    found.sort();
+    assert!(
+        found[0].contains("failed to fill whole buffer"),
+        "{found:?}"
+    );
+    assert_eq!(found[1], "it is ahead of the log, which ends at 651");
+    assert_eq!(reader.generations(), [(1..301, 300), (551..601, 50)]);
+    assert!(damaged.exists(), "an inspection removes nothing");
+    drop(reader);
+
+    let index = Index::open(dir.path(), OPTIONS, 651).expect("opens");
+    assert_eq!(index.missing(), [301..551, 601..651]);
+    assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 2);
+    drop(index);
+    let index = open(dir.path(), 651);
+    assert_eq!(
+        index.reader().sealed_to(),
+        601,
+        "the last range is in memory"
+    );
+    check_keys(&index, 651);
+    check_slices(&index, 651);
+}
+
+#[test]
+fn of_a_merge_that_was_cut_short_the_greater_is_kept() {
+    let dir = dir();
+    drop(build(dir.path(), 1..101));
+    drop(build(dir.path(), 101..201));
+    drop(build(dir.path(), 1..201));
+    drop(build(dir.path(), 151..251));
+    let index = open(dir.path(), 251);
+    assert_eq!(index.reader().generations(), [(1..201, 200)]);
+    assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
+    check_keys(&index, 251);
+}
+
+#[test]
+fn a_reader_that_is_left_keeps_the_index_from_opening_and_nothing_is_removed() {
+    let dir = dir();
+    drop(build(dir.path(), 1..101));
+    let (reader, _) = inspect(dir.path(), 101).expect("opens");
+    let error = Index::open(dir.path(), OPTIONS, 101).err().expect("locked");
+    let OpenError::Io { source, .. } = error;
+    assert!(
+        source.to_string().contains("could not acquire lock"),
+        "{source}"
+    );
+    drop(reader);
+    let index = open(dir.path(), 101);
+    assert_eq!(index.reader().generations(), [(1..101, 100)]);
+}
+
+#[test]
+fn an_unwritable_folder_refuses_and_heals() {
+    let dir = dir();
+    let mut index = open(dir.path(), 1);
+    // A file where the temporary folder goes makes the build fail.
+    let obstacle = dir
+        .path()
+        .join(format!("{}.tmp", disk::folder_name(&(1..101))));
+    fs::write(&obstacle, "").expect("written");
+    // Two parts are frozen; the third has to wait, and may not.
+    store(&mut index, 1..201);
+    let reader = index.reader();
+    for first in (201..301).step_by(BATCH as usize) {
+        for sequence in first..first + BATCH {
+            index.insert(&key_at(sequence), entry(sequence));
+        }
+        reader.add_slices((first..first + BATCH).map(topic_at), first);
+    }
+    let refused = index.seal_if_full(301).expect_err("two parts wait");
+    assert!(matches!(refused, IndexError::Seal { .. }), "{refused}");
+    check_keys(&index, 301);
+    check_slices(&index, 301);
+    fs::remove_file(&obstacle).expect("removed");
+    while index.seal_if_full(301).is_err() {
+        thread::park_timeout(Duration::from_millis(10));
+    }
+    index.seal_now(301).expect("sealed");
+    check_keys(&index, 301);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Store(u8),
+    /// Insert without making durable, then forget.
+    Abort(u8),
+    Seal,
+    Reopen,
+    /// Reopen after one generation was lost.
+    Lose(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (1u8..60).prop_map(Step::Store),
+        1 => (1u8..60).prop_map(Step::Abort),
+        2 => Just(Step::Seal),
+        1 => Just(Step::Reopen),
+        1 => any::<u8>().prop_map(Step::Lose),
+    ];
+    prop::collection::vec(step, 1..16)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn it_is_a_map(steps in steps()) {
+        let dir = dir();
+        let mut index = open(dir.path(), 1);
+        let mut tail = 1;
+        let mut model = HashMap::new();
+        for step in steps {
+            match step {
+                Step::Store(batches) => {
+                    let end = tail + Sequence::from(batches) * BATCH;
+                    store(&mut index, tail..end);
+                    model.extend((tail..end).map(|sequence| (sequence, entry(sequence))));
+                    tail = end;
+                }
+                Step::Abort(events) => {
+                    for sequence in tail..tail + Sequence::from(events) {
+                        index.insert(&key_at(sequence), entry(sequence));
+                    }
+                    index.seal_if_full(tail).expect("sealed");
+                    index.truncate(tail);
+                }
+                Step::Seal => index.seal_now(tail).expect("sealed"),
+                Step::Reopen => {
+                    drop(index);
+                    index = open(dir.path(), tail);
+                }
+                Step::Lose(which) => {
+                    drop(index);
+                    let folders: BTreeMap<_, _> = fs::read_dir(dir.path())
+                        .expect("listed")
+                        .map(|found| found.expect("listed").path())
+                        .enumerate()
+                        .collect();
+                    if let Some(lost) = folders.get(&(usize::from(which) % folders.len().max(1))) {
+                        fs::remove_dir_all(lost).expect("removed");
+                    }
+                    index = open(dir.path(), tail);
+                }
+            }
+            for sequence in 1..tail + 20 {
+                let found = index.get(&key_at(sequence), 1).expect("readable");
+                prop_assert_eq!(found, model.get(&sequence).copied());
+            }
+        }
+        for name in TOPICS {
+            prop_assert_eq!(all_slices(&index.reader(), name, 5), expected_slices(name, tail));
+        }
+    }
+}
