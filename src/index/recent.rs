@@ -127,14 +127,29 @@ impl Recent {
 
     /// All keys and entries in the order of the keys' bytes.
     pub(super) fn sorted(&self) -> impl Iterator<Item = (&[u8], Entry)> {
-        let mut order: Vec<_> = self
+        // Most comparisons end within the first bytes, and those are at hand.
+        let mut order: Vec<(u128, &Slot)> = self
             .slots
             .iter()
-            .map(|&slot| (key_of(&self.chunks, slot), slot.entry))
+            .map(|slot| (front_of(key_of(&self.chunks, *slot)), slot))
             .collect();
-        order.sort_unstable_by_key(|&(key, _)| key);
-        order.into_iter()
+        order.sort_unstable_by(|(front, slot), (other_front, other)| {
+            front
+                .cmp(other_front)
+                .then_with(|| key_of(&self.chunks, **slot).cmp(key_of(&self.chunks, **other)))
+        });
+        order
+            .into_iter()
+            .map(|(_, slot)| (key_of(&self.chunks, *slot), slot.entry))
     }
+}
+
+/// The first 16 bytes of a key as a number: one is below another only if its key is.
+fn front_of(key: &[u8]) -> u128 {
+    let mut front = [0; size_of::<u128>()];
+    let len = key.len().min(front.len());
+    front[..len].copy_from_slice(&key[..len]);
+    u128::from_be_bytes(front)
 }
 
 /// Copies `key` behind the last one and returns its place.
