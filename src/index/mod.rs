@@ -211,6 +211,17 @@ pub fn inspect(dir: &Path, tail: Sequence) -> Result<(IndexReader, Vec<Rejected>
     Ok((IndexReader::new(parts), rejected))
 }
 
+/// Where the last generation in the folder `dir` ends, by its name, whole or not; the first sequence if there
+/// is none. All below was durable in the log when it was sealed.
+pub fn covered_to(dir: &Path) -> Result<Sequence, OpenError> {
+    if !dir.exists() {
+        return Ok(FIRST_SEQUENCE);
+    }
+    let folders = survey::folders(dir).map_err(OpenError::io(dir))?;
+    let ends = folders.iter().map(|(_, range)| range.end);
+    Ok(ends.max().unwrap_or(FIRST_SEQUENCE))
+}
+
 /// What `generations` do not cover of the sequences below `tail`.
 fn gaps(generations: &[Arc<Generation>], tail: Sequence) -> Vec<Range<Sequence>> {
     let mut from = FIRST_SEQUENCE;

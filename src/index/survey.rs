@@ -84,7 +84,7 @@ pub(super) fn survey(dir: &Path, tail: Sequence) -> Result<Survey, OpenError> {
 }
 
 /// The folders in `dir` that have the name of a generation.
-fn folders(dir: &Path) -> io::Result<Vec<(PathBuf, Range<Sequence>)>> {
+pub(super) fn folders(dir: &Path) -> io::Result<Vec<(PathBuf, Range<Sequence>)>> {
     let mut folders = Vec::new();
     for found in fs::read_dir(dir)? {
         let found = found?;
