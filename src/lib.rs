@@ -7,4 +7,5 @@ pub mod event;
 pub mod grpc;
 pub mod index;
 pub mod log;
+pub mod partition;
 pub mod proto;

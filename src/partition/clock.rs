@@ -1,0 +1,44 @@
+//! The server's clock, as the log needs it: it never goes back.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::event::UnixNanos;
+
+/// A source of the current time.
+pub type TimeSource = fn() -> UnixNanos;
+
+/// The system's clock.
+pub fn system_time() -> UnixNanos {
+    let since_epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    UnixNanos::try_from(since_epoch.as_nanos()).unwrap_or(UnixNanos::MAX)
+}
+
+/// A clock that gives no time before one it gave, or found in the log.
+pub(super) struct Clock {
+    source: TimeSource,
+    last: UnixNanos,
+}
+
+impl Clock {
+    pub fn new(source: TimeSource, last: UnixNanos) -> Self {
+        Self { source, last }
+    }
+
+    pub fn now(&mut self) -> UnixNanos {
+        self.last = self.last.max((self.source)());
+        self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn never_goes_back() {
+        assert_eq!(Clock::new(|| 5, 7).now(), 7);
+        assert_eq!(Clock::new(|| 9, 7).now(), 9);
+    }
+}

@@ -1,0 +1,245 @@
+//! A partition: one log, its index and counters, and the threads that serve them.
+//!
+//! [`Partition`] is a handle, cheap to clone; [`Threads`] owns what runs behind it. Events go
+//! handler -> [writer] -> [syncer] -> readers; nobody but the syncer touches the log's end, nobody
+//! but the writer the index's.
+
+mod clock;
+mod cursor;
+mod open;
+mod reader;
+mod request;
+mod stats;
+mod syncer;
+mod tail;
+mod writer;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use thiserror::Error;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    task::spawn_blocking,
+};
+
+pub use self::{
+    clock::{TimeSource, system_time},
+    cursor::CursorError,
+    open::{OpenError, PartitionOptions, Recovery, Threads, lock_data_dir, open},
+    reader::{Chunk, Reader, Start},
+    request::{Outcome, PublishError, Rejection},
+    stats::{Counters, CountersError, Snapshot, TopicCounters},
+};
+use self::{
+    request::{Candidate, Message, Request},
+    stats::{Dropped, Stats},
+    tail::DurableTail,
+};
+use crate::{
+    event::{Event, Key, Sequence, StoredEvent},
+    index::{Entry, IndexError, IndexReader},
+    log::{FileReader, LogReader, ReadError as LogReadError},
+};
+
+/// Whether a partition can store events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It can.
+    Serving,
+    /// A write or sync failed, or the index is damaged. Only a restart helps; reads go on.
+    Failed,
+}
+
+/// Why stored events could not be read.
+#[derive(Clone, Debug, Error)]
+pub enum ReadError {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] Arc<LogReadError>),
+    /// The index.
+    #[error(transparent)]
+    Index(#[from] Arc<IndexError>),
+    /// The cursor.
+    #[error("cursor: {0}")]
+    Cursor(#[from] CursorError),
+    /// The partition has stopped.
+    #[error("the server is stopping; connect again")]
+    Stopping,
+}
+
+/// A handle on a partition.
+pub struct Partition<R = FileReader>(Arc<Shared<R>>);
+
+struct Shared<R> {
+    log: R,
+    index: IndexReader,
+    stats: Arc<Stats>,
+    tail: Arc<DurableTail>,
+    queue: mpsc::Sender<Message>,
+    health: watch::Receiver<Health>,
+    ingest: Arc<Semaphore>,
+}
+
+impl<R> Clone for Partition<R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// The outcomes of a submitted request, one per event in order, once all of them are durable.
+pub struct PendingOutcomes(oneshot::Receiver<Result<Vec<Outcome>, PublishError>>);
+
+impl Future for PendingOutcomes {
+    type Output = Result<Vec<Outcome>, PublishError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = ready!(Pin::new(&mut self.0).poll(cx));
+        // The threads answer every request, unless they panicked.
+        Poll::Ready(answer.unwrap_or(Err(PublishError::Failed)))
+    }
+}
+
+impl<R: LogReader> Partition<R> {
+    /// The budget of bytes of requests that are being received, checked or synced. Whoever brings a
+    /// request takes its size from here first, and hands the permit over with it.
+    pub fn ingest(&self) -> &Arc<Semaphore> {
+        &self.0.ingest
+    }
+
+    /// Puts the events of one request in the queue, after those of earlier calls. Waits while the queue
+    /// is full. `permit` is held until the outcomes are there.
+    pub async fn submit(
+        &self,
+        events: Vec<Event>,
+        rejection: Rejection,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<PendingOutcomes, PublishError> {
+        let (candidates, looked_to) = self.look_up(events).await?;
+        let (reply, outcomes) = oneshot::channel();
+        let request = Request {
+            candidates,
+            looked_to,
+            rejection,
+            permit,
+            reply,
+        };
+        let sent = self.0.queue.send(Message::Publish(request)).await;
+        sent.map_err(|_| PublishError::Stopping)?;
+        Ok(PendingOutcomes(outcomes))
+    }
+
+    /// Looks events up in the sealed parts of the index: filters here, sled on a blocking thread.
+    async fn look_up(
+        &self,
+        events: Vec<Event>,
+    ) -> Result<(Vec<Candidate>, Sequence), PublishError> {
+        let view = self.0.index.view();
+        let looked_to = view.sealed_to();
+        let candidates: Vec<Candidate> = events
+            .into_iter()
+            .map(|event| Candidate {
+                event,
+                sealed: None,
+            })
+            .collect();
+        let may_contain = |candidate: &Candidate| view.may_contain(candidate.event.key());
+        if !candidates.iter().any(may_contain) {
+            return Ok((candidates, looked_to));
+        }
+        let found = spawn_blocking(move || {
+            let mut candidates = candidates;
+            for candidate in &mut candidates {
+                candidate.sealed = view.get(candidate.event.key())?;
+            }
+            Ok::<_, IndexError>(candidates)
+        });
+        let found = found.await.map_err(|_| PublishError::Stopping)?;
+        match found {
+            Ok(candidates) => Ok((candidates, looked_to)),
+            Err(error) => {
+                tracing::error!(%error, "the index is damaged; restart to rebuild it from the log");
+                Err(PublishError::Failed)
+            }
+        }
+    }
+
+    /// Counts events that broke a limit and were not submitted.
+    pub fn count_rejected(&self, rejected: u64) {
+        self.0.stats.add_dropped(&Dropped {
+            rejected,
+            ..Dropped::default()
+        });
+    }
+
+    /// The stored event with this key, if there is one and it is durable.
+    pub async fn get(&self, key: Key) -> Result<Option<StoredEvent>, ReadError> {
+        let Some(entry) = self.find(key).await? else {
+            return Ok(None);
+        };
+        let partition = self.clone();
+        let read = spawn_blocking(move || partition.read_event(entry.sequence));
+        read.await.map_err(|_| ReadError::Stopping)?
+    }
+
+    async fn find(&self, key: Key) -> Result<Option<Entry>, ReadError> {
+        let view = self.0.index.view();
+        let looked_to = view.sealed_to();
+        if view.may_contain(&key) {
+            let key = key.clone();
+            let found = spawn_blocking(move || view.get(&key));
+            let found = found.await.map_err(|_| ReadError::Stopping)?;
+            if let Some(entry) = found.map_err(Arc::new)? {
+                return Ok(Some(entry));
+            }
+        }
+        let (reply, found) = oneshot::channel();
+        let find = Message::Find {
+            key,
+            looked_to,
+            reply,
+        };
+        let sent = self.0.queue.send(find).await;
+        sent.map_err(|_| ReadError::Stopping)?;
+        let found = found.await.map_err(|_| ReadError::Stopping)??;
+        Ok(found.filter(|entry| entry.sequence < self.durable_tail()))
+    }
+
+    fn read_event(&self, sequence: Sequence) -> Result<Option<StoredEvent>, ReadError> {
+        let batch = match self.0.tail.recent(sequence) {
+            Some(batch) => Some(batch),
+            None => self.0.log.read(sequence, None).map_err(Arc::new)?,
+        };
+        let mut events = batch.iter().flat_map(|batch| batch.events());
+        Ok(events.find(|event| event.sequence == sequence))
+    }
+
+    /// Every event below it is durable.
+    pub fn durable_tail(&self) -> Sequence {
+        self.0.tail.get()
+    }
+
+    /// Whether events can be stored, now and as it changes.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.0.health.clone()
+    }
+
+    /// The counters over all topics, and the number of topics.
+    pub fn totals(&self) -> (Counters, usize) {
+        self.0.stats.totals()
+    }
+
+    /// The counters of the first `max` topics by name that begin with `prefix`.
+    pub fn topics(&self, prefix: &str, max: usize) -> Vec<(crate::event::Topic, TopicCounters)> {
+        self.0.stats.topics(prefix, max)
+    }
+
+    /// The bytes of the log and the index on disk. Asks the file system; call it on a blocking thread.
+    pub fn storage_bytes(&self) -> u64 {
+        self.0.log.storage_bytes() + self.0.index.storage_bytes()
+    }
+}

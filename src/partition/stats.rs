@@ -1,0 +1,365 @@
+//! Counters of a partition and its topics, and the file that keeps them over a restart.
+//!
+//! The file is a snapshot of all counters as of a durable tail. What was stored since is counted again from
+//! the log, so unique events are exact even after a crash; duplicates, conflicts and rejections since the
+//! snapshot are lost by a crash, and only by a crash.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{
+    event::{FIRST_SEQUENCE, Sequence, Topic, UnixNanos},
+    log::Batch,
+};
+
+const FILE_NAME: &str = "counters.json";
+const FILE_VERSION: u32 = 1;
+
+/// Counters over the life of a data directory. Always,
+/// received = unique_processed + duplicate_dropped + rejected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Events of all answered requests.
+    pub received: u64,
+    /// Events stored.
+    pub unique_processed: u64,
+    /// Events dropped because their key was stored already.
+    pub duplicate_dropped: u64,
+    /// How many of `duplicate_dropped` had another content than the stored event.
+    pub conflicts: u64,
+    /// Events that broke a limit.
+    pub rejected: u64,
+}
+
+/// Counters of one topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicCounters {
+    /// Events stored in it.
+    pub unique_processed: u64,
+    /// Events dropped because their key was stored in it already.
+    pub duplicate_dropped: u64,
+    /// When its last event was stored.
+    pub last_received_at: UnixNanos,
+}
+
+/// What the requests answered with one batch add to the counters, apart from the batch itself.
+#[derive(Debug, Default)]
+pub struct Dropped {
+    /// Duplicates, conflicts among them, by topic.
+    pub duplicates: BTreeMap<Topic, u64>,
+    /// How many of them are conflicts.
+    pub conflicts: u64,
+    /// Events that broke a limit.
+    pub rejected: u64,
+}
+
+/// All counters as of a durable tail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    version: u32,
+    /// Every stored event below it is counted.
+    pub tail: Sequence,
+    /// Over all topics.
+    pub counters: Counters,
+    topics: BTreeMap<String, TopicCounters>,
+}
+
+/// The file of counters cannot be used.
+#[derive(Clone, Debug, Error)]
+pub enum CountersError {
+    /// The file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: Arc<io::Error>,
+    },
+    /// The file is damaged.
+    #[error("{}: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl CountersError {
+    fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            source: Arc::new(source),
+        }
+    }
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            version: FILE_VERSION,
+            tail: FIRST_SEQUENCE,
+            counters: Counters::default(),
+            topics: BTreeMap::new(),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Reads the snapshot of a data directory; `None` if it has none yet.
+    pub fn load(data_dir: &Path) -> Result<Option<Self>, CountersError> {
+        let path = data_dir.join(FILE_NAME);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(CountersError::io(&path, error)),
+        };
+        let damaged = |reason: String| CountersError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let snapshot: Self =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        snapshot.check().map_err(damaged)?;
+        Ok(Some(snapshot))
+    }
+
+    /// Replaces the snapshot of a data directory; durable on return.
+    pub fn save(&self, data_dir: &Path) -> Result<(), CountersError> {
+        let path = data_dir.join(FILE_NAME);
+        let new = data_dir.join(format!("{FILE_NAME}.new"));
+        let write = || {
+            let file = fs::File::create(&new)?;
+            let mut file = io::BufWriter::new(file);
+            serde_json::to_writer(&mut file, self)?;
+            file.into_inner()?.sync_all()?;
+            fs::rename(&new, &path)?;
+            fs::File::open(data_dir)?.sync_all()
+        };
+        write().map_err(|error| CountersError::io(&path, error))
+    }
+
+    /// The invariants of a snapshot; the file may come from anywhere.
+    fn check(&self) -> Result<(), String> {
+        let Counters {
+            received,
+            unique_processed,
+            duplicate_dropped,
+            conflicts,
+            rejected,
+        } = self.counters;
+        if self.version != FILE_VERSION {
+            return Err(format!(
+                "version {}, this server knows {FILE_VERSION}",
+                self.version
+            ));
+        }
+        let sum = unique_processed
+            .checked_add(duplicate_dropped)
+            .and_then(|sum| sum.checked_add(rejected));
+        let stored = self
+            .topics
+            .values()
+            .try_fold(0u64, |sum, topic| sum.checked_add(topic.unique_processed));
+        if sum != Some(received)
+            || conflicts > duplicate_dropped
+            || stored != Some(unique_processed)
+            || self.tail.checked_sub(FIRST_SEQUENCE) != Some(unique_processed)
+            || self.topics.keys().any(|topic| Topic::new(topic).is_err())
+        {
+            return Err("the counters contradict each other".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The counters of a running partition. Shared; every method takes a short lock.
+pub struct Stats(Mutex<State>);
+
+struct State {
+    tail: Sequence,
+    counters: Counters,
+    topics: BTreeMap<Topic, TopicCounters>,
+}
+
+impl Stats {
+    /// Goes on from a snapshot.
+    pub fn new(snapshot: Snapshot) -> Self {
+        let topics = snapshot.topics.into_iter().map(|(topic, counters)| {
+            let topic = Topic::new(&topic).expect("a snapshot holds valid topics");
+            (topic, counters)
+        });
+        Self(Mutex::new(State {
+            tail: snapshot.tail,
+            counters: snapshot.counters,
+            topics: topics.collect(),
+        }))
+    }
+
+    /// Every stored event below it is counted.
+    pub fn tail(&self) -> Sequence {
+        self.state().tail
+    }
+
+    /// Counts a batch that is durable, and begins where the last one counted ended.
+    pub fn add_batch(&self, batch: &Batch) {
+        let mut state = self.state();
+        assert_eq!(
+            batch.first_sequence(),
+            state.tail,
+            "batches are counted once"
+        );
+        state.tail = batch.end_sequence();
+        state.counters.received += batch.count() as u64;
+        state.counters.unique_processed += batch.count() as u64;
+        for (name, events) in batch.topics() {
+            if !state.topics.contains_key(name) {
+                let topic = Topic::new(name).expect("the log holds valid topics");
+                state.topics.insert(topic, TopicCounters::default());
+            }
+            let topic = state.topics.get_mut(name).expect("inserted above");
+            topic.unique_processed += events as u64;
+            topic.last_received_at = batch.received_at();
+        }
+    }
+
+    /// Counts what was answered and not stored.
+    pub fn add_dropped(&self, dropped: &Dropped) {
+        let mut state = self.state();
+        for (name, duplicates) in &dropped.duplicates {
+            state.counters.received += duplicates;
+            state.counters.duplicate_dropped += duplicates;
+            let topic = state.topics.get_mut(name);
+            topic
+                .expect("a duplicate's topic has an event")
+                .duplicate_dropped += duplicates;
+        }
+        state.counters.conflicts += dropped.conflicts;
+        state.counters.received += dropped.rejected;
+        state.counters.rejected += dropped.rejected;
+    }
+
+    /// The counters over all topics, and how many topics there are.
+    pub fn totals(&self) -> (Counters, usize) {
+        let state = self.state();
+        (state.counters, state.topics.len())
+    }
+
+    /// The first `max` topics by name that begin with `prefix`.
+    pub fn topics(&self, prefix: &str, max: usize) -> Vec<(Topic, TopicCounters)> {
+        let state = self.state();
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        state
+            .topics
+            .range::<str, _>(from)
+            .take_while(|(topic, _)| topic.as_str().starts_with(prefix))
+            .take(max)
+            .map(|(topic, counters)| (topic.clone(), *counters))
+            .collect()
+    }
+
+    /// All topics.
+    pub fn topic_names(&self) -> Vec<Topic> {
+        self.state().topics.keys().cloned().collect()
+    }
+
+    /// All counters at this moment.
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        Snapshot {
+            version: FILE_VERSION,
+            tail: state.tail,
+            counters: state.counters,
+            topics: state
+                .topics
+                .iter()
+                .map(|(topic, counters)| (topic.as_str().to_owned(), *counters))
+                .collect(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic between lock and unlock is a broken invariant; the writer that met it has stopped.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let topic = TopicCounters {
+            unique_processed: 2,
+            duplicate_dropped: 1,
+            last_received_at: 3,
+        };
+        Snapshot {
+            tail: 3,
+            counters: Counters {
+                received: 4,
+                unique_processed: 2,
+                duplicate_dropped: 1,
+                conflicts: 1,
+                rejected: 1,
+            },
+            topics: BTreeMap::from([("a".to_owned(), topic)]),
+            ..Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn a_snapshot_survives_its_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(Snapshot::load(dir.path()).expect("readable"), None);
+        snapshot().save(dir.path()).expect("saved");
+        let loaded = Snapshot::load(dir.path()).expect("readable");
+        assert_eq!(loaded, Some(snapshot()));
+        assert_eq!(Stats::new(snapshot()).snapshot(), snapshot());
+    }
+
+    #[test]
+    fn a_damaged_file_is_noticed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for damage in [
+            |s: &mut Snapshot| s.counters.received += 1,
+            |s: &mut Snapshot| s.counters.conflicts = 2,
+            |s: &mut Snapshot| s.tail += 1,
+            |s: &mut Snapshot| s.topics.clear(),
+            |s: &mut Snapshot| s.version += 1,
+        ] {
+            let mut damaged = snapshot();
+            damage(&mut damaged);
+            damaged.save(dir.path()).expect("saved");
+            let error = Snapshot::load(dir.path()).expect_err("damaged");
+            assert!(matches!(error, CountersError::Damaged { .. }), "{error}");
+        }
+        fs::write(dir.path().join(FILE_NAME), "{\"version\":1").expect("written");
+        Snapshot::load(dir.path()).expect_err("cut");
+    }
+
+    #[test]
+    fn topics_are_listed_by_prefix() {
+        let topics = ["a", "ab", "ac", "b"].map(|name| (name.to_owned(), TopicCounters::default()));
+        let stats = Stats::new(Snapshot {
+            topics: topics.into(),
+            ..Snapshot::default()
+        });
+        let names = |prefix, max| -> Vec<String> {
+            let topics = stats.topics(prefix, max);
+            topics.iter().map(|(t, _)| t.as_str().to_owned()).collect()
+        };
+        assert_eq!(names("", 2), ["a", "ab"]);
+        assert_eq!(names("a", 10), ["a", "ab", "ac"]);
+        assert_eq!(names("ab", 10), ["ab"]);
+        assert!(names("x", 10).is_empty());
+    }
+}

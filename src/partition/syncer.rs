@@ -1,0 +1,128 @@
+//! The syncer: makes batches durable, one at a time, and only then tells anyone.
+//!
+//! One thread that owns the log. After the sync of a batch, and in this order: its topics are in the
+//! index, it is counted, the durable tail moves, and its requests are answered.
+
+use std::sync::{Arc, mpsc as std_mpsc};
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::{
+    request::{Message, Outcome, PublishError, Request},
+    stats::{Dropped, Stats},
+    tail::DurableTail,
+};
+use crate::{
+    event::Sequence,
+    index::IndexReader,
+    log::{AppendError, Batch, Log},
+};
+
+/// A batch, if there is anything new, and the requests that wait for it.
+pub(super) struct Work {
+    pub batch: Option<Batch>,
+    pub replies: Vec<Reply>,
+    pub dropped: Dropped,
+}
+
+/// What became of a batch.
+pub(super) struct Synced {
+    pub durable_tail: Sequence,
+    pub result: Result<(), PublishError>,
+}
+
+/// A request that is decided and not answered yet.
+pub(super) struct Reply {
+    decided: Result<Vec<Outcome>, PublishError>,
+    reply: oneshot::Sender<Result<Vec<Outcome>, PublishError>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Reply {
+    pub fn new(request: Request, decided: Result<Vec<Outcome>, PublishError>) -> Self {
+        Self {
+            decided,
+            reply: request.reply,
+            _permit: request.permit,
+        }
+    }
+
+    /// Tells what was decided, now that it is durable.
+    fn answer(self) {
+        // Nobody listens if the publisher has gone; its events are stored all the same.
+        _ = self.reply.send(self.decided);
+    }
+
+    /// Tells that the batch was not stored.
+    pub fn refuse(self, error: &PublishError) {
+        _ = self.reply.send(Err(error.clone()));
+    }
+}
+
+pub(super) struct Syncer<L> {
+    pub log: L,
+    pub index: IndexReader,
+    pub stats: Arc<Stats>,
+    pub tail: Arc<DurableTail>,
+    pub work: std_mpsc::Receiver<Work>,
+    pub synced: std_mpsc::Sender<Synced>,
+    /// The writer's queue, to wake it.
+    pub writer: mpsc::WeakSender<Message>,
+}
+
+impl<L: Log> Syncer<L> {
+    /// Runs until the writer has gone.
+    pub fn run(mut self) {
+        while let Ok(work) = self.work.recv() {
+            let appended = match &work.batch {
+                Some(batch) => self.log.append(batch),
+                None => Ok(()),
+            };
+            match appended {
+                Ok(()) => {
+                    self.publish(work.batch, &work.dropped);
+                    self.tell_writer(Ok(()));
+                    work.replies.into_iter().for_each(Reply::answer);
+                }
+                Err(error) => {
+                    log_failure(&error);
+                    let error = PublishError::from(&error);
+                    self.tell_writer(Err(error.clone()));
+                    for reply in work.replies {
+                        reply.refuse(&error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets readers see what is durable now.
+    fn publish(&self, batch: Option<Batch>, dropped: &Dropped) {
+        if let Some(batch) = batch {
+            let topics = batch.topics().map(|(topic, _)| topic);
+            self.index.add_slices(topics, batch.first_sequence());
+            self.stats.add_batch(&batch);
+            self.tail.advance(batch);
+        }
+        self.stats.add_dropped(dropped);
+    }
+
+    fn tell_writer(&self, result: Result<(), PublishError>) {
+        let synced = Synced {
+            durable_tail: self.tail.get(),
+            result,
+        };
+        self.synced.send(synced).expect("the writer outlives us");
+        if let Some(writer) = self.writer.upgrade() {
+            // A full queue wakes the writer as well.
+            _ = writer.try_send(Message::Synced);
+        }
+    }
+}
+
+fn log_failure(error: &AppendError) {
+    match error {
+        AppendError::Full { .. } => tracing::warn!(%error, "a batch was refused"),
+        AppendError::Failed { .. } => tracing::error!(%error, "no more events are taken"),
+    }
+}

@@ -1,0 +1,79 @@
+//! The durable tail, and the batches just below it.
+//!
+//! Owns what readers may see: nothing at or past the tail. Keeps the newest batches in memory, within
+//! [`CACHE_BYTES_MAX`], so that those who follow do not go to the log.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+use crate::{event::Sequence, log::Batch};
+
+/// The most bytes of batches that are kept in memory for those who follow. The newest batch is kept
+/// whatever its size.
+const CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The durable tail of a partition. One writer moves it, any number of readers wait for it.
+pub struct DurableTail {
+    tail: watch::Sender<Sequence>,
+    cache: Mutex<Cache>,
+}
+
+#[derive(Default)]
+struct Cache {
+    batches: VecDeque<Batch>,
+    bytes: usize,
+}
+
+impl DurableTail {
+    /// Everything below `tail` is durable.
+    pub fn new(tail: Sequence) -> Self {
+        Self {
+            tail: watch::Sender::new(tail),
+            cache: Mutex::default(),
+        }
+    }
+
+    /// Everything below it is durable.
+    pub fn get(&self) -> Sequence {
+        *self.tail.borrow()
+    }
+
+    /// Sees every later move of the tail.
+    pub fn watch(&self) -> watch::Receiver<Sequence> {
+        self.tail.subscribe()
+    }
+
+    /// Moves the tail past `batch`, which is durable now and begins at the tail.
+    pub fn advance(&self, batch: Batch) {
+        let tail = batch.end_sequence();
+        assert_eq!(batch.first_sequence(), self.get(), "batches have no gaps");
+        let mut cache = self.cache();
+        cache.bytes += batch.bytes();
+        cache.batches.push_back(batch);
+        while cache.bytes > CACHE_BYTES_MAX && cache.batches.len() > 1 {
+            let oldest = cache.batches.pop_front().expect("more than one");
+            cache.bytes -= oldest.bytes();
+        }
+        drop(cache);
+        self.tail.send_replace(tail);
+    }
+
+    /// The batch that holds `sequence`, if it is in memory.
+    pub fn recent(&self, sequence: Sequence) -> Option<Batch> {
+        let cache = self.cache();
+        let after = cache
+            .batches
+            .partition_point(|batch| batch.first_sequence() <= sequence);
+        let batch = cache.batches.get(after.checked_sub(1)?)?;
+        (sequence < batch.end_sequence()).then(|| batch.clone())
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        // Nothing between lock and unlock leaves the cache half changed.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,295 @@
+//! The writer: decides, in order of arrival, what is new.
+//!
+//! One thread that owns the index. It gathers requests into a batch for as long as the
+//! [syncer](super::syncer) is busy with the batch before, and hands the batch over when the syncer is
+//! free: a group commit without a timer, whose groups grow with the load. It waits for no disk.
+//!
+//! Keys are in the index before their batch is durable, so that the next batch can be checked against
+//! them. That is sound because the syncer answers batches in their order: a duplicate of an event in
+//! flight is acknowledged after that event, or not at all.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{Arc, mpsc as std_mpsc},
+};
+
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    Health,
+    clock::Clock,
+    request::{Candidate, Message, Outcome, PublishError, Rejection, Request},
+    stats::Dropped,
+    syncer::{Reply, Synced, Work},
+};
+use crate::{
+    event::{Sequence, Topic},
+    index::{Entry, Index, IndexError},
+    log::BatchBuilder,
+};
+
+/// The most events of a batch, but for the last request in it.
+const BATCH_EVENTS_MAX: usize = 4096;
+/// The most bytes of a batch, but for the last request in it.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+pub(super) struct Writer {
+    pub index: Index,
+    /// All topics, those of events in flight included.
+    pub topics: HashSet<Topic>,
+    pub topics_max: usize,
+    pub clock: Clock,
+    pub queue: mpsc::Receiver<Message>,
+    pub syncer: std_mpsc::SyncSender<Work>,
+    /// One answer of the syncer per batch.
+    pub synced: std_mpsc::Receiver<Synced>,
+    pub health: watch::Sender<Health>,
+    pub durable_tail: Sequence,
+    pub batch: Pending,
+    /// The topics that begin in the batch at the syncer; `None` if it is free.
+    pub syncing: Option<Vec<Topic>>,
+    /// Why nothing more can be stored, once that is so.
+    pub failed: Option<PublishError>,
+}
+
+/// The batch being gathered, with the requests it answers.
+pub(super) struct Pending {
+    builder: BatchBuilder,
+    replies: Vec<Reply>,
+    dropped: Dropped,
+    new_topics: Vec<Topic>,
+}
+
+impl Pending {
+    pub fn new(first_sequence: Sequence) -> Self {
+        Self {
+            builder: BatchBuilder::new(first_sequence),
+            replies: Vec::new(),
+            dropped: Dropped::default(),
+            new_topics: Vec::new(),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.builder.count() >= BATCH_EVENTS_MAX || self.builder.bytes() >= BATCH_BYTES_MAX
+    }
+
+    fn count(&mut self, candidate: &Candidate, outcome: Outcome, topics: &HashSet<Topic>) {
+        match outcome {
+            Outcome::Stored(_) => {}
+            Outcome::TopicLimit => self.dropped.rejected += 1,
+            Outcome::Duplicate(_) => self.count_duplicate(candidate, topics),
+            Outcome::Conflict(_) => {
+                self.count_duplicate(candidate, topics);
+                self.dropped.conflicts += 1;
+            }
+        }
+    }
+
+    fn count_duplicate(&mut self, candidate: &Candidate, topics: &HashSet<Topic>) {
+        let name = candidate.event.key().topic();
+        match self.dropped.duplicates.get_mut(name) {
+            Some(duplicates) => *duplicates += 1,
+            None => {
+                let topic = topics.get(name).expect("a duplicate's topic has an event");
+                self.dropped.duplicates.insert(topic.clone(), 1);
+            }
+        }
+    }
+
+    fn refuse(self, error: &PublishError) {
+        for reply in self.replies {
+            reply.refuse(error);
+        }
+    }
+}
+
+impl Writer {
+    /// Runs until it is told to stop and everything in the queue is answered.
+    pub fn run(mut self) {
+        loop {
+            while let Ok(synced) = self.synced.try_recv() {
+                self.after_sync(synced);
+            }
+            if self.syncing.is_some() && self.batch.is_full() {
+                self.await_sync();
+                continue;
+            }
+            match self.queue.try_recv() {
+                Ok(message) => self.take(message),
+                // Nothing more to gather: the batch goes as it is.
+                Err(_) if self.syncing.is_none() && !self.batch.replies.is_empty() => {
+                    self.hand_over()
+                }
+                Err(_) => match self.queue.blocking_recv() {
+                    Some(message) => self.take(message),
+                    None => break,
+                },
+            }
+            if self.syncing.is_none() && self.batch.is_full() {
+                self.hand_over();
+            }
+        }
+        while self.syncing.is_some() || !self.batch.replies.is_empty() {
+            if self.syncing.is_some() {
+                self.await_sync();
+            } else {
+                self.hand_over();
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Publish(request) => match &self.failed {
+                Some(error) => _ = request.reply.send(Err(error.clone())),
+                None => self.check(request),
+            },
+            Message::Find {
+                key,
+                looked_to,
+                reply,
+            } => _ = reply.send(self.index.get(&key, looked_to).map_err(Arc::new)),
+            // Only wakes this thread; the answer itself is in `synced`.
+            Message::Synced => {}
+            Message::Stop => self.queue.close(),
+        }
+    }
+
+    /// Tells what is new in a request and adds it to the batch.
+    fn check(&mut self, request: Request) {
+        if let Err(error) = self.index.seal_if_full(self.durable_tail) {
+            let error = self.after_index_error(&error);
+            _ = request.reply.send(Err(error));
+            return;
+        }
+        if request.rejection == Rejection::OfRequest && !self.topics_fit(&request.candidates) {
+            let rejected = request.candidates.len() as u64;
+            self.batch.dropped.rejected += rejected;
+            let reply = Reply::new(
+                request,
+                Err(PublishError::TopicLimit {
+                    max: self.topics_max,
+                }),
+            );
+            self.batch.replies.push(reply);
+            return;
+        }
+        let mut outcomes = Vec::with_capacity(request.candidates.len());
+        for candidate in &request.candidates {
+            match self.decide(candidate, request.looked_to) {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(error) => {
+                    let error = self.after_index_error(&error);
+                    _ = request.reply.send(Err(error));
+                    return;
+                }
+            }
+        }
+        for (candidate, outcome) in request.candidates.iter().zip(&outcomes) {
+            self.batch.count(candidate, *outcome, &self.topics);
+        }
+        self.batch.replies.push(Reply::new(request, Ok(outcomes)));
+    }
+
+    fn decide(
+        &mut self,
+        candidate: &Candidate,
+        looked_to: Sequence,
+    ) -> Result<Outcome, IndexError> {
+        let event = &candidate.event;
+        let stored = match candidate.sealed {
+            Some(entry) => Some(entry),
+            None => self.index.get(event.key(), looked_to)?,
+        };
+        if let Some(stored) = stored {
+            return Ok(if stored.content_hash == event.content_hash() {
+                Outcome::Duplicate(stored.sequence)
+            } else {
+                Outcome::Conflict(stored.sequence)
+            });
+        }
+        if !self.topics.contains(event.key().topic()) {
+            if self.topics.len() >= self.topics_max {
+                return Ok(Outcome::TopicLimit);
+            }
+            let topic = Topic::new(event.key().topic()).expect("an event's topic is valid");
+            self.batch.new_topics.push(topic.clone());
+            self.topics.insert(topic);
+        }
+        let sequence = self.batch.builder.push(event);
+        let entry = Entry {
+            sequence,
+            content_hash: event.content_hash(),
+        };
+        self.index.insert(event.key(), entry);
+        Ok(Outcome::Stored(sequence))
+    }
+
+    /// Whether the limit on topics has room for those that these events would begin.
+    fn topics_fit(&self, candidates: &[Candidate]) -> bool {
+        let begun: BTreeSet<&str> = candidates
+            .iter()
+            .map(|candidate| candidate.event.key().topic())
+            .filter(|topic| !self.topics.contains(*topic))
+            .collect();
+        self.topics.len() + begun.len() <= self.topics_max
+    }
+
+    /// Gives the batch to the syncer, which is free.
+    fn hand_over(&mut self) {
+        let next = self.batch.builder.next_sequence();
+        let batch = std::mem::replace(&mut self.batch, Pending::new(next));
+        self.syncing = Some(batch.new_topics);
+        let work = Work {
+            batch: (!batch.builder.is_empty()).then(|| batch.builder.finish(self.clock.now())),
+            replies: batch.replies,
+            dropped: batch.dropped,
+        };
+        self.syncer.send(work).expect("the syncer outlives us");
+    }
+
+    fn await_sync(&mut self) {
+        let synced = self.synced.recv().expect("the syncer outlives us");
+        self.after_sync(synced);
+    }
+
+    fn after_sync(&mut self, synced: Synced) {
+        let begun = self.syncing.take().expect("one answer per batch");
+        self.durable_tail = synced.durable_tail;
+        let Err(error) = synced.result else {
+            return;
+        };
+        for topic in begun.iter().chain(&self.batch.new_topics) {
+            self.topics.remove(topic);
+        }
+        self.index.truncate(self.durable_tail);
+        let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
+        batch.refuse(&error);
+        match error {
+            PublishError::DiskFull => {}
+            PublishError::Failed
+            | PublishError::IndexBehind
+            | PublishError::Stopping
+            | PublishError::TopicLimit { .. } => self.fail(),
+        }
+    }
+
+    fn after_index_error(&mut self, error: &IndexError) -> PublishError {
+        match error {
+            IndexError::Full { .. } => PublishError::DiskFull,
+            IndexError::Seal { .. } => PublishError::IndexBehind,
+            IndexError::Damaged { .. } => {
+                tracing::error!(%error, "the index is damaged; restart to rebuild it from the log");
+                self.fail();
+                PublishError::Failed
+            }
+        }
+    }
+
+    /// Takes no more events from now on.
+    fn fail(&mut self) {
+        self.failed = Some(PublishError::Failed);
+        self.health.send_replace(Health::Failed);
+    }
+}
