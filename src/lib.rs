@@ -1,4 +1,34 @@
 //! oncelog: an event aggregator that stores every event exactly once.
+//!
+//! Publishers stream events over gRPC and may send them again as often as they like; the server
+//! stores each `(topic, event_id)` once, over the whole history, acknowledges only what is durable, and
+//! streams the stored events back in order.
+//!
+//! # Code map
+//!
+//! Arrows point one way: cli -> server -> grpc -> partition -> index, log -> event.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`event`] | events, their keys, limits and canonical encoding |
+//! | [`log`] | batches, segment files, recovery: what is stored |
+//! | [`index`] | which keys are stored and where; derived from the log; the only one that names sled |
+//! | [`partition`] | the write path, the durable tail, readers, counters |
+//! | [`grpc`] | the RPCs, conversions, the error table; with `client` and `server` the only ones that name tonic |
+//! | [`server`] | composition, health, reflection, start and stop |
+//! | [`client`] | a publisher that resends until acked, a reader that resumes |
+//! | [`config`], [`cli`] | flags and commands |
+//!
+//! # Invariants
+//!
+//! - The log decides: an event is stored when its batch is durable in the log. Index and counters are
+//!   derived and can be rebuilt from it.
+//! - No acknowledgement, and nothing visible to a reader, before the sync.
+//! - At most one batch of the log is not synced, so whatever is wrong before the last batch is
+//!   damage, not a torn write, and the server refuses to start on it.
+//! - A key is compared byte for byte before an event is called a duplicate.
+//! - Nothing is tried again after a failed write or sync of the log.
+//! - Every queue, buffer and wait has a limit with a name.
 
 pub mod cli;
 pub mod client;
@@ -9,3 +39,4 @@ pub mod index;
 pub mod log;
 pub mod partition;
 pub mod proto;
+pub mod server;

@@ -1,8 +1,93 @@
-//! `oncelog serve`.
+//! `oncelog serve`: the server, from its flags to its end.
+
+use std::{io, process::ExitCode, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    runtime::Builder,
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tracing_subscriber::EnvFilter;
 
 use super::Outcome;
-use crate::config::ServeArgs;
+use crate::{
+    config::{LogFormat, ServeArgs},
+    partition::PartitionOptions,
+    server::{Server, ServerError, ServerOptions},
+};
 
-pub(super) fn run(_: ServeArgs) -> Outcome {
-    Err("this build has no server".into())
+/// What Linux sends a process that writes past its limit on file sizes. Without a handler it kills.
+const SIGXFSZ: i32 = 25;
+
+pub(super) fn run(args: ServeArgs) -> Outcome {
+    log_to_stderr(&args)?;
+    let runtime = Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(args))
+}
+
+fn log_to_stderr(args: &ServeArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let filter = EnvFilter::try_new(&args.log).map_err(|error| format!("--log: {error}"))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(io::stderr);
+    match args.log_format {
+        LogFormat::Human => subscriber
+            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+            .init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+async fn serve(args: ServeArgs) -> Outcome {
+    // Taken from the first moment: a server that is told to stop while it recovers stops after it.
+    let mut stop = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    let _file_size_limit = signal(SignalKind::from_raw(SIGXFSZ))?;
+    let address = args.listen;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| ServerError::Listen { address, source })?;
+    let server = Server::start(listener, options(&args)).await?;
+    tracing::info!(
+        address = %server.address(),
+        data_dir = %args.data_dir.display(),
+        events = server.recovery().events,
+        replayed = server.recovery().replayed,
+        recovery_ms = u64::try_from(server.recovery_time().as_millis()).unwrap_or(u64::MAX),
+        "oncelog {} is serving", env!("CARGO_PKG_VERSION"),
+    );
+    let [terminate, interrupt] = &mut stop;
+    tokio::select! {
+        () = received(terminate) => {}
+        () = received(interrupt) => {}
+    }
+    tracing::info!(grace_seconds = args.grace_seconds, "stopping");
+    server.stop().await?;
+    tracing::info!("stopped; everything acknowledged is durable");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn received(signal: &mut io::Result<Signal>) {
+    match signal {
+        Ok(signal) => _ = signal.recv().await,
+        Err(error) => {
+            tracing::warn!(%error, "a signal cannot be listened for");
+            std::future::pending().await
+        }
+    }
+}
+
+fn options(args: &ServeArgs) -> ServerOptions {
+    ServerOptions {
+        partition: PartitionOptions {
+            topics_max: args.max_topics,
+            ingest_bytes_max: args.max_ingest_bytes,
+            ..PartitionOptions::new(&args.data_dir)
+        },
+        event_bytes_max: args.max_event_bytes,
+        request_bytes_max: args.max_request_bytes,
+        readers_max: args.max_readers,
+        grace: Duration::from_secs(args.grace_seconds),
+    }
 }

@@ -1,0 +1,341 @@
+//! The contract's messages and the domain's types, into each other.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::{
+    Message as _,
+    encoding::{DecodeContext, WireType, check_wire_type, decode_key, decode_varint, skip_field},
+};
+
+use super::wire::{RawListEventsResponse, RawPublishRequest};
+use crate::{
+    event::{
+        Event, EventId, EventView, Key, Payload, Sequence, StoredEvent, Topic, UnixNanos,
+        Violation, put_varint, varint_len,
+    },
+    partition::{Counters, Outcome, TopicCounters},
+    proto::v1,
+};
+
+/// The most events of one request.
+pub(super) const REQUEST_EVENTS_MAX: usize = 65_536;
+
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
+/// Tags of length-delimited fields: `number << 3 | 2`, or `| 0` for varints.
+const EVENTS_FIELD: u32 = 1;
+const EVENTS_TAG: u8 = 1 << 3 | 2;
+const STORED_EVENT_TAG: u8 = 1 << 3 | 2;
+const STORED_SEQUENCE_TAG: u8 = 2 << 3;
+const STORED_RECEIVED_AT_TAG: u8 = 3 << 3 | 2;
+const CURSOR_TAG: u8 = 2 << 3 | 2;
+const CAUGHT_UP_TAG: u8 = 3 << 3;
+
+/// The events of a publish request, each valid or not, in order. Fails if the request is no
+/// encoded request or has too many events.
+pub(super) fn events(
+    request: &RawPublishRequest,
+    event_bytes_max: usize,
+) -> Result<Vec<Result<Event, Violation>>, Violation> {
+    let mut events = Vec::new();
+    let mut rest = &*request.0;
+    while !rest.is_empty() {
+        let (field, wire_type) = decode_key(&mut rest).map_err(|_| malformed())?;
+        if field != EVENTS_FIELD {
+            // A field from the future.
+            skip_field(wire_type, field, &mut rest, DecodeContext::default())
+                .map_err(|_| malformed())?;
+            continue;
+        }
+        check_wire_type(WireType::LengthDelimited, wire_type).map_err(|_| malformed())?;
+        let encoded = take_len_prefixed(&mut rest).ok_or_else(malformed)?;
+        if events.len() == REQUEST_EVENTS_MAX {
+            return Err(Violation::new(
+                "events",
+                format!("more than {REQUEST_EVENTS_MAX} events; that is the limit of a request"),
+            ));
+        }
+        events.push(event(request.0.slice_ref(encoded), event_bytes_max));
+    }
+    Ok(events)
+}
+
+fn take_len_prefixed<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let len = decode_varint(rest).ok()?;
+    let (value, after) = rest.split_at_checked(usize::try_from(len).ok()?)?;
+    *rest = after;
+    Some(value)
+}
+
+fn malformed() -> Violation {
+    Violation::new("events", "the request is not an encoded publish request")
+}
+
+/// An event in whatever encoding a publisher chose.
+fn event(encoded: Bytes, bytes_max: usize) -> Result<Event, Violation> {
+    if encoded.len() > bytes_max {
+        return Err(Violation::new(
+            "event",
+            format!(
+                "{} bytes encoded; the limit is {bytes_max} bytes (--max-event-bytes)",
+                encoded.len()
+            ),
+        ));
+    }
+    match EventView::parse(&encoded) {
+        // A parser that does not look into JSON cannot tell whether it is canonical.
+        Ok(view) if !matches!(view.payload, Some(Payload::Json(_))) => {
+            Event::new(encoded.clone(), &view)
+        }
+        Ok(_) | Err(_) => canonical_event(&encoded),
+    }
+}
+
+fn canonical_event(encoded: &[u8]) -> Result<Event, Violation> {
+    let event = v1::Event::decode(encoded).map_err(|error| {
+        Violation::new("event", format!("not an encoded oncelog.v1.Event: {error}"))
+    })?;
+    let canonical = Bytes::from(event.encode_to_vec());
+    let view = EventView::parse(&canonical).expect("the encoder is canonical");
+    Event::new(canonical.clone(), &view)
+}
+
+/// The key that a GetEvent asks for.
+pub(super) fn key(request: &v1::GetEventRequest) -> Result<Key, Violation> {
+    let topic = Topic::new(&request.topic)?;
+    let event_id = EventId::new(&request.event_id)?;
+    Ok(Key::new(&topic, &event_id))
+}
+
+/// What became of an event, as it is told.
+pub(super) fn outcome(outcome: Outcome, topics_max: usize) -> v1::EventOutcome {
+    let told = |outcome: v1::Outcome, sequence: Sequence| v1::EventOutcome {
+        outcome: outcome.into(),
+        sequence,
+        reason: String::new(),
+    };
+    match outcome {
+        Outcome::Stored(sequence) => told(v1::Outcome::Stored, sequence),
+        Outcome::Duplicate(sequence) => told(v1::Outcome::Duplicate, sequence),
+        Outcome::Conflict(sequence) => told(v1::Outcome::Conflict, sequence),
+        Outcome::TopicLimit => rejected(&Violation::new(
+            "topic",
+            format!("a new topic; the limit is {topics_max} topics (--max-topics)"),
+        )),
+    }
+}
+
+/// What became of an event that broke a limit.
+pub(super) fn rejected(violation: &Violation) -> v1::EventOutcome {
+    v1::EventOutcome {
+        outcome: v1::Outcome::Rejected.into(),
+        sequence: 0,
+        reason: violation.to_string(),
+    }
+}
+
+/// A stored event as a message.
+pub(super) fn stored_event(event: &StoredEvent) -> v1::StoredEvent {
+    v1::StoredEvent {
+        event: Some(
+            v1::Event::decode(event.encoded.clone()).expect("stored events are well-formed"),
+        ),
+        sequence: event.sequence,
+        received_at: Some(timestamp(event.received_at)),
+    }
+}
+
+/// The counters of a topic as a message.
+pub(super) fn topic_stats((topic, counters): (Topic, TopicCounters)) -> v1::TopicStats {
+    v1::TopicStats {
+        topic: topic.as_str().to_owned(),
+        unique_processed: counters.unique_processed,
+        duplicate_dropped: counters.duplicate_dropped,
+        last_received_at: Some(timestamp(counters.last_received_at)),
+    }
+}
+
+/// The counters over all topics as a message; the caller adds the rest.
+pub(super) fn stats(counters: Counters) -> v1::GetStatsResponse {
+    v1::GetStatsResponse {
+        received: counters.received,
+        unique_processed: counters.unique_processed,
+        duplicate_dropped: counters.duplicate_dropped,
+        conflicts: counters.conflicts,
+        rejected: counters.rejected,
+        ..v1::GetStatsResponse::default()
+    }
+}
+
+fn timestamp(at: UnixNanos) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: (at / NANOS_PER_SECOND).cast_signed(),
+        nanos: i32::try_from(at % NANOS_PER_SECOND).expect("under a billion"),
+    }
+}
+
+/// A response of ListEvents, around the encoded events as they are.
+pub(super) fn list_events_response(
+    events: &[StoredEvent],
+    cursor: &str,
+    caught_up: bool,
+) -> RawListEventsResponse {
+    /// More than the tags, lengths, sequence and time of a stored event take.
+    const EVENT_OVERHEAD: usize = 64;
+    let events_len: usize = events.iter().map(|event| event.encoded.len()).sum();
+    let capacity = events_len + events.len() * EVENT_OVERHEAD + cursor.len() + EVENT_OVERHEAD;
+    let mut buf = BytesMut::with_capacity(capacity);
+    for event in events {
+        put_stored_event(event, &mut buf);
+    }
+    buf.put_u8(CURSOR_TAG);
+    put_varint(cursor.len() as u64, &mut buf);
+    buf.put_slice(cursor.as_bytes());
+    if caught_up {
+        buf.put_u8(CAUGHT_UP_TAG);
+        buf.put_u8(1);
+    }
+    RawListEventsResponse(buf.freeze())
+}
+
+fn put_stored_event(event: &StoredEvent, buf: &mut BytesMut) {
+    let received_at = timestamp(event.received_at);
+    let event_len = event.encoded.len() as u64;
+    let received_at_len = received_at.encoded_len() as u64;
+    let field_len = |len: u64| 1 + varint_len(len) as u64 + len;
+    let stored_len =
+        field_len(event_len) + 1 + varint_len(event.sequence) as u64 + field_len(received_at_len);
+
+    buf.put_u8(EVENTS_TAG);
+    put_varint(stored_len, buf);
+    buf.put_u8(STORED_EVENT_TAG);
+    put_varint(event_len, buf);
+    buf.put_slice(&event.encoded);
+    buf.put_u8(STORED_SEQUENCE_TAG);
+    put_varint(event.sequence, buf);
+    buf.put_u8(STORED_RECEIVED_AT_TAG);
+    put_varint(received_at_len, buf);
+    received_at.encode_raw(buf);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EVENT_BYTES_MAX: usize = 1024;
+
+    fn valid_event() -> v1::Event {
+        v1::Event {
+            topic: "orders".to_owned(),
+            event_id: "1".to_owned(),
+            timestamp: Some(prost_types::Timestamp {
+                seconds: 1,
+                nanos: 0,
+            }),
+            source: "shop".to_owned(),
+            ..v1::Event::default()
+        }
+    }
+
+    fn one(encoded: &[u8]) -> Result<Event, Violation> {
+        event(Bytes::copy_from_slice(encoded), EVENT_BYTES_MAX)
+    }
+
+    #[test]
+    fn every_encoding_of_an_event_is_one_content() {
+        let canonical = valid_event().encode_to_vec();
+        let stored = one(&canonical).expect("valid");
+        assert_eq!(stored.encoded(), &canonical);
+
+        // The same fields with source first, and one nobody knows.
+        let mut other = b"\x22\x04shop\xfa\x01\x01x".to_vec();
+        other.extend_from_slice(&canonical);
+        let other = one(&other).expect("valid");
+        assert_eq!(other.encoded(), &canonical);
+        assert_eq!(other.content_hash(), stored.content_hash());
+    }
+
+    #[test]
+    fn the_order_of_json_members_is_no_content() {
+        let member = |name: &str| {
+            let value = prost_types::Value {
+                kind: Some(prost_types::value::Kind::BoolValue(true)),
+            };
+            let fields = [(name.to_owned(), value)].into();
+            prost_types::Struct { fields }.encode_to_vec()
+        };
+        let with_json = |json: Vec<u8>| {
+            let mut encoded = valid_event().encode_to_vec();
+            encoded.push(5 << 3 | 2);
+            put_varint(json.len() as u64, &mut encoded);
+            encoded.extend(json);
+            one(&encoded).expect("valid").content_hash()
+        };
+        let (a, b) = (member("a"), member("b"));
+        assert_eq!(
+            with_json([&*a, &*b].concat()),
+            with_json([&*b, &*a].concat())
+        );
+        assert_ne!(with_json(a), with_json(b));
+    }
+
+    #[test]
+    fn an_event_over_the_limit_is_refused() {
+        let event = v1::Event {
+            payload: Some(v1::event::Payload::Data(vec![0; EVENT_BYTES_MAX].into())),
+            ..valid_event()
+        };
+        let violation = one(&event.encode_to_vec()).expect_err("too large");
+        assert_eq!(violation.field, "event");
+        assert!(violation.description.contains("the limit is 1024 bytes"));
+    }
+
+    #[test]
+    fn unknown_fields_of_a_request_are_skipped() {
+        let mut encoded = v1::PublishRequest {
+            events: vec![valid_event(); 2],
+        }
+        .encode_to_vec();
+        encoded.extend(b"\x10\x01\x1a\x02ab");
+        let request = RawPublishRequest(encoded.into());
+        assert_eq!(events(&request, EVENT_BYTES_MAX).expect("valid").len(), 2);
+    }
+
+    fn any_stored_event() -> impl Strategy<Value = StoredEvent> {
+        ("[a-z]{1,3}", 1..u64::MAX, any::<u64>()).prop_map(|(topic, sequence, received_at)| {
+            let event = v1::Event {
+                topic,
+                ..valid_event()
+            };
+            StoredEvent {
+                sequence,
+                received_at,
+                encoded: event.encode_to_vec().into(),
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_response_is_what_the_contract_says(
+            events in proptest::collection::vec(any_stored_event(), 0..5),
+            cursor in ".{0,9}",
+            caught_up: bool,
+        ) {
+            let raw = list_events_response(&events, &cursor, caught_up);
+            let decoded = v1::ListEventsResponse::decode(raw.0).expect("well-formed");
+            let events = events.iter().map(stored_event).collect();
+            prop_assert_eq!(decoded, v1::ListEventsResponse { events, cursor, caught_up });
+        }
+
+        #[test]
+        fn garbage_is_no_panic(encoded in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(events) = events(&RawPublishRequest(encoded.into()), EVENT_BYTES_MAX) {
+                for event in events.into_iter().flatten() {
+                    prop_assert!(Event::from_stored(event.encoded().clone()).is_ok());
+                }
+            }
+        }
+    }
+}

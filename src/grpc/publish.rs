@@ -1,0 +1,107 @@
+//! Publish: a stream of requests, one answer.
+
+use std::collections::VecDeque;
+
+use tonic::{Request, Status, Streaming};
+
+use super::{
+    Aggregator, STREAM_REQUESTS_MAX, convert, intake::Shares, status, wire::RawPublishRequest,
+};
+use crate::{
+    event::Event,
+    partition::{Outcome, PendingOutcomes, Rejection},
+    proto::v1,
+};
+
+pub(super) async fn publish(
+    aggregator: &Aggregator,
+    request: Request<Streaming<RawPublishRequest>>,
+) -> Result<v1::PublishResponse, Status> {
+    let mut stream = PublishStream {
+        aggregator,
+        shares: Shares::of(&request),
+        requests: request.into_inner(),
+        taken: 0,
+        pending: VecDeque::new(),
+        totals: v1::PublishResponse::default(),
+    };
+    let end = stream.take_all().await;
+    // Whatever ended the stream: what the answer says of earlier requests is durable.
+    stream.await_pending(0).await?;
+    end.map(|()| stream.totals)
+}
+
+struct PublishStream<'a> {
+    aggregator: &'a Aggregator,
+    shares: Shares,
+    requests: Streaming<RawPublishRequest>,
+    taken: u64,
+    pending: VecDeque<PendingOutcomes>,
+    totals: v1::PublishResponse,
+}
+
+impl PublishStream<'_> {
+    async fn take_all(&mut self) -> Result<(), Status> {
+        loop {
+            let request = tokio::select! {
+                request = self.requests.message() => request?,
+                () = self.aggregator.stopping.cancelled() => return Err(status::stopping()),
+            };
+            let Some(request) = request else {
+                return Ok(());
+            };
+            let share = self.shares.take();
+            let events = self.valid_events(&request)?;
+            drop(request);
+            let partition = &self.aggregator.partition;
+            let submitted = partition.submit(events, Rejection::OfRequest, share).await;
+            self.pending
+                .push_back(submitted.map_err(|error| status::publish(&error))?);
+            self.taken += 1;
+            self.await_pending(STREAM_REQUESTS_MAX).await?;
+        }
+    }
+
+    /// All events of a request, or the violation of the first that has one.
+    fn valid_events(&self, request: &RawPublishRequest) -> Result<Vec<Event>, Status> {
+        let limit = self.aggregator.limits.event_bytes_max;
+        let events = convert::events(request, limit)
+            .map_err(|violation| status::invalid_request(self.taken, &violation))?;
+        let received = events.len() as u64;
+        events
+            .into_iter()
+            .enumerate()
+            .map(|(at, event)| {
+                event.map_err(|violation| {
+                    self.aggregator.partition.count_rejected(received);
+                    status::invalid_event(self.taken, at, &violation)
+                })
+            })
+            .collect()
+    }
+
+    /// Waits for outcomes until no more than `left` requests wait for theirs.
+    async fn await_pending(&mut self, left: usize) -> Result<(), Status> {
+        while self.pending.len() > left {
+            let pending = self.pending.pop_front().expect("not empty");
+            let outcomes = pending.await.map_err(|error| status::publish(&error))?;
+            for outcome in outcomes {
+                self.count(outcome);
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, outcome: Outcome) {
+        self.totals.received += 1;
+        match outcome {
+            Outcome::Stored(_) => self.totals.unique_processed += 1,
+            Outcome::Duplicate(_) => self.totals.duplicate_dropped += 1,
+            Outcome::Conflict(_) => {
+                self.totals.duplicate_dropped += 1;
+                self.totals.conflicts += 1;
+            }
+            Outcome::TopicLimit => unreachable!("the limit on topics fails the whole request"),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! StreamingPublish: an answer per request, in order, while later requests are on their way.
+
+use futures_util::stream::unfold;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tonic::{Request, Status, Streaming};
+
+use super::{
+    Aggregator, STREAM_REQUESTS_MAX, convert, intake::Shares, status, wire::RawPublishRequest,
+};
+use crate::{
+    event::Violation,
+    partition::{PendingOutcomes, Rejection},
+    proto::v1,
+};
+
+/// A request that was taken and is not answered.
+struct Taken {
+    /// The violation of each event that has one.
+    verdicts: Vec<Option<Violation>>,
+    /// The outcomes of the others.
+    pending: PendingOutcomes,
+}
+
+pub(super) fn streaming_publish(
+    aggregator: Aggregator,
+    request: Request<Streaming<RawPublishRequest>>,
+) -> impl Stream<Item = Result<v1::StreamingPublishResponse, Status>> {
+    let topics_max = aggregator.limits.topics_max;
+    let (taken, answers) = mpsc::channel(STREAM_REQUESTS_MAX);
+    tokio::spawn(take_all(aggregator, request, taken));
+    unfold(
+        (answers, 0),
+        move |(mut answers, acknowledged)| async move {
+            let taken: Result<Taken, Status> = answers.recv().await?;
+            let response = match taken {
+                Ok(taken) => answer(taken, acknowledged + 1, topics_max).await,
+                Err(status) => Err(status),
+            };
+            if response.is_err() {
+                answers.close();
+                while answers.recv().await.is_some() {}
+            }
+            Some((response, (answers, acknowledged + 1)))
+        },
+    )
+}
+
+/// Takes requests until the stream ends, for whatever reason, or nobody waits for the answers.
+async fn take_all(
+    aggregator: Aggregator,
+    request: Request<Streaming<RawPublishRequest>>,
+    taken: mpsc::Sender<Result<Taken, Status>>,
+) {
+    let shares = Shares::of(&request);
+    let mut requests = request.into_inner();
+    let mut number = 0;
+    loop {
+        let request = tokio::select! {
+            request = requests.message() => request,
+            () = aggregator.stopping.cancelled() => Err(status::stopping()),
+            () = taken.closed() => return,
+        };
+        let next = match request {
+            Ok(Some(request)) => take(&aggregator, &shares, number, request).await,
+            Ok(None) => return,
+            Err(status) => Err(status),
+        };
+        let ends = next.is_err();
+        if taken.send(next).await.is_err() || ends {
+            return;
+        }
+        number += 1;
+    }
+}
+
+async fn take(
+    aggregator: &Aggregator,
+    shares: &Shares,
+    number: u64,
+    request: RawPublishRequest,
+) -> Result<Taken, Status> {
+    let share = shares.take();
+    let events = convert::events(&request, aggregator.limits.event_bytes_max)
+        .map_err(|violation| status::invalid_request(number, &violation))?;
+    let mut verdicts = Vec::with_capacity(events.len());
+    let mut valid = Vec::with_capacity(events.len());
+    for event in events {
+        match event {
+            Ok(event) => {
+                verdicts.push(None);
+                valid.push(event);
+            }
+            Err(violation) => verdicts.push(Some(violation)),
+        }
+    }
+    let partition = &aggregator.partition;
+    let submitted = partition.submit(valid, Rejection::OfEvent, share).await;
+    let pending = submitted.map_err(|error| status::publish(&error))?;
+    let rejected = verdicts.iter().flatten().count();
+    partition.count_rejected(rejected as u64);
+    Ok(Taken { verdicts, pending })
+}
+
+async fn answer(
+    taken: Taken,
+    acknowledged_requests: u64,
+    topics_max: usize,
+) -> Result<v1::StreamingPublishResponse, Status> {
+    let outcomes = taken.pending.await;
+    let mut outcomes = outcomes
+        .map_err(|error| status::publish(&error))?
+        .into_iter();
+    let outcomes = taken.verdicts.iter().map(|verdict| match verdict {
+        Some(violation) => convert::rejected(violation),
+        None => {
+            let outcome = outcomes.next().expect("one outcome per submitted event");
+            convert::outcome(outcome, topics_max)
+        }
+    });
+    Ok(v1::StreamingPublishResponse {
+        acknowledged_requests,
+        outcomes: outcomes.collect(),
+    })
+}

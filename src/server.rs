@@ -1,0 +1,218 @@
+//! The composition root: listener, partition, services, and the order in which they start and stop.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::{Router, Server as TonicServer, TcpIncoming};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    event::EVENT_BYTES_MAX,
+    grpc::{self, Limits},
+    partition::{self, Health, OpenError, Partition, PartitionOptions, Recovery, Threads},
+    proto::{FILE_DESCRIPTOR_SET, server::aggregator_service_server::SERVICE_NAME as AGGREGATOR},
+};
+
+/// The name of the whole server for grpc.health.v1.
+const WHOLE_SERVER: &str = "";
+/// How often a silent connection is pinged, and how long it may take to answer.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// HTTP/2 streams of one connection.
+const CONNECTION_STREAMS_MAX: u32 = 4096;
+/// HTTP/2 flow control: what a stream and a connection may send ahead of what the server has read.
+const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// What a server is started with.
+#[derive(Clone)]
+pub struct ServerOptions {
+    /// The partition: data directory, limits on topics and ingest.
+    pub partition: PartitionOptions,
+    /// The largest encoded event, in bytes.
+    pub event_bytes_max: usize,
+    /// The largest encoded publish request, in bytes.
+    pub request_bytes_max: usize,
+    /// The most ListEvents streams at a time.
+    pub readers_max: usize,
+    /// How long open streams may take to end when the server stops.
+    pub grace: Duration,
+}
+
+impl ServerOptions {
+    /// The defaults, over `data_dir`.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            partition: PartitionOptions::new(data_dir),
+            event_bytes_max: EVENT_BYTES_MAX,
+            request_bytes_max: 4 * EVENT_BYTES_MAX,
+            readers_max: 1024,
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why a server did not start, or did not stop in order.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// The data directory cannot be served.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The listener failed.
+    #[error("listening on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// HTTP/2 serving failed.
+    #[error("serving: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// The state could not be saved. Nothing acknowledged is lost: it is in the log.
+    #[error("saving the counters: {0}")]
+    Save(#[from] partition::CountersError),
+}
+
+/// A server that is running. Dropping it without [`Server::stop`] leaves it running.
+pub struct Server {
+    address: SocketAddr,
+    recovery: Recovery,
+    recovery_time: Duration,
+    partition: Partition,
+    threads: Threads,
+    health: HealthReporter,
+    stopping: CancellationToken,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    grace: Duration,
+}
+
+impl Server {
+    /// Recovers the data directory and serves on `listener`. On return the health is SERVING.
+    pub async fn start(listener: TcpListener, options: ServerOptions) -> Result<Self, ServerError> {
+        let address = listener
+            .local_addr()
+            .map_err(|source| ServerError::Listen {
+                address: SocketAddr::from(([0, 0, 0, 0], 0)),
+                source,
+            })?;
+        let began = Instant::now();
+        let partition_options = options.partition.clone();
+        let opened = tokio::task::spawn_blocking(move || partition::open(partition_options));
+        let (partition, threads, recovery) = opened.await.expect("opening does not panic")?;
+        let recovery_time = began.elapsed();
+
+        let stopping = CancellationToken::new();
+        let (health, router) = router(&partition, &options, &stopping);
+        tell_health(&health, ServingStatus::Serving).await;
+        tokio::spawn(follow_health(health.clone(), partition.health()));
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let stopped = stopping.clone().cancelled_owned();
+        let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped));
+        Ok(Self {
+            address,
+            recovery,
+            recovery_time,
+            partition,
+            threads,
+            health,
+            stopping,
+            serving,
+            grace: options.grace,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it found in the data directory.
+    pub fn recovery(&self) -> Recovery {
+        self.recovery
+    }
+
+    /// How long it took to recover.
+    pub fn recovery_time(&self) -> Duration {
+        self.recovery_time
+    }
+
+    /// The partition behind the services.
+    pub fn partition(&self) -> &Partition {
+        &self.partition
+    }
+
+    /// Stops in order: health NOT_SERVING, no new requests, streams end with what they have, the queue
+    /// drains, the counters are saved. Streams that take longer than the grace period are cut.
+    pub async fn stop(mut self) -> Result<(), ServerError> {
+        tell_health(&self.health, ServingStatus::NotServing).await;
+        self.stopping.cancel();
+        let served = match timeout(self.grace, &mut self.serving).await {
+            Ok(served) => served.expect("serving does not panic"),
+            Err(_) => {
+                tracing::warn!(grace = ?self.grace, "cut the streams that were still open");
+                self.serving.abort();
+                Ok(())
+            }
+        };
+        let threads = self.threads;
+        let stopped = tokio::task::spawn_blocking(move || threads.stop());
+        stopped.await.expect("stopping does not panic")?;
+        Ok(served?)
+    }
+}
+
+fn router(
+    partition: &Partition,
+    options: &ServerOptions,
+    stopping: &CancellationToken,
+) -> (HealthReporter, Router) {
+    let limits = Limits {
+        event_bytes_max: options.event_bytes_max,
+        request_bytes_max: options.request_bytes_max,
+        readers_max: options.readers_max,
+        topics_max: options.partition.topics_max,
+    };
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let v1 = reflection().build_v1();
+    let v1alpha = reflection().build_v1alpha();
+    let router = TonicServer::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(CONNECTION_STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .add_service(grpc::service(partition.clone(), limits, stopping.clone()))
+        .add_service(health_service)
+        .add_service(v1.expect("the descriptors are those of this build"))
+        .add_service(v1alpha.expect("the descriptors are those of this build"));
+    (health, router)
+}
+
+async fn tell_health(health: &HealthReporter, status: ServingStatus) {
+    health.set_service_status(WHOLE_SERVER, status).await;
+    health.set_service_status(AGGREGATOR, status).await;
+}
+
+/// Tells that the partition can store no more, if it comes to that.
+async fn follow_health(reporter: HealthReporter, mut health: watch::Receiver<Health>) {
+    if health
+        .wait_for(|health| *health == Health::Failed)
+        .await
+        .is_ok()
+    {
+        tell_health(&reporter, ServingStatus::NotServing).await;
+    }
+}
