@@ -1,8 +1,232 @@
-//! `oncelog verify`.
+//! `oncelog verify`: reads all that is stored, and says what is wrong and where.
+//!
+//! The log is read to its end, every checksum; every event of it is looked up in the index; and no key
+//! may be there twice. Needs the data directory for itself.
 
-use super::Outcome;
-use crate::config::VerifyArgs;
+use std::{collections::HashSet, ops::Range, path::Path, process::ExitCode};
 
-pub(super) fn run(_: VerifyArgs) -> Outcome {
-    Err("this build has no check".into())
+use super::{Outcome, output::Output};
+use crate::{
+    config::VerifyArgs,
+    event::{Event, FIRST_SEQUENCE, Key, Sequence},
+    index::{self, Entry, IndexReader},
+    log::{self, Batch, OsDisk},
+    partition::{Snapshot, lock_data_dir},
+};
+
+/// Events are looked up in groups of this many, sorted by key, so that the index is read in order.
+const LOOKUP_EVENTS: usize = 256 * 1024;
+/// How many wrong entries of the index are told one by one.
+const TOLD_MAX: u64 = 100;
+
+pub(super) fn run(args: VerifyArgs) -> Outcome {
+    let data_dir = &args.data_dir;
+    let log_dir = data_dir.join("log");
+    if !log_dir.is_dir() {
+        return Err(format!("{}: no oncelog data directory", data_dir.display()).into());
+    }
+    let _lock = lock_data_dir(data_dir)?;
+    let mut report = Report::default();
+
+    let index_dir = data_dir.join("index");
+    let mut check = IndexCheck::new(&index_dir, &mut report)?;
+    let (mut batches, mut events) = (0u64, 0u64);
+    let checked = log::check(&log_dir, &OsDisk, |batch| {
+        batches += 1;
+        events += u64::from(batch.count());
+        check.add(batch, &mut report);
+    })?;
+    check.finish(&mut report);
+    for damage in &checked.damage {
+        report.problem(format!("log: {damage}"));
+    }
+    if let Some(unfinished) = &checked.unfinished {
+        report.remark(format!(
+            "log: {unfinished}; if a crash left it, it was not acknowledged and goes at the next start"
+        ));
+    }
+    check_tail(data_dir, checked.tail, &check.generations, &mut report);
+
+    report.remark(format!(
+        "{events} events in {batches} batches; the index holds {} of them in {} generations, the rest is \
+         read from the log at the next start",
+        check.sealed,
+        check.generations.len()
+    ));
+    report.print()
+}
+
+/// What is known of the durable tail beside the log itself.
+fn check_tail(
+    data_dir: &Path,
+    tail: Sequence,
+    generations: &[(Range<Sequence>, u64)],
+    report: &mut Report,
+) {
+    let counted = match Snapshot::load(data_dir) {
+        Ok(snapshot) => snapshot.map_or(FIRST_SEQUENCE, |snapshot| snapshot.tail),
+        Err(error) => {
+            report.problem(format!(
+                "counters: {error}; events are counted again from the log at the next start"
+            ));
+            FIRST_SEQUENCE
+        }
+    };
+    let sealed = generations
+        .last()
+        .map_or(FIRST_SEQUENCE, |(range, _)| range.end);
+    let durable = counted.max(sealed);
+    if tail < durable {
+        report.problem(format!(
+            "log: ends at sequence {tail}, but everything below {durable} was durable: \
+             acknowledged events are missing"
+        ));
+    }
+}
+
+#[derive(Default)]
+struct Report {
+    problems: Vec<String>,
+    remarks: Vec<String>,
+    /// Wrong entries of the index, those not told one by one included.
+    wrong: u64,
+}
+
+impl Report {
+    fn problem(&mut self, problem: String) {
+        self.problems.push(problem);
+    }
+
+    fn remark(&mut self, remark: String) {
+        self.remarks.push(remark);
+    }
+
+    fn wrong_entry(&mut self, problem: String) {
+        self.wrong += 1;
+        if self.wrong <= TOLD_MAX {
+            self.problem(problem);
+        }
+    }
+
+    fn print(mut self) -> Outcome {
+        if self.wrong > TOLD_MAX {
+            let more = self.wrong - TOLD_MAX;
+            self.problem(format!("index: {more} more entries are wrong"));
+        }
+        let mut output = Output::new();
+        for line in self.problems.iter().chain(&self.remarks) {
+            output.line(line.as_bytes())?;
+        }
+        let (verdict, exit) = match self.problems.len() {
+            0 => (
+                "everything is as it was written".to_owned(),
+                ExitCode::SUCCESS,
+            ),
+            1 => ("1 problem".to_owned(), ExitCode::FAILURE),
+            count => (format!("{count} problems"), ExitCode::FAILURE),
+        };
+        output.line(verdict.as_bytes())?;
+        output.flush()?;
+        Ok(exit)
+    }
+}
+
+/// Compares the events of the log, as they are read, with the index.
+struct IndexCheck {
+    index: IndexReader,
+    /// What each generation covers, and how many keys it holds.
+    generations: Vec<(Range<Sequence>, u64)>,
+    waiting: Vec<(Key, Entry)>,
+    /// Events looked up that a generation covers.
+    sealed: u64,
+    /// Keys of events that no generation covers.
+    unsealed: HashSet<Box<[u8]>>,
+}
+
+impl IndexCheck {
+    fn new(
+        dir: &Path,
+        report: &mut Report,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        // Whether a generation is ahead of the log shows when the log is read.
+        let (index, rejected) = index::inspect(dir, Sequence::MAX)?;
+        for rejected in rejected {
+            let path = rejected.path.display();
+            report.remark(format!(
+                "index: {path}: {}; it is removed at the next start, and rebuilt if need be",
+                rejected.reason
+            ));
+        }
+        Ok(Self {
+            generations: index.generations(),
+            index,
+            waiting: Vec::new(),
+            sealed: 0,
+            unsealed: HashSet::new(),
+        })
+    }
+
+    fn add(&mut self, batch: &Batch, report: &mut Report) {
+        for stored in batch.events() {
+            match Event::from_stored(stored.encoded) {
+                Ok(event) => {
+                    let entry = Entry {
+                        sequence: stored.sequence,
+                        content_hash: event.content_hash(),
+                    };
+                    self.waiting.push((event.key().clone(), entry));
+                }
+                Err(error) => {
+                    report.problem(format!("log: sequence {}: {error}", stored.sequence));
+                }
+            }
+        }
+        if self.waiting.len() >= LOOKUP_EVENTS {
+            self.look_up(report);
+        }
+    }
+
+    fn finish(&mut self, report: &mut Report) {
+        self.look_up(report);
+        let keys: u64 = self.generations.iter().map(|(_, keys)| keys).sum();
+        if keys != self.sealed {
+            report.problem(format!(
+                "index: its generations hold {keys} keys for {} events",
+                self.sealed
+            ));
+        }
+    }
+
+    fn look_up(&mut self, report: &mut Report) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+        let view = self.index.view();
+        for (key, entry) in waiting {
+            let covered = self.is_covered(entry.sequence);
+            self.sealed += u64::from(covered);
+            let twice = !covered && !self.unsealed.insert(key.as_bytes().into());
+            let expected = covered.then_some(entry);
+            match view.get(&key) {
+                Err(error) => report.wrong_entry(format!("index: {error}")),
+                Ok(found) if found == expected && !twice => {}
+                Ok(found) => {
+                    let found = found.map(|found| found.sequence);
+                    report.wrong_entry(format!(
+                        "sequence {}: its key {key:?} is in the index {}{}",
+                        entry.sequence,
+                        found.map_or("nowhere".to_owned(), |at| format!("at sequence {at}")),
+                        if twice { ", and twice in the log" } else { "" },
+                    ));
+                }
+            }
+        }
+    }
+
+    fn is_covered(&self, sequence: Sequence) -> bool {
+        let after = self
+            .generations
+            .partition_point(|(range, _)| range.start <= sequence);
+        let last = after.checked_sub(1).map(|at| &self.generations[at]);
+        last.is_some_and(|(range, _)| range.contains(&sequence))
+    }
 }
