@@ -1,0 +1,10 @@
+//! Integration tests: real servers on port 0 and real files.
+
+mod faults;
+mod kill;
+mod list;
+mod model;
+mod publish;
+mod restart;
+mod support;
+mod validation;
