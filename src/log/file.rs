@@ -202,16 +202,29 @@ impl FileLog {
             .preparer
             .take(next_bytes, bytes_min)
             .map_err(|error| self.not_prepared(error, next_bytes.max(bytes_min)))?;
+        // A segment that a first batch does not fit in is replaced: the new one has the same name.
+        let last = self.active.segment.header;
+        let replaces = last.first_sequence == self.tail;
         let header = SegmentHeader {
             log_id: self.shared.id,
             salt: random(),
             first_sequence: self.tail,
-            previous: self.active.segment.header.first_sequence,
+            previous: if replaces {
+                last.previous
+            } else {
+                last.first_sequence
+            },
             file_bytes: prepared.bytes,
         };
         self.active = begin(&*self.shared.disk, &self.dir, prepared, header)
             .map_err(|error| failed(&segment_path(&self.dir, header.first_sequence), error))?;
         let mut segments = self.shared.segments.write().expect("no one panics with it");
+        if replaces {
+            segments.pop();
+            self.shared
+                .storage_bytes
+                .fetch_sub(last.file_bytes, Ordering::Relaxed);
+        }
         segments.push(self.active.segment.clone());
         drop(segments);
         self.prepare_next()
@@ -292,6 +305,24 @@ mod tests {
         faulty::FaultyDisk,
         support::{append_many, assert_whole, batch, batch_at, event, open, segments, small},
     };
+
+    #[test]
+    fn a_batch_larger_than_an_empty_segment_replaces_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path();
+        let large = |id: &str| event("a", id, &[7; 40_000]);
+        for (tail, id) in [(1, "1"), (2, "2")] {
+            let mut log = open(dir);
+            assert_eq!(log.tail(), tail);
+            log.append(&batch(tail, 0, &[large(id)])).expect("appended");
+        }
+        assert_eq!(segments(dir).len(), 2);
+        let log = open(dir);
+        for sequence in 1..3 {
+            let read = log.reader().read(sequence, None).expect("readable");
+            assert_eq!(read.map(|batch| batch.events().len()), Some(1));
+        }
+    }
 
     #[test]
     fn what_was_appended_is_there_after_reopening() {
