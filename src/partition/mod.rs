@@ -41,7 +41,7 @@ use self::{
     tail::DurableTail,
 };
 use crate::{
-    event::{Event, Key, Sequence, StoredEvent},
+    event::{Event, FIRST_SEQUENCE, Key, Sequence, StoredEvent, Topic},
     index::{Entry, IndexError, IndexReader},
     log::{FileReader, LogReader, ReadError as LogReadError},
 };
@@ -153,19 +153,15 @@ impl<R: LogReader> Partition<R> {
         }
         let found = spawn_blocking(move || {
             let mut candidates = candidates;
-            for candidate in &mut candidates {
+            let found = candidates.iter_mut().try_for_each(|candidate| {
                 candidate.sealed = view.get(candidate.event.key())?;
-            }
-            Ok::<_, IndexError>(candidates)
+                Ok::<_, IndexError>(())
+            });
+            // What cannot be read here is left to the writer, which fails on it for all.
+            let looked_to = found.map_or(FIRST_SEQUENCE, |()| looked_to);
+            (candidates, looked_to)
         });
-        let found = found.await.map_err(|_| PublishError::Stopping)?;
-        match found {
-            Ok(candidates) => Ok((candidates, looked_to)),
-            Err(error) => {
-                tracing::error!(%error, "the index is damaged; restart to rebuild it from the log");
-                Err(PublishError::Failed)
-            }
-        }
+        found.await.map_err(|_| PublishError::Stopping)
     }
 
     /// Counts events that broke a limit and were not submitted.
@@ -234,7 +230,7 @@ impl<R: LogReader> Partition<R> {
     }
 
     /// The counters of the first `max` topics by name that begin with `prefix`.
-    pub fn topics(&self, prefix: &str, max: usize) -> Vec<(crate::event::Topic, TopicCounters)> {
+    pub fn topics(&self, prefix: &str, max: usize) -> Vec<(Topic, TopicCounters)> {
         self.0.stats.topics(prefix, max)
     }
 
