@@ -8,7 +8,7 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Router, Server as TonicServer, TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -28,8 +28,12 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// HTTP/2 streams of one connection.
 const CONNECTION_STREAMS_MAX: u32 = 4096;
 /// HTTP/2 flow control: what a stream and a connection may send ahead of what the server has read.
-const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// A connection has room for many streams that wait for their share of the ingest budget.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+
+/// How long the partition may take to stop when open streams have used up the grace period.
+const STOP_MIN: Duration = Duration::from_secs(5);
 
 /// What a server is started with.
 #[derive(Clone)]
@@ -152,9 +156,13 @@ impl Server {
     /// Stops in order: health NOT_SERVING, no new requests, streams end with what they have, the queue
     /// drains, the counters are saved. Streams that take longer than the grace period are cut.
     pub async fn stop(mut self) -> Result<(), ServerError> {
+        let deadline = tokio::time::Instant::now() + self.grace;
         tell_health(&self.health, ServingStatus::NotServing).await;
         self.stopping.cancel();
-        let served = match timeout(self.grace, &mut self.serving).await {
+        // Who watches has been told; a watch does not end by itself.
+        self.health.clear_service_status(WHOLE_SERVER).await;
+        self.health.clear_service_status(AGGREGATOR).await;
+        let served = match timeout_at(deadline, &mut self.serving).await {
             Ok(served) => served.expect("serving does not panic"),
             Err(_) => {
                 tracing::warn!(grace = ?self.grace, "cut the streams that were still open");
@@ -164,7 +172,17 @@ impl Server {
         };
         let threads = self.threads;
         let stopped = tokio::task::spawn_blocking(move || threads.stop());
-        stopped.await.expect("stopping does not panic")?;
+        match timeout_at(
+            deadline.max(tokio::time::Instant::now() + STOP_MIN),
+            stopped,
+        )
+        .await
+        {
+            Ok(stopped) => stopped.expect("stopping does not panic")?,
+            Err(_) => tracing::warn!(
+                "the queue was not empty in time; what was not acknowledged must be sent again"
+            ),
+        }
         Ok(served?)
     }
 }

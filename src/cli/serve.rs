@@ -22,7 +22,10 @@ const SIGXFSZ: i32 = 25;
 pub(super) fn run(args: ServeArgs) -> Outcome {
     log_to_stderr(&args)?;
     let runtime = Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(args))
+    let outcome = runtime.block_on(serve(args));
+    // Whatever still runs was given its time.
+    runtime.shutdown_background();
+    outcome
 }
 
 fn log_to_stderr(args: &ServeArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

@@ -1,21 +1,26 @@
 //! Back-pressure for publish requests, before they are in memory.
 //!
 //! gRPC gathers a message whole before a handler sees it, so a bound on what handlers hold does not
-//! bound the server's memory: every stream may be gathering one. This layer reads the length in front of
-//! each message and takes that much from the partition's ingest budget before it lets the message in.
-//! A message gets its share whole or waits outside, in HTTP/2 flow control, so streams cannot block
-//! each other with halves of messages. The share goes with the request until it is answered.
+//! bound the server's memory: every stream may be gathering one, and keeps the buffer for the next. This
+//! layer reads the length in front of each message, takes that much from the partition's ingest budget,
+//! and only then gathers the message itself. The handler gets it together with its share, which goes
+//! with the request until it is answered; what gRPC sees is an empty message. Only a compressed message
+//! passes through, for gRPC to decompress.
+//!
+//! A message gets its share whole or waits outside, in HTTP/2 flow control, and not for ever: who waits
+//! keeps others of its connection from arriving.
 //! Format: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, Length-Prefixed-Message.
 
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http_body::Frame;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Sleep, sleep},
@@ -28,15 +33,18 @@ use tonic::{
     server::NamedService,
 };
 
-use super::status;
+use super::{status, wire::RawPublishRequest};
 use crate::event::Violation;
 
 /// How long a request may take to arrive once it has begun; it holds its share of the budget meanwhile.
 const ARRIVAL_SECONDS_MAX: u64 = 60;
+/// How long a request may wait for its share of the budget.
+const SHARE_WAIT_SECONDS_MAX: u64 = 10;
 /// What the smallest request takes from the budget, for the memory it takes beside its bytes.
 const SHARE_BYTES_MIN: usize = 1024;
 /// A compression flag of one byte and a length of four.
 const PREFIX_BYTES: usize = 5;
+const NOT_COMPRESSED: u8 = 0;
 const COMPRESSED: u8 = 1;
 
 /// The service `S`, whose publish requests take their bytes from a budget.
@@ -47,28 +55,39 @@ pub struct Intake<S> {
     request_bytes_max: usize,
 }
 
-/// The shares of the requests of one stream that have been let in, in their order.
+/// The requests of one stream that have been let in, in their order.
 #[derive(Clone, Default)]
-pub(super) struct Shares(Arc<Mutex<VecDeque<OwnedSemaphorePermit>>>);
+pub(super) struct Arrivals(Arc<Mutex<VecDeque<Arrival>>>);
 
-impl Shares {
-    /// The shares of the stream that begins with `request`.
+/// A request that has been let in.
+struct Arrival {
+    share: OwnedSemaphorePermit,
+    /// `None` if gRPC has it.
+    request: Option<RawPublishRequest>,
+}
+
+impl Arrivals {
+    /// The arrivals on the stream that begins with `request`.
     pub fn of<T>(request: &Request<T>) -> Self {
-        let shares = request.extensions().get::<Self>();
-        shares.expect("publish streams come through Intake").clone()
+        let arrivals = request.extensions().get::<Self>();
+        let arrivals = arrivals.expect("publish streams come through Intake");
+        arrivals.clone()
     }
 
-    /// The share of the next request.
-    pub fn take(&self) -> OwnedSemaphorePermit {
-        let share = self.queue().pop_front();
-        share.expect("a message is let in with its share")
+    /// The request that gRPC gave as `passed`, and its share.
+    pub fn take(&self, passed: RawPublishRequest) -> (RawPublishRequest, OwnedSemaphorePermit) {
+        let arrival = self.queue().pop_front();
+        let arrival = arrival.expect("gRPC gives what arrived");
+        (arrival.request.unwrap_or(passed), arrival.share)
     }
 
-    fn put(&self, share: OwnedSemaphorePermit) {
-        self.queue().push_back(share);
+    fn put(&self, share: OwnedSemaphorePermit, request: Option<Bytes>) {
+        let request = request.map(RawPublishRequest);
+        self.queue().push_back(Arrival { share, request });
     }
 
-    fn queue(&self) -> std::sync::MutexGuard<'_, VecDeque<OwnedSemaphorePermit>> {
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Arrival>> {
+        // Nothing between lock and unlock leaves the queue half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -104,36 +123,35 @@ where
         if !request.uri().path().ends_with("Publish") {
             return self.inner.call(request);
         }
-        let shares = Shares::default();
-        let budget = PollSemaphore::new(Arc::clone(&self.budget));
-        let max = self.request_bytes_max;
+        let arrivals = Arrivals::default();
         let mut request = request.map(|body| {
             Body::new(MeteredBody {
                 inner: body,
                 arrived: BytesMut::new(),
                 message: Message::Prefix,
                 messages: 0,
-                budget,
-                request_bytes_max: max,
-                shares: shares.clone(),
+                budget: PollSemaphore::new(Arc::clone(&self.budget)),
+                request_bytes_max: self.request_bytes_max,
+                arrivals: arrivals.clone(),
                 deadline: None,
             })
         });
-        request.extensions_mut().insert(shares);
+        request.extensions_mut().insert(arrivals);
         self.inner.call(request)
     }
 }
 
 struct MeteredBody {
     inner: Body,
-    /// What has arrived and is not let in.
+    /// What has arrived and belongs to no message yet.
     arrived: BytesMut,
     message: Message,
-    /// Messages that have begun.
+    /// Messages that were let in.
     messages: u64,
     budget: PollSemaphore,
     request_bytes_max: usize,
-    shares: Shares,
+    arrivals: Arrivals,
+    /// When the message at hand must have its share, or must have arrived.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -142,62 +160,117 @@ enum Message {
     /// Before the end of its prefix.
     Prefix,
     /// Its prefix is there, its share is not.
-    Waiting { share_bytes: usize, bytes: usize },
-    /// It is being let in.
-    Inside { bytes_left: usize },
+    Waiting { bytes: usize, compressed: bool },
+    /// It is being gathered.
+    Gathering {
+        share: OwnedSemaphorePermit,
+        bytes: usize,
+        gathered: BytesMut,
+    },
+    /// It is passed to gRPC as it arrives.
+    Passing { bytes_left: usize },
 }
 
 impl MeteredBody {
-    /// Lets in what it can of what has arrived. `None` if more must arrive first.
+    /// Lets in what it can of what has arrived: returns what gRPC is to see of it. `None` if more must
+    /// arrive first.
     fn let_in(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
         loop {
-            match self.message {
+            match &mut self.message {
                 Message::Prefix => {
                     if self.arrived.len() < PREFIX_BYTES {
                         return Poll::Ready(None);
                     }
-                    let bytes = (&self.arrived[1..PREFIX_BYTES]).get_u32() as usize;
+                    let prefix = self.arrived.split_to(PREFIX_BYTES);
+                    let bytes = (&prefix[1..]).get_u32() as usize;
                     if bytes > self.request_bytes_max {
                         return Poll::Ready(Some(Err(self.too_large(bytes))));
                     }
-                    let compressed = self.arrived[0] == COMPRESSED;
-                    let in_memory = if compressed {
-                        self.request_bytes_max
-                    } else {
-                        bytes
-                    };
-                    self.message = Message::Waiting {
-                        share_bytes: in_memory.max(SHARE_BYTES_MIN),
-                        bytes,
-                    };
+                    let compressed = prefix[0] == COMPRESSED;
+                    self.message = Message::Waiting { bytes, compressed };
+                    self.deadline = Some(deadline(SHARE_WAIT_SECONDS_MAX));
                 }
-                Message::Waiting { share_bytes, bytes } => {
-                    let share = u32::try_from(share_bytes).expect("a request is under 4 GiB");
-                    let Some(share) = ready!(self.budget.poll_acquire_many(cx, share)) else {
-                        return Poll::Ready(Some(Err(status::stopping())));
+                Message::Waiting { bytes, compressed } => {
+                    let (bytes, compressed) = (*bytes, *compressed);
+                    let share = ready!(self.poll_share(cx, bytes, compressed));
+                    let share = match share {
+                        Ok(share) => share,
+                        Err(status) => return Poll::Ready(Some(Err(status))),
                     };
-                    self.shares.put(share);
                     self.messages += 1;
-                    let arrival = Duration::from_secs(ARRIVAL_SECONDS_MAX);
-                    self.deadline = Some(Box::pin(sleep(arrival)));
-                    let bytes_left = PREFIX_BYTES + bytes;
-                    self.message = Message::Inside { bytes_left };
+                    self.deadline = Some(deadline(ARRIVAL_SECONDS_MAX));
+                    if compressed {
+                        self.arrivals.put(share, None);
+                        self.message = Message::Passing { bytes_left: bytes };
+                        return Poll::Ready(Some(Ok(prefix(COMPRESSED, bytes))));
+                    }
+                    self.message = Message::Gathering {
+                        share,
+                        bytes,
+                        gathered: BytesMut::with_capacity(bytes),
+                    };
                 }
-                Message::Inside { bytes_left } => {
-                    if self.arrived.is_empty() {
+                Message::Gathering {
+                    bytes, gathered, ..
+                } => {
+                    let missing = *bytes - gathered.len();
+                    let part = self.arrived.split_to(missing.min(self.arrived.len()));
+                    gathered.extend_from_slice(&part);
+                    if gathered.len() < *bytes {
                         return Poll::Ready(None);
                     }
-                    let part = self.arrived.split_to(bytes_left.min(self.arrived.len()));
-                    if part.len() == bytes_left {
+                    let message = std::mem::replace(&mut self.message, Message::Prefix);
+                    self.deadline = None;
+                    if let Message::Gathering {
+                        share, gathered, ..
+                    } = message
+                    {
+                        self.arrivals.put(share, Some(gathered.freeze()));
+                    }
+                    return Poll::Ready(Some(Ok(prefix(NOT_COMPRESSED, 0))));
+                }
+                Message::Passing { bytes_left } => {
+                    if self.arrived.is_empty() && *bytes_left > 0 {
+                        return Poll::Ready(None);
+                    }
+                    let part = self.arrived.split_to((*bytes_left).min(self.arrived.len()));
+                    *bytes_left -= part.len();
+                    if *bytes_left == 0 {
                         self.message = Message::Prefix;
                         self.deadline = None;
-                    } else {
-                        let bytes_left = bytes_left - part.len();
-                        self.message = Message::Inside { bytes_left };
                     }
                     return Poll::Ready(Some(Ok(part.freeze())));
                 }
             }
+        }
+    }
+
+    /// Takes the share of a message from the budget: what it has in memory, decompressed.
+    fn poll_share(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: usize,
+        compressed: bool,
+    ) -> Poll<Result<OwnedSemaphorePermit, Status>> {
+        let in_memory = if compressed {
+            self.request_bytes_max
+        } else {
+            bytes.max(SHARE_BYTES_MIN)
+        };
+        let share = u32::try_from(in_memory).expect("a request is under 4 GiB");
+        match self.budget.poll_acquire_many(cx, share) {
+            Poll::Ready(share) => Poll::Ready(share.ok_or_else(status::stopping)),
+            Poll::Pending => {
+                ready!(self.poll_deadline(cx));
+                Poll::Ready(Err(status::overloaded(SHARE_WAIT_SECONDS_MAX)))
+            }
+        }
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.deadline {
+            Some(deadline) => deadline.as_mut().poll(cx),
+            None => Poll::Pending,
         }
     }
 
@@ -209,6 +282,17 @@ impl MeteredBody {
     }
 }
 
+fn deadline(seconds: u64) -> Pin<Box<Sleep>> {
+    Box::pin(sleep(Duration::from_secs(seconds)))
+}
+
+fn prefix(compressed: u8, bytes: usize) -> Bytes {
+    let mut prefix = BytesMut::with_capacity(PREFIX_BYTES);
+    prefix.put_u8(compressed);
+    prefix.put_u32(u32::try_from(bytes).expect("it was read from 32 bits"));
+    prefix.freeze()
+}
+
 impl HttpBody for MeteredBody {
     type Data = Bytes;
     type Error = Status;
@@ -216,21 +300,16 @@ impl HttpBody for MeteredBody {
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             if let Some(part) = ready!(self.let_in(cx)) {
-                return Poll::Ready(Some(part.map(http_body::Frame::data)));
+                return Poll::Ready(Some(part.map(Frame::data)));
             }
             let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
-                let Some(deadline) = &mut self.deadline else {
-                    return Poll::Pending;
-                };
-                ready!(deadline.as_mut().poll(cx));
+                ready!(self.poll_deadline(cx));
                 let stalled = self.messages - 1;
-                return Poll::Ready(Some(Err(status::stalled_request(
-                    stalled,
-                    ARRIVAL_SECONDS_MAX,
-                ))));
+                let stalled = status::stalled_request(stalled, ARRIVAL_SECONDS_MAX);
+                return Poll::Ready(Some(Err(stalled)));
             };
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -239,7 +318,10 @@ impl HttpBody for MeteredBody {
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(None),
+                None if matches!(self.message, Message::Prefix) && self.arrived.is_empty() => {
+                    return Poll::Ready(None);
+                }
+                None => return Poll::Ready(Some(Err(status::cut_request(self.messages)))),
             }
         }
     }

@@ -96,7 +96,7 @@ impl Listing {
             if let Some(end) = &mut self.end {
                 return std::mem::replace(end, Ok(())).map(|()| None);
             }
-            if self.follow && self.stopping.is_cancelled() {
+            if self.stopping.is_cancelled() {
                 self.end = Some(Err(status::stopping()));
                 return Ok(Some(self.response(&[], false)));
             }

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How many requests of one stream may wait for their acknowledgement; then it is not read on.
-const STREAM_REQUESTS_MAX: usize = 128;
+const STREAM_REQUESTS_MAX: usize = 32;
 
 /// The limits of the edge.
 #[derive(Clone, Copy, Debug)]

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use tonic::{Request, Status, Streaming};
 
 use super::{
-    Aggregator, STREAM_REQUESTS_MAX, convert, intake::Shares, status, wire::RawPublishRequest,
+    Aggregator, STREAM_REQUESTS_MAX, convert, intake::Arrivals, status, wire::RawPublishRequest,
 };
 use crate::{
     event::Event,
@@ -19,7 +19,7 @@ pub(super) async fn publish(
 ) -> Result<v1::PublishResponse, Status> {
     let mut stream = PublishStream {
         aggregator,
-        shares: Shares::of(&request),
+        arrivals: Arrivals::of(&request),
         requests: request.into_inner(),
         taken: 0,
         pending: VecDeque::new(),
@@ -33,7 +33,7 @@ pub(super) async fn publish(
 
 struct PublishStream<'a> {
     aggregator: &'a Aggregator,
-    shares: Shares,
+    arrivals: Arrivals,
     requests: Streaming<RawPublishRequest>,
     taken: u64,
     pending: VecDeque<PendingOutcomes>,
@@ -50,7 +50,7 @@ impl PublishStream<'_> {
             let Some(request) = request else {
                 return Ok(());
             };
-            let share = self.shares.take();
+            let (request, share) = self.arrivals.take(request);
             let events = self.valid_events(&request)?;
             drop(request);
             let partition = &self.aggregator.partition;

@@ -61,6 +61,21 @@ pub(super) fn stalled_request(request: u64, seconds: u64) -> Status {
     ))
 }
 
+/// INVALID_ARGUMENT for a request that ends before its length.
+pub(super) fn cut_request(requests: u64) -> Status {
+    Status::invalid_argument(format!(
+        "the stream ended within a request, after {requests} that had begun"
+    ))
+}
+
+/// UNAVAILABLE for a request that waited too long for its share of the ingest budget.
+pub(super) fn overloaded(seconds: u64) -> Status {
+    let message = format!(
+        "overloaded: no room for the request within {seconds} s (--max-ingest-bytes); send it again later"
+    );
+    Status::with_error_details(Code::Unavailable, message, info("OVERLOADED"))
+}
+
 /// RESOURCE_EXHAUSTED for a reader beyond the limit.
 pub(super) fn too_many_readers(max: usize) -> Status {
     let details = info("TOO_MANY_READERS");
@@ -103,7 +118,7 @@ pub(super) fn read(error: &ReadError) -> Status {
         },
         ReadError::Stopping => (Code::Unavailable, "STOPPING"),
     };
-    if code == Code::DataLoss || code == Code::Unavailable {
+    if !matches!(error, ReadError::Stopping) {
         tracing::error!(%error, "stored events cannot be read");
     }
     Status::with_error_details(code, error.to_string(), info(reason))

@@ -6,7 +6,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Status, Streaming};
 
 use super::{
-    Aggregator, STREAM_REQUESTS_MAX, convert, intake::Shares, status, wire::RawPublishRequest,
+    Aggregator, STREAM_REQUESTS_MAX, convert, intake::Arrivals, status, wire::RawPublishRequest,
 };
 use crate::{
     event::Violation,
@@ -16,8 +16,8 @@ use crate::{
 
 /// A request that was taken and is not answered.
 struct Taken {
-    /// The violation of each event that has one.
-    verdicts: Vec<Option<Violation>>,
+    /// The events that broke a limit, by their place in the request.
+    violations: Vec<(usize, Violation)>,
     /// The outcomes of the others.
     pending: PendingOutcomes,
 }
@@ -52,7 +52,7 @@ async fn take_all(
     request: Request<Streaming<RawPublishRequest>>,
     taken: mpsc::Sender<Result<Taken, Status>>,
 ) {
-    let shares = Shares::of(&request);
+    let arrivals = Arrivals::of(&request);
     let mut requests = request.into_inner();
     let mut number = 0;
     loop {
@@ -62,7 +62,7 @@ async fn take_all(
             () = taken.closed() => return,
         };
         let next = match request {
-            Ok(Some(request)) => take(&aggregator, &shares, number, request).await,
+            Ok(Some(request)) => take(&aggregator, &arrivals, number, request).await,
             Ok(None) => return,
             Err(status) => Err(status),
         };
@@ -76,30 +76,29 @@ async fn take_all(
 
 async fn take(
     aggregator: &Aggregator,
-    shares: &Shares,
+    arrivals: &Arrivals,
     number: u64,
     request: RawPublishRequest,
 ) -> Result<Taken, Status> {
-    let share = shares.take();
+    let (request, share) = arrivals.take(request);
     let events = convert::events(&request, aggregator.limits.event_bytes_max)
         .map_err(|violation| status::invalid_request(number, &violation))?;
-    let mut verdicts = Vec::with_capacity(events.len());
+    let mut violations = Vec::new();
     let mut valid = Vec::with_capacity(events.len());
-    for event in events {
+    for (at, event) in events.into_iter().enumerate() {
         match event {
-            Ok(event) => {
-                verdicts.push(None);
-                valid.push(event);
-            }
-            Err(violation) => verdicts.push(Some(violation)),
+            Ok(event) => valid.push(event),
+            Err(violation) => violations.push((at, violation)),
         }
     }
     let partition = &aggregator.partition;
     let submitted = partition.submit(valid, Rejection::OfEvent, share).await;
     let pending = submitted.map_err(|error| status::publish(&error))?;
-    let rejected = verdicts.iter().flatten().count();
-    partition.count_rejected(rejected as u64);
-    Ok(Taken { verdicts, pending })
+    partition.count_rejected(violations.len() as u64);
+    Ok(Taken {
+        violations,
+        pending,
+    })
 }
 
 async fn answer(
@@ -108,18 +107,23 @@ async fn answer(
     topics_max: usize,
 ) -> Result<v1::StreamingPublishResponse, Status> {
     let outcomes = taken.pending.await;
-    let mut outcomes = outcomes
-        .map_err(|error| status::publish(&error))?
-        .into_iter();
-    let outcomes = taken.verdicts.iter().map(|verdict| match verdict {
-        Some(violation) => convert::rejected(violation),
-        None => {
-            let outcome = outcomes.next().expect("one outcome per submitted event");
-            convert::outcome(outcome, topics_max)
-        }
-    });
+    let outcomes = outcomes.map_err(|error| status::publish(&error))?;
+    let told = outcomes
+        .iter()
+        .map(|outcome| convert::outcome(*outcome, topics_max));
+    let mut told: Vec<_> = told.collect();
+    if !taken.violations.is_empty() {
+        let mut accepted = told.into_iter();
+        let mut violations = taken.violations.iter().peekable();
+        let total = accepted.len() + violations.len();
+        let merged = (0..total).map(|at| match violations.next_if(|(place, _)| *place == at) {
+            Some((_, violation)) => convert::rejected(violation),
+            None => accepted.next().expect("one outcome per submitted event"),
+        });
+        told = merged.collect();
+    }
     Ok(v1::StreamingPublishResponse {
         acknowledged_requests,
-        outcomes: outcomes.collect(),
+        outcomes: told,
     })
 }
