@@ -242,8 +242,8 @@ pub struct PublishArgs {
     #[arg(value_name = "FILE", default_value = "-")]
     pub file: PathBuf,
 
-    /// Most events a request [1..=65536]; a request is sent earlier at 1 MiB, or when the input pauses
-    #[arg(long, value_name = "COUNT", default_value = "256", value_parser = within(1, 65_536))]
+    /// Most events a request [1..=16384]; a request is sent earlier at 1 MiB, or when the input pauses
+    #[arg(long, value_name = "COUNT", default_value = "256", value_parser = within(1, 16_384))]
     pub batch_size: usize,
 
     /// The server.

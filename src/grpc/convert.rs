@@ -1,6 +1,6 @@
 //! The contract's messages and the domain's types, into each other.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::{
     Message as _,
     encoding::{DecodeContext, WireType, check_wire_type, decode_key, decode_varint, skip_field},
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The most events of one request.
-pub(super) const REQUEST_EVENTS_MAX: usize = 65_536;
+const REQUEST_EVENTS_MAX: usize = 16_384;
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
@@ -91,12 +91,31 @@ fn event(encoded: Bytes, bytes_max: usize) -> Result<Event, Violation> {
 }
 
 fn canonical_event(encoded: &[u8]) -> Result<Event, Violation> {
-    let event = v1::Event::decode(encoded).map_err(|error| {
-        Violation::new("event", format!("not an encoded oncelog.v1.Event: {error}"))
+    let event = decode_as_readers_will(encoded).map_err(|error| {
+        // The whole chain of fields that leads there can be long.
+        let error = error.to_string();
+        let cause = error.rsplit(": ").next().unwrap_or_default();
+        Violation::new("event", format!("not an encoded oncelog.v1.Event: {cause}"))
     })?;
     let canonical = Bytes::from(event.encode_to_vec());
     let view = EventView::parse(&canonical).expect("the encoder is canonical");
     Event::new(canonical.clone(), &view)
+}
+
+/// Decodes an event in the depth at which a ListEventsResponse has it: decoders limit the depth, and an
+/// event that no reader could decode must not be stored.
+fn decode_as_readers_will(event: &[u8]) -> Result<v1::Event, prost::DecodeError> {
+    let field = |tag: u8, len: usize| {
+        let mut prefix = vec![tag];
+        put_varint(len as u64, &mut prefix);
+        prefix
+    };
+    let stored = field(STORED_EVENT_TAG, event.len());
+    let listed = field(EVENTS_TAG, stored.len() + event.len());
+    let response = listed.as_slice().chain(stored.as_slice()).chain(event);
+    let response = v1::ListEventsResponse::decode(response)?;
+    let stored = response.events.into_iter().next();
+    Ok(stored.and_then(|stored| stored.event).unwrap_or_default())
 }
 
 /// The key that a GetEvent asks for.

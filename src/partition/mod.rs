@@ -30,7 +30,10 @@ use tokio::{
 pub use self::{
     clock::{TimeSource, system_time},
     cursor::CursorError,
-    open::{OpenError, PartitionOptions, Recovery, Threads, lock_data_dir, open},
+    open::{
+        INGEST_BYTES_MAX, OpenError, PartitionOptions, Recovery, TOPICS_MAX, Threads,
+        lock_data_dir, open,
+    },
     reader::{Chunk, Reader, Start},
     request::{Outcome, PublishError, Rejection},
     stats::{Counters, CountersError, Snapshot, TopicCounters},
@@ -174,11 +177,11 @@ impl<R: LogReader> Partition<R> {
 
     /// The stored event with this key, if there is one and it is durable.
     pub async fn get(&self, key: Key) -> Result<Option<StoredEvent>, ReadError> {
-        let Some(entry) = self.find(key).await? else {
+        let Some(entry) = self.find(key.clone()).await? else {
             return Ok(None);
         };
         let partition = self.clone();
-        let read = spawn_blocking(move || partition.read_event(entry.sequence));
+        let read = spawn_blocking(move || partition.read_event(&key, entry.sequence));
         read.await.map_err(|_| ReadError::Stopping)?
     }
 
@@ -205,13 +208,18 @@ impl<R: LogReader> Partition<R> {
         Ok(found.filter(|entry| entry.sequence < self.durable_tail()))
     }
 
-    fn read_event(&self, sequence: Sequence) -> Result<Option<StoredEvent>, ReadError> {
-        let batch = match self.0.tail.recent(sequence) {
+    fn read_event(&self, key: &Key, at: Sequence) -> Result<Option<StoredEvent>, ReadError> {
+        let topic = Topic::new(key.topic()).expect("a key is made of valid names");
+        let batch = match self.0.tail.recent(at) {
             Some(batch) => Some(batch),
-            None => self.0.log.read(sequence, None).map_err(Arc::new)?,
+            None => self.0.log.read(at, Some(&topic)).map_err(Arc::new)?,
         };
-        let mut events = batch.iter().flat_map(|batch| batch.events());
-        Ok(events.find(|event| event.sequence == sequence))
+        let mut events = batch.iter().flat_map(|batch| batch.events_of(&topic));
+        let found = events.find(|event| event.sequence == at);
+        // An event found in flight may have been refused since, and its sequence be another's.
+        Ok(found.filter(|event| {
+            Event::from_stored(event.encoded.clone()).is_ok_and(|event| event.key() == key)
+        }))
     }
 
     /// Every event below it is durable.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File, TryLockError},
+    fs::{File, TryLockError},
     io,
     ops::Range,
     path::{Path, PathBuf},
@@ -43,9 +43,9 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(30);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The default limit on topics.
-const TOPICS_MAX: usize = 100_000;
+pub const TOPICS_MAX: usize = 100_000;
 /// The default budget of requests in the server, in bytes.
-const INGEST_BYTES_MAX: usize = 128 * 1024 * 1024;
+pub const INGEST_BYTES_MAX: usize = 128 * 1024 * 1024;
 
 /// What a partition is opened with.
 #[derive(Clone)]
@@ -155,7 +155,7 @@ impl Threads {
 pub fn lock_data_dir(data_dir: &Path) -> Result<File, OpenError> {
     let path = data_dir.join("LOCK");
     let create = || {
-        fs::create_dir_all(data_dir)?;
+        OsDisk.create_dir(data_dir)?;
         File::create(&path)
     };
     let file = create().map_err(|source| OpenError::Io {
@@ -337,10 +337,10 @@ fn save_counters(stats: &Stats, data_dir: &Path, stopped: &std_mpsc::Receiver<()
         if snapshot == saved {
             continue;
         }
-        if let Err(error) = snapshot.save(data_dir) {
-            tracing::warn!(%error, "the counters are not saved; trying again later");
+        match snapshot.save(data_dir) {
+            Ok(()) => saved = snapshot,
+            Err(error) => tracing::warn!(%error, "the counters are not saved; trying again later"),
         }
-        saved = snapshot;
     }
 }
 

@@ -16,8 +16,10 @@ use crate::{
 /// A chunk ends with the first batch that brings it to this many bytes.
 const CHUNK_BYTES: usize = 128 * 1024;
 /// A chunk ends within a batch before the event that would bring it over this many bytes, unless that
-/// is its first.
-const CHUNK_BYTES_MAX: usize = 512 * 1024;
+/// is its first. Holds a full batch, so that few are read twice.
+const CHUNK_BYTES_MAX: usize = 768 * 1024;
+/// What an event counts in a chunk beside its encoding: more than its place and time take when it is sent.
+const EVENT_OVERHEAD_BYTES: usize = 64;
 /// How many batches of a topic are looked up at once.
 const SLICES_MAX: usize = 256;
 
@@ -146,7 +148,8 @@ impl Scan {
             let last_page = slices.len() < SLICES_MAX;
             for slice in slices {
                 if slice >= self.until {
-                    break;
+                    self.next = self.until;
+                    return Ok(());
                 }
                 let batch = log.read(slice, Some(&topic)).map_err(Arc::new)?;
                 let batch = batch.expect("the index does not run ahead of the durable log");
@@ -196,7 +199,7 @@ impl Scan {
             if event.sequence < self.next {
                 continue;
             }
-            let bytes = self.bytes + event.encoded.len();
+            let bytes = self.bytes + event.encoded.len() + EVENT_OVERHEAD_BYTES;
             if event.sequence >= self.until {
                 break;
             }
@@ -211,5 +214,60 @@ impl Scan {
         }
         self.next = end.min(self.until);
         self.events.len() < self.events_max && self.bytes < CHUNK_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        event::{Event, EventView},
+        partition::{PartitionOptions, Rejection, open},
+        proto::v1,
+    };
+    use prost::Message as _;
+
+    fn event(id: usize) -> Event {
+        let event = v1::Event {
+            topic: "t".to_owned(),
+            event_id: id.to_string(),
+            timestamp: Some(prost_types::Timestamp::default()),
+            source: "s".to_owned(),
+            ..v1::Event::default()
+        };
+        let encoded = bytes::Bytes::from(event.encode_to_vec());
+        let view = EventView::parse(&encoded).expect("canonical");
+        Event::new(encoded.clone(), &view).expect("valid")
+    }
+
+    #[tokio::test]
+    async fn a_scan_of_a_topic_ends_where_it_is_told_among_many_later_batches() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = PartitionOptions::new(dir.path());
+        let opened = spawn_blocking(|| open(options)).await.expect("no panic");
+        let (partition, threads, _) = opened.expect("opened");
+        for id in 0..SLICES_MAX + 50 {
+            let permit = Arc::clone(partition.ingest()).acquire_owned().await;
+            let permit = permit.expect("open");
+            let pending = partition.submit(vec![event(id)], Rejection::OfEvent, permit);
+            pending.await.expect("queued").await.expect("durable");
+        }
+        for until in [1, 2, 10, SLICES_MAX as Sequence + 20] {
+            let mut scan = Scan {
+                topic: Some(Topic::new("t").expect("valid")),
+                next: FIRST_SEQUENCE,
+                until,
+                events: Vec::new(),
+                events_max: usize::MAX,
+                bytes: 0,
+            };
+            scan.over_log(&partition.0, &partition.0.log).expect("read");
+            assert_eq!(scan.next, until);
+            assert_eq!(scan.events.len() as Sequence, until - 1);
+        }
+        spawn_blocking(|| threads.stop())
+            .await
+            .expect("no panic")
+            .expect("saved");
     }
 }

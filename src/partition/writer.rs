@@ -28,10 +28,10 @@ use crate::{
     log::BatchBuilder,
 };
 
-/// The most events of a batch, but for the last request in it.
-const BATCH_EVENTS_MAX: usize = 4096;
-/// The most bytes of a batch, but for the last request in it.
-const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// A batch with this many events takes no further request.
+const BATCH_EVENTS_FULL: usize = 4096;
+/// A batch with this many bytes takes no further request.
+const BATCH_BYTES_FULL: usize = 512 * 1024;
 
 pub(super) struct Writer {
     pub index: Index,
@@ -71,7 +71,7 @@ impl Pending {
     }
 
     fn is_full(&self) -> bool {
-        self.builder.count() >= BATCH_EVENTS_MAX || self.builder.bytes() >= BATCH_BYTES_MAX
+        self.builder.count() >= BATCH_EVENTS_FULL || self.builder.bytes() >= BATCH_BYTES_FULL
     }
 
     fn count(&mut self, candidate: &Candidate, outcome: Outcome, topics: &HashSet<Topic>) {
@@ -233,7 +233,7 @@ impl Writer {
             .map(|candidate| candidate.event.key().topic())
             .filter(|topic| !self.topics.contains(*topic))
             .collect();
-        self.topics.len() + begun.len() <= self.topics_max
+        begun.is_empty() || self.topics.len() + begun.len() <= self.topics_max
     }
 
     /// Gives the batch to the syncer, which is free.

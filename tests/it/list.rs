@@ -354,3 +354,28 @@ async fn readers_beyond_the_limit_are_refused() {
     }
     panic!("the place of a reader that left is not free");
 }
+
+#[tokio::test]
+async fn many_tiny_events_fit_their_responses() {
+    let server = TestServer::start().await;
+    let client = &mut server.client().await;
+    let mut requests = Vec::new();
+    for request in 0..3 {
+        requests.push(
+            (request * 16_000..request * 16_000 + 16_000)
+                .map(|n| event("t", n))
+                .collect(),
+        );
+    }
+    try_publish(client, requests).await.expect("published");
+    for topic in ["", "t"] {
+        let responses = list_responses(client, list_request(topic)).await;
+        assert_eq!(
+            responses.iter().map(|r| r.events.len()).sum::<usize>(),
+            48_000
+        );
+        for response in responses {
+            assert!(prost::Message::encoded_len(&response) < 1 << 20);
+        }
+    }
+}

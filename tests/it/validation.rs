@@ -203,10 +203,10 @@ async fn a_request_over_its_limit_is_refused() {
         "the request before is durable"
     );
 
-    let many = (0..65_537).map(|n| event("t", n)).collect();
+    let many = (0..16_385).map(|n| event("t", n)).collect();
     let error = try_publish(client, vec![many]).await.expect_err("too many");
     assert_eq!(error.code(), Code::InvalidArgument);
-    assert!(error.message().contains("65536 events"), "{error}");
+    assert!(error.message().contains("16384 events"), "{error}");
 }
 
 #[tokio::test]
@@ -254,6 +254,66 @@ async fn a_new_topic_beyond_the_limit_is_refused() {
             .contains("the limit is 2 topics (--max-topics)")
     );
     assert_eq!(counters(client).await, [7, 4, 0, 0, 3]);
+}
+
+/// A JSON payload of lists in lists.
+fn nested(depth: usize) -> v1::Event {
+    let value = |kind| prost_types::Value { kind: Some(kind) };
+    let mut inner = value(prost_types::value::Kind::BoolValue(true));
+    for _ in 0..depth {
+        let values = vec![inner];
+        inner = value(prost_types::value::Kind::ListValue(
+            prost_types::ListValue { values },
+        ));
+    }
+    let fields = [("nested".to_owned(), inner)].into();
+    v1::Event {
+        payload: Some(v1::event::Payload::Json(prost_types::Struct { fields })),
+        ..event("deep", depth)
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_deep_for_readers_is_refused() {
+    let server = TestServer::start().await;
+    let client = &mut server.client().await;
+    let mut taken = 0;
+    for depth in 1..60 {
+        match try_publish(client, vec![vec![nested(depth)]]).await {
+            Ok(response) => taken += response.unique_processed,
+            Err(error) => {
+                assert_eq!(error.code(), Code::InvalidArgument);
+                assert!(error.message().contains("recursion limit"), "{error}");
+                assert!(error.message().len() < 500, "{error}");
+            }
+        }
+    }
+    assert!((40..59).contains(&taken), "{taken}");
+    assert_eq!(list(client, "deep").await.len() as u64, taken);
+}
+
+#[tokio::test]
+async fn a_lowered_limit_on_topics_keeps_those_there_are() {
+    let server = TestServer::start().await;
+    publish(
+        &mut server.client().await,
+        vec![event("a", 1), event("b", 1)],
+    )
+    .await;
+    let data_dir = server.stop().await;
+    let mut options = data_dir.options();
+    options.partition.topics_max = 1;
+    let server = TestServer::start_with(data_dir, options).await;
+    let client = &mut server.client().await;
+    assert_eq!(
+        publish(client, vec![event("a", 2), event("b", 2)])
+            .await
+            .unique_processed,
+        2
+    );
+    try_publish(client, vec![vec![event("c", 1)]])
+        .await
+        .expect_err("a new topic");
 }
 
 #[tokio::test]
