@@ -112,9 +112,14 @@ pub(super) fn sled_io(error: sled::Error) -> io::Error {
     }
 }
 
-/// Whether `error` says that the disk or a quota is full.
+/// Whether `error` says that the disk, a quota or the limit on file sizes is reached.
 pub(super) fn is_full(error: &io::Error) -> bool {
-    [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&error.kind())
+    [
+        io::ErrorKind::StorageFull,
+        io::ErrorKind::QuotaExceeded,
+        io::ErrorKind::FileTooLarge,
+    ]
+    .contains(&error.kind())
 }
 
 /// Whether `error` comes from the process or the system around it, so that the files may well be whole and

@@ -87,6 +87,8 @@ pub struct Index {
     parts: Arc<Parts>,
     /// What is in no sealed part.
     recent: Recent,
+    /// Where the sealed parts end.
+    recent_from: Sequence,
     missing: Vec<Range<Sequence>>,
     sealer: Sealer,
 }
@@ -117,8 +119,9 @@ impl Index {
         Ok(Self {
             dir: dir.to_owned(),
             options,
-            parts,
             recent: Recent::with_capacity(options.keys_per_generation),
+            recent_from: parts.view().sealed_to(),
+            parts,
             missing,
             sealer,
         })
@@ -150,6 +153,9 @@ impl Index {
         if let Some(entry) = self.recent.get(key) {
             return Ok(Some(entry));
         }
+        if self.recent_from <= looked_to {
+            return Ok(None);
+        }
         self.parts.view().get_from(key, looked_to)
     }
 
@@ -173,7 +179,8 @@ impl Index {
     /// when it is and cannot write, until it can again: then publishes must be refused, as memory would
     /// grow without limit. Nothing is lost by a failure.
     pub fn seal_if_full(&mut self, durable_tail: Sequence) -> Result<(), IndexError> {
-        if self.recent.len_below(durable_tail) < self.options.keys_per_generation {
+        let enough = self.options.keys_per_generation;
+        if self.recent.len() < enough || self.recent.len_below(durable_tail) < enough {
             return Ok(());
         }
         self.sealer.wait_for_fewer_than(FROZEN_MAX)?;
@@ -181,9 +188,10 @@ impl Index {
         Ok(())
     }
 
-    /// Seals the keys below `durable_tail` and waits until they are on disk, so that the next start has
-    /// less to read. The slices of all batches below must have been added.
-    pub fn seal_now(&mut self, durable_tail: Sequence) -> Result<(), IndexError> {
+    /// Seals the keys below `durable_tail` and waits until they are on disk. The slices of all batches below
+    /// must have been added.
+    #[cfg(test)]
+    pub(crate) fn seal_now(&mut self, durable_tail: Sequence) -> Result<(), IndexError> {
         if self.recent.len_below(durable_tail) > 0 {
             self.sealer.wait_for_fewer_than(FROZEN_MAX)?;
             self.freeze(durable_tail);
@@ -195,6 +203,7 @@ impl Index {
         let rest = self.recent.split_off(end, self.options.keys_per_generation);
         let frozen = std::mem::replace(&mut self.recent, rest);
         self.parts.freeze(frozen, end);
+        self.recent_from = end;
         self.sealer.wake();
     }
 }
@@ -214,9 +223,6 @@ pub fn inspect(dir: &Path, tail: Sequence) -> Result<(IndexReader, Vec<Rejected>
 /// Where the last generation in the folder `dir` ends, by its name, whole or not; the first sequence if there
 /// is none. All below was durable in the log when it was sealed.
 pub fn covered_to(dir: &Path) -> Result<Sequence, OpenError> {
-    if !dir.exists() {
-        return Ok(FIRST_SEQUENCE);
-    }
     let folders = survey::folders(dir).map_err(OpenError::io(dir))?;
     let ends = folders.iter().map(|(_, range)| range.end);
     Ok(ends.max().unwrap_or(FIRST_SEQUENCE))

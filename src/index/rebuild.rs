@@ -80,6 +80,7 @@ impl<'a> Rebuild<'a> {
         let generation =
             sealer::build(dir, &frozen, || Ok(())).map_err(|error| error.into_index_error(dir))?;
         self.index.parts.publish(Arc::new(generation));
+        self.index.recent_from = self.index.parts.view().sealed_to();
         self.index.sealer.wake();
         let left = end..self.range.end;
         let missing = std::mem::replace(&mut self.range, left.clone());

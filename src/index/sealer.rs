@@ -88,7 +88,16 @@ impl Sealer {
         let thread = thread::Builder::new().name("index-sealer".to_owned());
         let thread = thread.spawn({
             let work = Arc::clone(&work);
-            move || work.run()
+            move || {
+                // A caught panic is a failure for all who wait, not a wait without end.
+                if catch_unwind(AssertUnwindSafe(|| work.run())).is_err() {
+                    work.control().failure = Some(IndexError::Seal {
+                        path: work.dir.clone(),
+                        source: Arc::new(io::Error::other("the index sealer panicked")),
+                    });
+                    work.changed.notify_all();
+                }
+            }
         })?;
         Ok(Self {
             work,

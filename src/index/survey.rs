@@ -83,9 +83,12 @@ pub(super) fn survey(dir: &Path, tail: Sequence) -> Result<Survey, OpenError> {
     })
 }
 
-/// The folders in `dir` that have the name of a generation.
+/// The folders in `dir`, if there is one, that have the name of a generation.
 pub(super) fn folders(dir: &Path) -> io::Result<Vec<(PathBuf, Range<Sequence>)>> {
     let mut folders = Vec::new();
+    if !dir.exists() {
+        return Ok(folders);
+    }
     for found in fs::read_dir(dir)? {
         let found = found?;
         if let Some(range) = disk::parse_folder_name(&found.file_name().to_string_lossy()) {
