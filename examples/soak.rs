@@ -331,7 +331,8 @@ impl Server {
         let stderr = process.stderr.take().ok_or("no stderr")?;
         let mut lines = BufReader::new(stderr).lines();
         while let Some(line) = lines.next().transpose()? {
-            let told: serde_json::Value = serde_json::from_str(&line)?;
+            // What is no JSON is why it ends.
+            let told: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             if let Some(address) = told["address"].as_str() {
                 let address = address.to_owned();
                 let recovery_ms = told["recovery_ms"].as_u64().ok_or("no recovery_ms")?;

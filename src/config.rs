@@ -10,6 +10,12 @@ use clap::{
     error::ErrorKind,
 };
 
+use crate::{
+    event::EVENT_BYTES_MAX,
+    partition::{INGEST_BYTES_MAX, TOPICS_MAX},
+    server::{GRACE_SECONDS, READERS_MAX, REQUEST_BYTES_MAX},
+};
+
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
@@ -143,33 +149,33 @@ pub struct ServeArgs {
     pub data_dir: PathBuf,
 
     /// Most topics; events of a new topic beyond are refused [1..=10000000]
-    #[arg(long, env = "ONCELOG_MAX_TOPICS", value_name = "COUNT", default_value = "100000",
+    #[arg(long, env = "ONCELOG_MAX_TOPICS", value_name = "COUNT", default_value_t = TOPICS_MAX,
           value_parser = within(1, 10_000_000))]
     pub max_topics: usize,
 
     /// Largest event, encoded [1 KiB..=16 MiB]
-    #[arg(long, env = "ONCELOG_MAX_EVENT_BYTES", value_name = "BYTES", default_value = "1048576",
+    #[arg(long, env = "ONCELOG_MAX_EVENT_BYTES", value_name = "BYTES", default_value_t = EVENT_BYTES_MAX,
           value_parser = within(KIB, 16 * MIB))]
     pub max_event_bytes: usize,
 
     /// Largest publish request, encoded; at least --max-event-bytes [1 KiB..=64 MiB]
-    #[arg(long, env = "ONCELOG_MAX_REQUEST_BYTES", value_name = "BYTES", default_value = "4194304",
+    #[arg(long, env = "ONCELOG_MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = REQUEST_BYTES_MAX,
           value_parser = within(KIB, 64 * MIB))]
     pub max_request_bytes: usize,
 
     /// Most bytes being read, checked or synced, over all streams, before publishers are held back; at
     /// least --max-request-bytes [1 MiB..=64 GiB]
-    #[arg(long, env = "ONCELOG_MAX_INGEST_BYTES", value_name = "BYTES", default_value = "134217728",
+    #[arg(long, env = "ONCELOG_MAX_INGEST_BYTES", value_name = "BYTES", default_value_t = INGEST_BYTES_MAX,
           value_parser = within(MIB, 64 * GIB))]
     pub max_ingest_bytes: usize,
 
     /// Most ListEvents streams at a time; more are refused [1..=1000000]
-    #[arg(long, env = "ONCELOG_MAX_READERS", value_name = "COUNT", default_value = "1024",
+    #[arg(long, env = "ONCELOG_MAX_READERS", value_name = "COUNT", default_value_t = READERS_MAX,
           value_parser = within(1, 1_000_000))]
     pub max_readers: usize,
 
     /// Longest graceful stop, in seconds: time for the queued events to become durable [0..=3600]
-    #[arg(long, env = "ONCELOG_GRACE_SECONDS", value_name = "SECONDS", default_value = "30",
+    #[arg(long, env = "ONCELOG_GRACE_SECONDS", value_name = "SECONDS", default_value_t = GRACE_SECONDS,
           value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub grace_seconds: u64,
 

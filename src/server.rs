@@ -22,6 +22,13 @@ use crate::{
 
 /// The name of the whole server for grpc.health.v1.
 const WHOLE_SERVER: &str = "";
+/// The default limit on one encoded publish request, in bytes.
+pub const REQUEST_BYTES_MAX: usize = 4 * EVENT_BYTES_MAX;
+/// The default limit on ListEvents streams at a time.
+pub const READERS_MAX: usize = 1024;
+/// The default grace period, in seconds.
+pub const GRACE_SECONDS: u64 = 30;
+
 /// How often a silent connection is pinged, and how long it may take to answer.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -56,9 +63,9 @@ impl ServerOptions {
         Self {
             partition: PartitionOptions::new(data_dir),
             event_bytes_max: EVENT_BYTES_MAX,
-            request_bytes_max: 4 * EVENT_BYTES_MAX,
-            readers_max: 1024,
-            grace: Duration::from_secs(30),
+            request_bytes_max: REQUEST_BYTES_MAX,
+            readers_max: READERS_MAX,
+            grace: Duration::from_secs(GRACE_SECONDS),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{collections::HashSet, ops::Range, path::Path, process::ExitCode};
 use super::{Outcome, output::Output};
 use crate::{
     config::VerifyArgs,
-    event::{Event, FIRST_SEQUENCE, Key, Sequence},
+    event::{Event, FIRST_SEQUENCE, Key, Sequence, Topic},
     index::{self, Entry, IndexReader},
     log::{self, Batch, OsDisk},
     partition::{Snapshot, lock_data_dir},
@@ -16,6 +16,8 @@ use crate::{
 
 /// Events are looked up in groups of this many, sorted by key, so that the index is read in order.
 const LOOKUP_EVENTS: usize = 256 * 1024;
+/// As few batches of a topic as can be asked for.
+const SLICES_MIN: usize = 2;
 /// How many wrong entries of the index are told one by one.
 const TOLD_MAX: u64 = 100;
 
@@ -181,8 +183,30 @@ impl IndexCheck {
                 }
             }
         }
+        if self.is_covered(batch.first_sequence()) {
+            self.look_up_topics(batch, report);
+        }
         if self.waiting.len() >= LOOKUP_EVENTS {
             self.look_up(report);
+        }
+    }
+
+    fn look_up_topics(&self, batch: &Batch, report: &mut Report) {
+        let first = batch.first_sequence();
+        for (name, _) in batch.topics() {
+            let Ok(topic) = Topic::new(name) else {
+                report.problem(format!(
+                    "log: sequence {first}: a topic that is out of limits"
+                ));
+                continue;
+            };
+            match self.index.slices(&topic, first, SLICES_MIN) {
+                Err(error) => report.wrong_entry(format!("index: {error}")),
+                Ok(slices) if slices.first() == Some(&first) => {}
+                Ok(_) => report.wrong_entry(format!(
+                    "sequence {first}: its batch is not in the index under topic {name:?}"
+                )),
+            }
         }
     }
 

@@ -17,7 +17,7 @@ const BYTES: usize = BODY_BYTES + 4;
 /// Why a cursor is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CursorError {
-    /// Not a text that [`encode`] wrote.
+    /// Not a text that a reader gave out.
     #[error("not a cursor of this server; take it from a ListEventsResponse unchanged")]
     Malformed,
     /// Written by a server with another log.

@@ -1,7 +1,7 @@
 //! A partition: one log, its index and counters, and the threads that serve them.
 //!
 //! [`Partition`] is a handle, cheap to clone; [`Threads`] owns what runs behind it. Events go
-//! handler -> [writer] -> [syncer] -> readers; nobody but the syncer touches the log's end, nobody
+//! handler -> writer -> syncer -> readers; nobody but the syncer touches the log's end, nobody
 //! but the writer the index's.
 
 mod clock;
