@@ -1,75 +1,12 @@
 //! kill -9 of the real program under load.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-};
+use std::collections::{BTreeMap, HashSet};
 
 use oncelog::{event::Sequence, proto::v1::Outcome};
 
 use crate::support::{
-    Client, DataDir, PublishStream, counters, event_with_data, list, outcomes, publish,
+    Client, DataDir, Process, PublishStream, counters, event_with_data, list, outcomes, publish,
 };
-
-/// The program, serving a data directory on a port of its own.
-struct Process {
-    child: Child,
-    endpoint: String,
-}
-
-impl Process {
-    fn start(data_dir: &DataDir) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_oncelog"))
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--log-format",
-                "json",
-                "--data-dir",
-            ])
-            .arg(data_dir.path())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("started");
-        let stderr = child.stderr.take().expect("piped");
-        let mut process = Self {
-            child,
-            endpoint: String::new(),
-        };
-        let mut told = String::new();
-        for line in BufReader::new(stderr).lines() {
-            let line = line.expect("text");
-            told += &line;
-            let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-            if let Some(address) = line["address"].as_str() {
-                process.endpoint = format!("http://{address}");
-                return process;
-            }
-        }
-        panic!("it ended without serving: {told}");
-    }
-
-    async fn client(&self) -> Client {
-        Client::connect(self.endpoint.clone())
-            .await
-            .expect("connected")
-    }
-
-    /// kill -9.
-    fn kill(&mut self) {
-        self.child.kill().expect("killed");
-        self.child.wait().expect("ended");
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
 
 fn sent(id: u64) -> oncelog::proto::v1::Event {
     event_with_data(

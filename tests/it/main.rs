@@ -1,5 +1,6 @@
 //! Integration tests: real servers on port 0 and real files.
 
+mod cli;
 mod faults;
 mod kill;
 mod list;

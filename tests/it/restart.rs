@@ -9,7 +9,7 @@ use oncelog::{
 };
 
 use crate::support::{
-    DataDir, PublishStream, TestServer, counters, event, event_with_data, events, ids, list,
+    DataDir, PublishStream, TestServer, counters, event, event_with_data, events, flip, ids, list,
     publish, sequences, stats, try_publish,
 };
 
@@ -27,19 +27,6 @@ async fn crash(server: TestServer) -> DataDir {
         None => fs::remove_file(&counters).expect("removed"),
     }
     data_dir
-}
-
-fn flip(file: &Path, offset: u64) {
-    let file = fs::File::options()
-        .read(true)
-        .write(true)
-        .open(file)
-        .expect("a file");
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, offset)
-        .expect("within the file");
-    file.write_all_at(&[byte[0] ^ 0x10], offset)
-        .expect("written");
 }
 
 fn zero(file: &Path, range: std::ops::Range<u64>) {

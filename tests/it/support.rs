@@ -2,8 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    process::{Child, Command, Stdio},
+    sync::{Arc, mpsc as std_mpsc},
+    time::Duration,
 };
 
 use oncelog::{
@@ -47,7 +52,7 @@ impl DataDir {
 }
 
 fn files(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).expect("a directory");
+    let entries = fs::read_dir(dir).expect("a directory");
     let paths = entries.map(|entry| entry.expect("an entry").path());
     let mut paths: Vec<_> = paths
         .filter(|path| is_wanted(&path.file_name().expect("a name").to_string_lossy()))
@@ -103,6 +108,186 @@ impl TestServer {
     pub async fn client(&self) -> Client {
         Client::new(self.channel().await).max_decoding_message_size(16 << 20)
     }
+}
+
+/// How long a condition may take to come true. Much longer than it takes, so that only a hang fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program with its arguments, and none of its variables.
+pub fn oncelog(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oncelog"));
+    command.args(args);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("ONCELOG_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// How a program ended, and what it printed.
+#[derive(Debug)]
+pub struct Ended {
+    /// `None` if a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    pub fn assert_code(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        self
+    }
+
+    /// The lines of standard output, which are JSON.
+    pub fn json_lines(&self) -> Vec<serde_json::Value> {
+        let lines = self.stdout.lines().map(serde_json::from_str);
+        lines.map(|line| line.expect("JSON")).collect()
+    }
+}
+
+/// Runs a command that ends by itself.
+pub fn run(command: &mut Command) -> Ended {
+    run_with_input(command, "")
+}
+
+pub fn run_with_input(command: &mut Command, input: &str) -> Ended {
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("started");
+    let mut stdin = child.stdin.take().expect("piped");
+    let output = std::thread::scope(|scope| {
+        // The pipe is closed when a program does not want its input.
+        scope.spawn(move || _ = stdin.write_all(input.as_bytes()));
+        child.wait_with_output().expect("ended")
+    });
+    Ended {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+        stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+    }
+}
+
+/// The program, serving. Killed when dropped.
+pub struct Process {
+    child: Child,
+    stderr: std_mpsc::Receiver<String>,
+    pub address: String,
+    /// The line that says that it is serving.
+    pub started: serde_json::Value,
+}
+
+impl Process {
+    /// Serves a data directory on a port of its own.
+    pub fn start(data_dir: &DataDir) -> Self {
+        Self::spawn(&mut Self::command(data_dir, "127.0.0.1:0")).expect("serving")
+    }
+
+    pub fn command(data_dir: &DataDir, listen: &str) -> Command {
+        let mut command = oncelog(&["serve", "--log-format", "json", "--listen", listen]);
+        command.arg("--data-dir").arg(data_dir.path());
+        command
+    }
+
+    /// Runs a command that serves and logs JSON. Returns how it ended, if it did before serving.
+    pub fn spawn(command: &mut Command) -> Result<Self, Ended> {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("started");
+        let stderr = child.stderr.take().expect("piped");
+        let (lines, told) = std_mpsc::channel();
+        // Read to the end, whoever listens: a full pipe would stop the server.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines() {
+                _ = lines.send(line.expect("text"));
+            }
+        });
+        let mut process = Self {
+            child,
+            stderr: told,
+            address: String::new(),
+            started: serde_json::Value::Null,
+        };
+        let mut before = String::new();
+        while let Ok(line) = process.stderr.recv() {
+            let json = serde_json::from_str(&line).unwrap_or(serde_json::Value::Null);
+            if let Some(address) = json["address"].as_str() {
+                process.address = address.to_owned();
+                process.started = json;
+                return Ok(process);
+            }
+            before += &line;
+            before += "\n";
+        }
+        let mut ended = process.wait();
+        ended.stderr.insert_str(0, &before);
+        Err(ended)
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub async fn client(&self) -> Client {
+        let client = Client::connect(self.endpoint()).await.expect("connected");
+        client.max_decoding_message_size(16 << 20)
+    }
+
+    /// Runs a command that talks to this server.
+    pub fn run(&self, args: &[&str]) -> Ended {
+        run(&mut self.oncelog(args))
+    }
+
+    /// A command that talks to this server.
+    pub fn oncelog(&self, args: &[&str]) -> Command {
+        let mut command = oncelog(args);
+        command.arg("--server").arg(self.endpoint());
+        command
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("ended");
+    }
+
+    /// SIGTERM, and how it ended.
+    pub fn terminate(mut self) -> Ended {
+        let pid = self.child.id().to_string();
+        let killed = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(killed.expect("kill runs").success());
+        self.wait()
+    }
+
+    fn wait(&mut self) -> Ended {
+        let status = self.child.wait().expect("ended");
+        let stderr: Vec<String> = self.stderr.iter().collect();
+        Ended {
+            code: status.code(),
+            stdout: String::new(),
+            stderr: stderr.join("\n"),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// Changes a bit of the byte at `offset`.
+pub fn flip(file: &Path, offset: u64) {
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(file)
+        .expect("a file");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset)
+        .expect("within the file");
+    file.write_all_at(&[byte[0] ^ 0x10], offset)
+        .expect("written");
 }
 
 /// A valid event without payload.
