@@ -2,6 +2,7 @@
 
 mod cli;
 mod faults;
+mod health;
 mod kill;
 mod list;
 mod model;

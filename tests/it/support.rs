@@ -113,6 +113,14 @@ impl TestServer {
 /// How long a condition may take to come true. Much longer than it takes, so that only a hang fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Fails instead of hanging.
+pub async fn patiently<F: Future>(what: &str, future: F) -> F::Output {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+    }
+}
+
 /// The program with its arguments, and none of its variables.
 pub fn oncelog(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oncelog"));
