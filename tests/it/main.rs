@@ -1,6 +1,7 @@
 //! Integration tests: real servers on port 0 and real files.
 
 mod cli;
+mod client;
 mod faults;
 mod health;
 mod kill;

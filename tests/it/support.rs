@@ -113,6 +113,17 @@ impl TestServer {
 /// How long a condition may take to come true. Much longer than it takes, so that only a hang fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Waits until `condition` holds, giving way to everything else meanwhile.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    assert!(waited.is_ok(), "not within {PATIENCE:?}: {what}");
+}
+
 /// Fails instead of hanging.
 pub async fn patiently<F: Future>(what: &str, future: F) -> F::Output {
     match tokio::time::timeout(PATIENCE, future).await {
@@ -189,6 +200,20 @@ impl Process {
     /// Serves a data directory on a port of its own.
     pub fn start(data_dir: &DataDir) -> Self {
         Self::spawn(&mut Self::command(data_dir, "127.0.0.1:0")).expect("serving")
+    }
+
+    /// Serves on the address that a server had before.
+    pub fn start_again(data_dir: &DataDir, address: &str) -> Self {
+        const TRIES: usize = 100;
+        let mut refusal = None;
+        for _ in 0..TRIES {
+            match Self::spawn(&mut Self::command(data_dir, address)) {
+                Ok(process) => return process,
+                Err(ended) if ended.stderr.contains("in use") => refusal = Some(ended),
+                Err(ended) => panic!("{ended:?}"),
+            }
+        }
+        panic!("{address} stays busy: {refusal:?}");
     }
 
     pub fn command(data_dir: &DataDir, listen: &str) -> Command {
