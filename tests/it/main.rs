@@ -2,6 +2,7 @@
 
 mod cli;
 mod client;
+mod disk;
 mod faults;
 mod health;
 mod kill;
