@@ -3,6 +3,7 @@
 mod cli;
 mod client;
 mod disk;
+mod example;
 mod faults;
 mod health;
 mod kill;

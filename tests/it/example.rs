@@ -1,0 +1,32 @@
+//! The publisher example.
+
+use std::{path::PathBuf, process::Command};
+
+use crate::support::{DataDir, Process, counters, run};
+
+/// Where `cargo test` builds the example: beside the folder of this program.
+fn publisher() -> PathBuf {
+    let tests = std::env::current_exe().expect("a path");
+    let target = tests.ancestors().nth(2).expect("target/debug/deps/it");
+    target.join("examples").join("publisher")
+}
+
+#[tokio::test]
+async fn the_example_stores_its_events_once() {
+    let publisher = publisher();
+    if !publisher.exists() {
+        // `cargo test --test it` alone builds no examples.
+        return;
+    }
+    let server = Process::start(&DataDir::new());
+    let mut client = server.client().await;
+    for (told, counted) in [
+        ("stored 4000, duplicates 1000", [5000, 4000, 1000, 0, 0]),
+        ("stored 0, duplicates 5000", [10_000, 4000, 6000, 0, 0]),
+    ] {
+        let ended = run(Command::new(&publisher).arg(server.endpoint())).assert_code(0);
+        let expected = format!("sent 5000, {told}, conflicts 0, rejected 0, ");
+        assert!(ended.stdout.starts_with(&expected), "{ended:?}");
+        assert_eq!(counters(&mut client).await, counted);
+    }
+}
