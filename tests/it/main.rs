@@ -9,6 +9,7 @@ mod health;
 mod kill;
 mod list;
 mod model;
+mod overload;
 mod publish;
 mod restart;
 mod support;
