@@ -6,6 +6,7 @@ mod disk;
 mod example;
 mod faults;
 mod health;
+mod index;
 mod kill;
 mod list;
 mod model;

@@ -323,6 +323,13 @@ pub fn flip(file: &Path, offset: u64) {
         .expect("written");
 }
 
+/// A pseudo-random number after another. George Marsaglia, "Xorshift RNGs", 2003.
+pub fn xorshift(mut x: u64) -> u64 {
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^ (x << 17)
+}
+
 /// A valid event without payload.
 pub fn event(topic: &str, event_id: impl ToString) -> v1::Event {
     v1::Event {

@@ -1,0 +1,192 @@
+//! The index while it is sealed and merged all the time.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
+
+use oncelog::{
+    event::Sequence,
+    index::IndexOptions,
+    proto::v1::{self, Outcome},
+    server::ServerOptions,
+};
+
+use crate::support::{
+    Client, DataDir, PublishStream, TestServer, counters, event, get_event, list, oncelog,
+    patiently, run, xorshift,
+};
+
+const TOPICS: u64 = 3;
+const PUBLISHERS: u64 = 4;
+const EVENTS_PER_PUBLISHER: u64 = 1500;
+const EVENTS: u64 = PUBLISHERS * EVENTS_PER_PUBLISHER;
+const EVENTS_PER_REQUEST: usize = 20;
+const RESENDS_PERCENT: u64 = 30;
+
+fn options(data_dir: &DataDir) -> ServerOptions {
+    let mut options = data_dir.options();
+    options.partition.index = IndexOptions {
+        keys_per_generation: 200,
+        merge_fanout: 2,
+    };
+    options
+}
+
+fn topic(id: u64) -> String {
+    format!("topic-{}", id % TOPICS)
+}
+
+fn sent(id: u64) -> v1::Event {
+    event(&topic(id), id)
+}
+
+/// What was acked so far, by anyone: the sequence of each id.
+type Acked = Arc<Mutex<HashMap<u64, Sequence>>>;
+
+fn of(acked: &Acked, id: u64) -> Option<Sequence> {
+    acked.lock().expect("no panic").get(&id).copied()
+}
+
+/// Publishes the ids that are `publisher` modulo the number of publishers, and resends of any that
+/// were acked.
+async fn publish(mut client: Client, publisher: u64, acked: Acked) {
+    let mut stream = PublishStream::open(&mut client).await;
+    let mut random = publisher + 1;
+    let mut next = 0;
+    while next < EVENTS_PER_PUBLISHER {
+        let mut ids = Vec::new();
+        while ids.len() < EVENTS_PER_REQUEST && next < EVENTS_PER_PUBLISHER {
+            random = xorshift(random);
+            let other = (random >> 8) % (next * PUBLISHERS + 1);
+            if random % 100 < RESENDS_PERCENT && of(&acked, other).is_some() {
+                ids.push(other);
+            } else {
+                ids.push(next * PUBLISHERS + publisher);
+                next += 1;
+            }
+        }
+        let told = stream.publish(ids.iter().map(|id| sent(*id)).collect());
+        let told = patiently("an ack", told).await;
+        let mut acked = acked.lock().expect("no panic");
+        for (id, (outcome, sequence)) in ids.into_iter().zip(told) {
+            match acked.insert(id, sequence) {
+                None => assert_eq!(outcome, Outcome::Stored, "{id}"),
+                Some(known) => {
+                    assert_eq!((outcome, sequence), (Outcome::Duplicate, known), "{id}");
+                }
+            }
+        }
+    }
+}
+
+/// Follows a topic until all its events are there.
+async fn follow(mut client: Client, topic: String, count: usize) -> Vec<v1::StoredEvent> {
+    let request = v1::ListEventsRequest {
+        topic,
+        follow: true,
+        limit: count as u64,
+        ..v1::ListEventsRequest::default()
+    };
+    let mut stream = client
+        .list_events(request)
+        .await
+        .expect("open")
+        .into_inner();
+    let mut seen = Vec::new();
+    while let Some(response) = stream.message().await.expect("alive") {
+        seen.extend(response.events);
+    }
+    seen
+}
+
+/// Asks for acked events until told to stop. Returns how many it asked for.
+async fn ask(mut client: Client, acked: Acked, stop: Arc<AtomicBool>) -> u64 {
+    let mut random = 99;
+    let mut asked = 0;
+    while !stop.load(SeqCst) {
+        random = xorshift(random);
+        let id = random % EVENTS;
+        let Some(sequence) = of(&acked, id) else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        let stored = get_event(&mut client, &topic(id), &id.to_string()).await;
+        let stored = stored.expect("acked, so it is there");
+        assert_eq!(stored.sequence, sequence);
+        assert_eq!(stored.event, Some(sent(id)));
+        asked += 1;
+    }
+    asked
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishers_followers_and_lookups_agree_while_it_is_merged() {
+    let data_dir = DataDir::new();
+    let server = TestServer::start_with(data_dir.clone(), options(&data_dir)).await;
+    let acked = Acked::default();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut followers = Vec::new();
+    for topic in 0..TOPICS {
+        let count = (0..EVENTS).filter(|id| id % TOPICS == topic).count();
+        let name = format!("topic-{topic}");
+        followers.push(tokio::spawn(follow(server.client().await, name, count)));
+    }
+    let asking = ask(server.client().await, Arc::clone(&acked), Arc::clone(&stop));
+    let asking = tokio::spawn(asking);
+    let mut publishers = Vec::new();
+    for publisher in 0..PUBLISHERS {
+        let client = server.client().await;
+        publishers.push(tokio::spawn(publish(client, publisher, Arc::clone(&acked))));
+    }
+    for publisher in publishers {
+        publisher.await.expect("no panic");
+    }
+    stop.store(true, SeqCst);
+    assert!(asking.await.expect("no panic") > 0);
+
+    let client = &mut server.client().await;
+    let acked = acked.lock().expect("no panic").clone();
+    assert_eq!(acked.len() as u64, EVENTS);
+    let mut followed = 0;
+    for (topic, follower) in (0..TOPICS).zip(followers) {
+        let seen = patiently("all of a topic", follower)
+            .await
+            .expect("no panic");
+        assert_eq!(seen, list(client, &format!("topic-{topic}")).await);
+        assert!(seen.is_sorted_by_key(|stored| stored.sequence));
+        for stored in &seen {
+            let event = stored.event.as_ref().expect("an event");
+            let id = event.event_id.parse().expect("a number");
+            assert_eq!(acked.get(&id), Some(&stored.sequence));
+        }
+        followed += seen.len() as u64;
+    }
+    assert_eq!(followed, EVENTS);
+    let [_, unique, ..] = counters(client).await;
+    assert_eq!(unique, EVENTS);
+
+    let data_dir = server.stop().await;
+    let generations = data_dir.generations().len() as u64;
+    assert!(
+        (1..EVENTS / 200).contains(&generations),
+        "{generations} generations: none was merged"
+    );
+    let verify = run(oncelog(&["verify", "--data-dir"]).arg(data_dir.path()));
+    verify.assert_code(0);
+
+    let options = options(&data_dir);
+    let server = TestServer::start_with(data_dir, options).await;
+    let mut stream = PublishStream::open(&mut server.client().await).await;
+    let ids: Vec<u64> = (0..EVENTS).collect();
+    for ids in ids.chunks(500) {
+        let told = stream
+            .publish(ids.iter().map(|id| sent(*id)).collect())
+            .await;
+        let expected = ids.iter().map(|id| (Outcome::Duplicate, acked[id]));
+        assert_eq!(told, expected.collect::<Vec<_>>());
+    }
+}
