@@ -4,10 +4,6 @@ use std::process::ExitCode;
 
 use oncelog::{cli, config};
 
-/// Requests are many small allocations that are freed on other threads; mimalloc is made for that.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     cli::run(config::parse())
 }
