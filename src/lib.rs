@@ -25,7 +25,8 @@
 //!   derived and can be rebuilt from it.
 //! - No acknowledgement, and nothing visible to a reader, before the sync.
 //! - At most one batch of the log is not synced, so whatever is wrong before the last batch is
-//!   damage, not a torn write, and the server refuses to start on it.
+//!   damage, not a torn write: opening refuses it where it reads (the newest segment, and what the
+//!   index lacks), readers where they meet it.
 //! - A key is compared byte for byte before an event is called a duplicate.
 //! - Nothing is tried again after a failed write or sync of the log.
 //! - Every queue, buffer and wait has a limit with a name.
