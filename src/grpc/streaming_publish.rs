@@ -94,7 +94,9 @@ async fn take(
     let partition = &aggregator.partition;
     let submitted = partition.submit(valid, Rejection::OfEvent, share).await;
     let pending = submitted.map_err(|error| status::publish(&error))?;
-    partition.count_rejected(violations.len() as u64);
+    if !violations.is_empty() {
+        partition.count_rejected(violations.len() as u64);
+    }
     Ok(Taken {
         violations,
         pending,
@@ -108,22 +110,18 @@ async fn answer(
 ) -> Result<v1::StreamingPublishResponse, Status> {
     let outcomes = taken.pending.await;
     let outcomes = outcomes.map_err(|error| status::publish(&error))?;
-    let told = outcomes
-        .iter()
-        .map(|outcome| convert::outcome(*outcome, topics_max));
-    let mut told: Vec<_> = told.collect();
-    if !taken.violations.is_empty() {
-        let mut accepted = told.into_iter();
-        let mut violations = taken.violations.iter().peekable();
-        let total = accepted.len() + violations.len();
-        let merged = (0..total).map(|at| match violations.next_if(|(place, _)| *place == at) {
-            Some((_, violation)) => convert::rejected(violation),
-            None => accepted.next().expect("one outcome per submitted event"),
-        });
-        told = merged.collect();
-    }
+    let total = outcomes.len() + taken.violations.len();
+    let mut outcomes = outcomes.into_iter();
+    let mut violations = taken.violations.iter().peekable();
+    let told = (0..total).map(|at| match violations.next_if(|(place, _)| *place == at) {
+        Some((_, violation)) => convert::rejected(violation),
+        None => {
+            let outcome = outcomes.next().expect("one outcome per submitted event");
+            convert::outcome(outcome, topics_max)
+        }
+    });
     Ok(v1::StreamingPublishResponse {
         acknowledged_requests,
-        outcomes: told,
+        outcomes: told.collect(),
     })
 }

@@ -258,7 +258,7 @@ pub fn open(
     Ok((partition, threads, recovery))
 }
 
-/// The counters as last saved. Damaged ones are set aside: what is in the log is counted again.
+/// The counters as last saved. Damaged ones are not used: what is in the log is counted again.
 fn load_counters(data_dir: &Path) -> Result<Snapshot, OpenError> {
     match Snapshot::load(data_dir) {
         Ok(snapshot) => Ok(snapshot.unwrap_or_default()),
