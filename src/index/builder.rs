@@ -3,7 +3,12 @@
 //! Owns the order in which a generation's files are written. Where its keys come from, memory or other
 //! generations, is the callers'.
 
-use std::{ops::Range, path::Path};
+use std::{
+    io,
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -43,13 +48,17 @@ impl Builder {
     ) -> Result<Self, BuildError> {
         let folder = TempFolder::create(dir.join(folder_name(&range)))?;
         let db = generation::open_store(folder.path(), keys_max)?;
+        let runs = |name| -> Result<_, BuildError> {
+            let tree = db.open_tree(name)?;
+            Ok(FencedWriter::create(tree, &folder.path().join(name))?)
+        };
         Ok(Self {
             filter: Filter::with_capacity(keys_max),
             run: RunWriter::new(range.start),
             slices_run: SlicesWriter::default(),
             key_count: 0,
-            keys: FencedWriter::new(db.open_tree(KEYS_TREE)?),
-            slices: FencedWriter::new(db.open_tree(SLICES_TREE)?),
+            keys: runs(KEYS_TREE)?,
+            slices: runs(SLICES_TREE)?,
             range,
             db,
             folder,
@@ -102,23 +111,17 @@ impl Builder {
             slices,
             ..
         } = self;
-        let (first_key, first_slice) = (keys.finish()?, slices.finish()?);
+        let (key_runs, slice_runs) = (keys.finish()?, slices.finish()?);
         db.flush()?;
         drop(db);
         filter.save(&folder.path().join(FILTER_FILE))?;
         let store_bytes = generation::store_bytes(folder.path())?;
-        Manifest::new(
-            range.clone(),
-            key_count,
-            first_key,
-            first_slice,
-            store_bytes,
-        )
-        .save(folder.path())?;
+        Manifest::new(range.clone(), key_count, key_runs, slice_runs, store_bytes)
+            .save(folder.path())?;
         let path = folder.publish()?;
         Generation::open(&path, range).map_err(|unusable| match unusable {
             Unusable::Unreadable(error) => error.into(),
-            Unusable::Damaged(fault) => std::io::Error::other(fault.0.to_string()).into(),
+            Unusable::Damaged(fault) => io::Error::other(fault.0.to_string()).into(),
         })
     }
 
@@ -135,4 +138,10 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// sled asserts what it writes and reads: its panic must not end a thread of the index.
+pub(super) fn caught<T>(build: impl FnOnce() -> Result<T, BuildError>) -> Result<T, BuildError> {
+    catch_unwind(AssertUnwindSafe(build))
+        .unwrap_or_else(|_| Err(io::Error::other("building panicked").into()))
 }

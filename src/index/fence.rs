@@ -1,83 +1,161 @@
-//! Fenced: a sled tree of runs in which each run names the next one, so that a lost run is noticed.
+//! Fenced: runs in a file, found through a sled tree, in which each run names the next one, so that a lost
+//! run is noticed.
 //!
-//! sled 0.34.7 may come up without entries that were in it, and without an error, after its file was
-//! damaged. Here each value holds a fence, the key of the run that follows, and a checksum. A lookup is the
-//! greatest run at or below a probe; the fence above the probe proves that no run between was lost. Knows
-//! nothing of what is in a run.
+//! The tree maps the key of each run to its place in the file: sled keeps one small entry a run, not the
+//! runs, which would cost several times their size in its cache and be written twice. sled 0.34.7 may come up
+//! without entries that were in it, and without an error, after its file was damaged. So each run holds a
+//! fence, the key of the run that follows, and a checksum. A lookup is the greatest run at or below a probe;
+//! the fence above the probe proves that no run between was lost. Knows nothing of what is in a run.
 //!
-//! A value is `fence length (u16), fence, body, CRC32C (u32) of key and value before it`, little-endian. The
-//! last run has an empty fence.
+//! In the file a run is `fence length (u16), fence, body, CRC32C (u32) of key and what is before it`, in the
+//! tree `offset (u64), length (u32)`, little-endian. The last run has an empty fence.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    os::unix::fs::FileExt,
+    path::Path,
+};
 
 use sled::IVec;
 
-use super::error::Fault;
+use super::{
+    error::{BuildError, Fault},
+    manifest::Runs,
+};
 
 const LEN_BYTES: usize = 2;
 const CRC_BYTES: usize = 4;
+/// The longest run: one key and its body, each far shorter.
+const RUN_BYTES_MAX: u32 = 1024 * 1024;
+/// How much is written at a time.
+const WRITE_BYTES: usize = 256 * 1024;
+/// The file is synced whenever this much was written: one sync of all of it at the end would hold up those of
+/// the log.
+const SYNC_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Fills a tree with runs in ascending order.
+/// Fills a tree and its file with runs in ascending order.
 pub(super) struct FencedWriter {
     tree: sled::Tree,
+    file: BufWriter<File>,
+    /// The length of the file, and of what of it is synced.
+    bytes: u64,
+    synced: u64,
     /// The last run, which waits for its fence.
     waiting: Option<(Vec<u8>, Vec<u8>)>,
     first: Vec<u8>,
 }
 
 impl FencedWriter {
-    pub(super) fn new(tree: sled::Tree) -> Self {
-        Self {
+    /// Writes into `tree`, which is empty, and a new file at `path`.
+    pub(super) fn create(tree: sled::Tree, path: &Path) -> io::Result<Self> {
+        let file = File::create_new(path)?;
+        Ok(Self {
             tree,
+            file: BufWriter::with_capacity(WRITE_BYTES, file),
+            bytes: 0,
+            synced: 0,
             waiting: None,
             first: Vec::new(),
-        }
+        })
     }
 
     /// Adds a run whose `key`, not empty, is above all so far.
-    pub(super) fn put(&mut self, key: &[u8], body: &[u8]) -> sled::Result<()> {
-        match self.waiting.replace((key.to_vec(), body.to_vec())) {
-            Some((last, body)) => {
+    pub(super) fn put(&mut self, key: &[u8], body: &[u8]) -> Result<(), BuildError> {
+        match self.waiting.take() {
+            Some((mut last, mut waiting)) => {
                 assert!(*last < *key, "runs come in ascending order");
-                self.write(&last, &body, key)
+                self.write(&last, &waiting, key)?;
+                last.clear();
+                last.extend_from_slice(key);
+                waiting.clear();
+                waiting.extend_from_slice(body);
+                self.waiting = Some((last, waiting));
             }
             None => {
                 self.first = key.to_vec();
-                Ok(())
+                self.waiting = Some((key.to_vec(), body.to_vec()));
             }
         }
+        Ok(())
     }
 
-    /// Writes the last run and returns the key of the first one, empty if there is none.
-    pub(super) fn finish(mut self) -> sled::Result<Vec<u8>> {
+    /// Writes the last run. The file is not synced whole, the tree not at all.
+    pub(super) fn finish(mut self) -> Result<Runs, BuildError> {
         if let Some((last, body)) = self.waiting.take() {
             self.write(&last, &body, &[])?;
         }
-        Ok(self.first)
+        self.file.flush()?;
+        Ok(Runs {
+            first: self.first,
+            bytes: self.bytes,
+        })
     }
 
-    fn write(&self, key: &[u8], body: &[u8], fence: &[u8]) -> sled::Result<()> {
+    fn write(&mut self, key: &[u8], body: &[u8], fence: &[u8]) -> Result<(), BuildError> {
         let len = u16::try_from(fence.len()).expect("keys are short");
-        let mut value = Vec::with_capacity(LEN_BYTES + fence.len() + body.len() + CRC_BYTES);
-        value.extend_from_slice(&len.to_le_bytes());
-        value.extend_from_slice(fence);
-        value.extend_from_slice(body);
-        let crc = checksum(key, &value);
-        value.extend_from_slice(&crc.to_le_bytes());
-        self.tree.insert(key, value)?;
+        let mut crc = crc32c::crc32c(key);
+        for part in [&len.to_le_bytes(), fence, body] {
+            crc = crc32c::crc32c_append(crc, part);
+            self.file.write_all(part)?;
+        }
+        self.file.write_all(&crc.to_le_bytes())?;
+        let len = LEN_BYTES + fence.len() + body.len() + CRC_BYTES;
+        let len = u32::try_from(len).expect("a run is short");
+        let place = Place {
+            offset: self.bytes,
+            len,
+        };
+        self.tree.insert(key, &place.encode())?;
+        self.bytes += u64::from(len);
+        if self.bytes - self.synced >= SYNC_BYTES {
+            self.file.flush()?;
+            self.file.get_ref().sync_data()?;
+            self.synced = self.bytes;
+        }
         Ok(())
     }
 }
 
-/// A filled tree, for lookups.
+/// Where in the file a run is.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    offset: u64,
+    len: u32,
+}
+
+impl Place {
+    const BYTES: usize = 12;
+
+    fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..8].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.len.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (offset, rest) = bytes.split_first_chunk()?;
+        let place = Self {
+            offset: u64::from_le_bytes(*offset),
+            len: u32::from_le_bytes(rest.try_into().ok()?),
+        };
+        (place.len <= RUN_BYTES_MAX).then_some(place)
+    }
+}
+
+/// A filled tree and its file, for lookups.
 pub(super) struct Fenced {
     tree: sled::Tree,
+    file: File,
     /// The key of the first run; empty if there is none.
     first: Vec<u8>,
 }
 
 impl Fenced {
-    /// `first` is what [`FencedWriter::finish`] returned.
-    pub(super) fn new(tree: sled::Tree, first: Vec<u8>) -> Self {
-        Self { tree, first }
+    /// `first` is what [`FencedWriter::finish`] returned, `file` what it wrote.
+    pub(super) fn new(tree: sled::Tree, file: File, first: Vec<u8>) -> Self {
+        Self { tree, file, first }
     }
 
     /// The first run, or none if the tree was written empty.
@@ -98,8 +176,8 @@ impl Fenced {
         let Some(found) = self.tree.range(..=probe).next_back() else {
             return Err(Fault::new("the first run is lost"));
         };
-        let (key, value) = found?;
-        let run = Run::check(key, value)?;
+        let (key, place) = found?;
+        let run = self.read(key, &place)?;
         if !run.fence().is_empty() && run.fence() <= probe {
             return Err(Fault::new("a run is lost"));
         }
@@ -111,25 +189,32 @@ impl Fenced {
             return Ok(None);
         }
         match self.tree.get(key)? {
-            Some(value) => Run::check(key.into(), value).map(Some),
+            Some(place) => self.read(key.into(), &place).map(Some),
             None => Err(Fault::new("a run is lost")),
         }
+    }
+
+    fn read(&self, key: IVec, place: &[u8]) -> Result<Run, Fault> {
+        let place = Place::decode(place).ok_or_else(|| Fault::new("a run has no place"))?;
+        let mut bytes = vec![0; place.len as usize];
+        let read = self.file.read_exact_at(&mut bytes, place.offset);
+        read.map_err(|error| Fault::new(format!("a run cannot be read: {error}")))?;
+        Run::check(key, bytes)
     }
 }
 
 /// A run that was read and checked.
 pub(super) struct Run {
     key: IVec,
-    value: IVec,
+    bytes: Vec<u8>,
     fence_len: usize,
 }
 
 impl Run {
-    fn check(key: IVec, value: IVec) -> Result<Self, Fault> {
+    fn check(key: IVec, bytes: Vec<u8>) -> Result<Self, Fault> {
         let fault = || Fault::new("a run does not match its checksum");
-        let checked = value.len().checked_sub(CRC_BYTES).ok_or_else(fault)?;
-        let (content, crc) = value.split_at(checked);
-        if crc != checksum(&key, content).to_le_bytes() {
+        let (content, crc) = bytes.split_last_chunk().ok_or_else(fault)?;
+        if u32::from_le_bytes(*crc) != crc32c::crc32c_append(crc32c::crc32c(&key), content) {
             return Err(fault());
         }
         let (len, rest) = content.split_first_chunk().ok_or_else(fault)?;
@@ -139,7 +224,7 @@ impl Run {
         }
         Ok(Self {
             key,
-            value,
+            bytes,
             fence_len,
         })
     }
@@ -149,54 +234,67 @@ impl Run {
     }
 
     pub(super) fn body(&self) -> &[u8] {
-        &self.value[LEN_BYTES + self.fence_len..self.value.len() - CRC_BYTES]
+        &self.bytes[LEN_BYTES + self.fence_len..self.bytes.len() - CRC_BYTES]
     }
 
     /// The key of the next run; empty for the last one.
     pub(super) fn fence(&self) -> &[u8] {
-        &self.value[LEN_BYTES..LEN_BYTES + self.fence_len]
+        &self.bytes[LEN_BYTES..LEN_BYTES + self.fence_len]
     }
-}
-
-fn checksum(key: &[u8], value: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(key), value)
 }
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
 
-    fn tree() -> (sled::Db, sled::Tree) {
-        let db = sled::Config::new().temporary(true).open().expect("a store");
-        let tree = db.open_tree("runs").expect("a tree");
-        (db, tree)
+    /// Runs in a folder of their own.
+    struct Filled {
+        runs: Fenced,
+        tree: sled::Tree,
+        dir: TempDir,
+        _db: sled::Db,
     }
 
-    fn filled(keys: &[&str]) -> (sled::Db, sled::Tree, Fenced) {
-        let (db, tree) = tree();
-        let mut writer = FencedWriter::new(tree.clone());
-        for key in keys {
-            writer
-                .put(key.as_bytes(), format!("body of {key}").as_bytes())
-                .expect("written");
+    impl Filled {
+        fn new(keys: &[&str]) -> Self {
+            let dir = tempfile::tempdir().expect("a folder");
+            let db = sled::Config::new().temporary(true).open().expect("a store");
+            let tree = db.open_tree("runs").expect("a tree");
+            let path = dir.path().join("runs");
+            let mut writer = FencedWriter::create(tree.clone(), &path).expect("created");
+            for key in keys {
+                let body = format!("body of {key}");
+                writer
+                    .put(key.as_bytes(), body.as_bytes())
+                    .expect("written");
+            }
+            let Runs { first, bytes } = writer.finish().expect("written");
+            let file = File::open(&path).expect("opens");
+            assert_eq!(file.metadata().expect("readable").len(), bytes);
+            Self {
+                runs: Fenced::new(tree.clone(), file, first),
+                tree,
+                dir,
+                _db: db,
+            }
         }
-        let first = writer.finish().expect("written");
-        (db, tree.clone(), Fenced::new(tree, first))
-    }
 
-    fn floor(runs: &Fenced, probe: &str) -> Option<String> {
-        let run = runs.floor(probe.as_bytes()).expect("whole")?;
-        assert_eq!(
-            run.body(),
-            [b"body of ", run.key()].concat(),
-            "each run has its own body"
-        );
-        Some(String::from_utf8(run.key().to_vec()).expect("text"))
+        fn floor(&self, probe: &str) -> Option<String> {
+            let run = self.runs.floor(probe.as_bytes()).expect("whole")?;
+            assert_eq!(
+                run.body(),
+                [b"body of ", run.key()].concat(),
+                "each run has its own body"
+            );
+            Some(String::from_utf8(run.key().to_vec()).expect("text"))
+        }
     }
 
     #[test]
     fn a_probe_finds_the_run_at_or_below_it() {
-        let (_db, _, runs) = filled(&["b", "d", "f"]);
+        let filled = Filled::new(&["b", "d", "f"]);
         for (probe, expected) in [
             ("a", None),
             ("b", Some("b")),
@@ -204,16 +302,16 @@ mod tests {
             ("d", Some("d")),
             ("zz", Some("f")),
         ] {
-            assert_eq!(floor(&runs, probe).as_deref(), expected, "{probe}");
+            assert_eq!(filled.floor(probe).as_deref(), expected, "{probe}");
         }
         let mut keys = Vec::new();
-        let mut run = runs.first().expect("whole");
+        let mut run = filled.runs.first().expect("whole");
         while let Some(here) = run {
             keys.push(here.key().to_vec());
-            run = runs.after(&here).expect("whole");
+            run = filled.runs.after(&here).expect("whole");
         }
         assert_eq!(keys, [b"b", b"d", b"f"]);
-        let (_db, _, none) = filled(&[]);
+        let none = Filled::new(&[]).runs;
         assert!(none.floor(b"a").expect("whole").is_none());
         assert!(none.first().expect("whole").is_none());
     }
@@ -221,25 +319,47 @@ mod tests {
     #[test]
     fn a_lost_run_is_noticed() {
         for lost in ["b", "d", "f"] {
-            let (_db, tree, runs) = filled(&["b", "d", "f"]);
-            tree.remove(lost).expect("removed");
+            let filled = Filled::new(&["b", "d", "f"]);
+            filled.tree.remove(lost).expect("removed");
             let probe = format!("{lost}x");
-            assert!(runs.floor(probe.as_bytes()).is_err(), "{lost}");
-            assert!(runs.floor(b"a").expect("before all").is_none());
+            assert!(filled.runs.floor(probe.as_bytes()).is_err(), "{lost}");
+            assert!(filled.runs.floor(b"a").expect("before all").is_none());
         }
     }
 
     #[test]
-    fn a_changed_or_misplaced_run_is_noticed() {
-        let (_db, tree, runs) = filled(&["b", "d"]);
-        let value = tree.get("b").expect("read").expect("there");
-        for at in 0..value.len() {
-            let mut changed = value.to_vec();
-            changed[at] ^= 1;
-            tree.insert("b", changed).expect("written");
-            assert!(runs.floor(b"b").is_err(), "byte {at}");
+    fn a_misplaced_run_is_noticed() {
+        let Filled { runs, tree, .. } = Filled::new(&["b", "d"]);
+        let place = tree.get("b").expect("read").expect("there");
+        for at in 0..place.len() {
+            for bit in 0..8 {
+                let mut changed = place.to_vec();
+                changed[at] ^= 1 << bit;
+                tree.insert("b", changed).expect("written");
+                assert!(runs.floor(b"b").is_err(), "bit {bit} of byte {at}");
+            }
         }
-        tree.insert("d", value).expect("written");
+        tree.insert("b", &place[1..]).expect("written");
+        assert!(runs.floor(b"b").is_err());
+        tree.insert("d", place).expect("written");
         assert!(runs.floor(b"d").is_err());
+    }
+
+    #[test]
+    fn a_changed_run_is_noticed() {
+        let filled = Filled::new(&["b", "d"]);
+        let path = filled.dir.path().join("runs");
+        let whole = std::fs::read(&path).expect("read");
+        let of_b = whole.len() - (LEN_BYTES + "body of d".len() + CRC_BYTES);
+        for at in 0..of_b {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            std::fs::write(&path, &changed).expect("written");
+            assert!(filled.runs.floor(b"b").is_err(), "byte {at}");
+        }
+        std::fs::write(&path, &whole[..of_b - 1]).expect("written");
+        assert!(filled.runs.floor(b"b").is_err());
+        std::fs::write(&path, &whole).expect("written");
+        assert_eq!(filled.floor("c").as_deref(), Some("b"));
     }
 }

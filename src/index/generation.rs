@@ -1,11 +1,13 @@
-//! Generation: a sealed, immutable part of the index, a sled database in a folder of its own.
+//! Generation: a sealed, immutable part of the index, in a folder of its own: a sled database, the files of
+//! runs that it leads to, and a filter.
 //!
 //! Owns reading one: the checks when it is opened, exact lookups, slices, and what happens when it turns out
 //! damaged. Nothing is ever written into one, except what sled writes for itself and the mark that it is
 //! damaged. Building is [`Builder`](super::builder::Builder)'s.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -19,7 +21,7 @@ use super::{
     error::{Fault, IndexError, is_environment, is_locked, sled_io},
     fence::{Fenced, Run},
     filter::Filter,
-    manifest::Manifest,
+    manifest::{Manifest, Runs},
     run, slices,
 };
 use crate::event::{Key, Sequence};
@@ -28,12 +30,13 @@ pub(super) const FILTER_FILE: &str = "filter";
 const STORE_FOLDER: &str = "sled";
 /// sled's main file in its folder.
 const STORE_FILE: &str = "db";
+/// Names of trees, each of which leads to the runs in the file of its name.
 pub(super) const KEYS_TREE: &str = "keys";
 pub(super) const SLICES_TREE: &str = "slices";
 /// Written when a generation turns out damaged, so that the next start removes it. Holds the reason.
 const DAMAGED_FILE: &str = "damaged";
 
-/// What sled may cache, in bytes: this much for each key, within the limits.
+/// What sled may cache, in bytes: this much for each key, within the limits. Enough for all it has.
 const CACHE_BYTES_PER_KEY: u64 = 4;
 const CACHE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 const CACHE_BYTES_MAX: u64 = 128 * 1024 * 1024;
@@ -97,15 +100,19 @@ impl Generation {
         remove_unfinished_snapshots(&store_folder)?;
         let db = open_store(path, manifest.keys)?;
         let names = db.tree_names();
-        let tree = |name: &str| {
-            if names.iter().any(|found| found == name.as_bytes()) {
-                db.open_tree(name).map_err(sled_io).map_err(Unusable::from)
-            } else {
-                Err(Fault::new(format!("its tree {name} is lost")).into())
+        let runs = |name: &str, written: Runs| {
+            if !names.iter().any(|found| found == name.as_bytes()) {
+                return Err(Fault::new(format!("its tree {name} is lost")).into());
             }
+            let tree = db.open_tree(name).map_err(sled_io)?;
+            let file = File::open(path.join(name))?;
+            if file.metadata()?.len() != written.bytes {
+                return Err(Fault::new(format!("its file {name} has another length")).into());
+            }
+            Ok::<_, Unusable>(Fenced::new(tree, file, written.first))
         };
-        let keys = Fenced::new(tree(KEYS_TREE)?, manifest.first_key);
-        let slices = Fenced::new(tree(SLICES_TREE)?, manifest.first_slice);
+        let keys = runs(KEYS_TREE, manifest.key_runs)?;
+        let slices = runs(SLICES_TREE, manifest.slice_runs)?;
         keys.first()?;
         slices.first()?;
         Ok(Self {
@@ -203,6 +210,19 @@ impl Generation {
     /// The run of slices that follows.
     pub(super) fn slices_after(&self, run: &Run) -> Result<Option<Run>, IndexError> {
         self.read(|this| this.slices.after(run))
+    }
+
+    /// Tells the operator what was done to make it.
+    pub(super) fn log(&self, what: &'static str) {
+        let Range { start, end } = self.range;
+        let (keys, bytes) = (self.key_count, self.bytes);
+        tracing::info!(
+            first = start,
+            end,
+            keys,
+            bytes,
+            "{what} an index generation"
+        );
     }
 
     /// Closes the store and removes the folder.
@@ -406,7 +426,7 @@ mod tests {
 
     #[test]
     fn damaged_files_are_noticed_when_it_is_opened() {
-        let cases: [(&str, Change, &str); 4] = [
+        let cases: [(&str, Change, &str); 6] = [
             (
                 "filter",
                 |bytes| bytes[100] ^= 1,
@@ -423,6 +443,16 @@ mod tests {
                 "its store was cut off",
             ),
             ("sled/db", |bytes| bytes.fill(0), "its tree keys is lost"),
+            (
+                "keys",
+                |bytes| bytes.truncate(5_000),
+                "its file keys has another length",
+            ),
+            (
+                "slices",
+                |bytes| bytes[0] ^= 1,
+                "a run does not match its checksum",
+            ),
         ];
         for (file, change, expected) in cases {
             let (_dir, generation) = built();

@@ -10,7 +10,16 @@ use super::error::Fault;
 use crate::event::Sequence;
 
 const FILE: &str = "generation.json";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+
+/// What is in a file of runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Runs {
+    /// The key of the first run; empty if there is none.
+    pub(super) first: Vec<u8>,
+    /// The length of the file.
+    pub(super) bytes: u64,
+}
 
 /// What is in a generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,10 +30,8 @@ pub(super) struct Manifest {
     /// The first sequence after those it covers.
     end: Sequence,
     pub(super) keys: u64,
-    /// The key of the first run of keys; empty if there is none.
-    pub(super) first_key: Vec<u8>,
-    /// The key of the first run of slices; empty if there is none.
-    pub(super) first_slice: Vec<u8>,
+    pub(super) key_runs: Runs,
+    pub(super) slice_runs: Runs,
     /// The length of the store's main file, which never gets shorter.
     pub(super) store_bytes: u64,
     /// Of this manifest with 0 here.
@@ -35,8 +42,8 @@ impl Manifest {
     pub(super) fn new(
         range: Range<Sequence>,
         keys: u64,
-        first_key: Vec<u8>,
-        first_slice: Vec<u8>,
+        key_runs: Runs,
+        slice_runs: Runs,
         store_bytes: u64,
     ) -> Self {
         let mut manifest = Self {
@@ -44,8 +51,8 @@ impl Manifest {
             first: range.start,
             end: range.end,
             keys,
-            first_key,
-            first_slice,
+            key_runs,
+            slice_runs,
             store_bytes,
             crc32c: 0,
         };
@@ -102,7 +109,12 @@ mod tests {
 
     #[test]
     fn it_round_trips_and_damage_is_seen() {
-        let manifest = Manifest::new(1..100, 99, b"a\0b".to_vec(), b"a\0\0\x01".to_vec(), 4096);
+        let runs = |first: &[u8], bytes| Runs {
+            first: first.to_vec(),
+            bytes,
+        };
+        let (keys, slices) = (runs(b"a\0b", 5000), runs(b"a\0\0\x01", 70));
+        let manifest = Manifest::new(1..100, 99, keys, slices, 4096);
         let json = manifest.json();
         assert_eq!(Manifest::parse(&json).expect("whole"), manifest);
         for at in 0..json.len() {

@@ -13,6 +13,7 @@
 //! ```
 
 mod builder;
+mod control;
 mod disk;
 mod error;
 mod fence;
@@ -20,6 +21,7 @@ mod filter;
 mod generation;
 mod manifest;
 mod merge;
+mod merger;
 mod parts;
 mod reader;
 mod rebuild;
@@ -28,6 +30,7 @@ mod run;
 mod sealer;
 mod slices;
 mod survey;
+mod threads;
 
 use std::{
     fs,
@@ -46,8 +49,8 @@ use crate::event::{FIRST_SEQUENCE, Key, Sequence};
 use generation::Generation;
 use parts::Parts;
 use recent::Recent;
-use sealer::Sealer;
 use survey::Survey;
+use threads::Threads;
 
 /// How many frozen parts may wait to be sealed before the writer has to.
 const FROZEN_MAX: usize = 2;
@@ -80,7 +83,7 @@ impl Default for IndexOptions {
     }
 }
 
-/// The writer's side of the index. There is one; it runs the thread that seals and merges.
+/// The writer's side of the index. There is one; it runs the threads that seal and merge.
 pub struct Index {
     dir: PathBuf,
     options: IndexOptions,
@@ -90,7 +93,7 @@ pub struct Index {
     /// Where the sealed parts end.
     recent_from: Sequence,
     missing: Vec<Range<Sequence>>,
-    sealer: Sealer,
+    threads: Threads,
 }
 
 impl Index {
@@ -114,8 +117,7 @@ impl Index {
         }
         let missing = gaps(&generations, tail);
         let parts = Arc::new(Parts::new(generations));
-        let sealer = Sealer::spawn(dir.to_owned(), options, Arc::clone(&parts))
-            .map_err(OpenError::io(dir))?;
+        let threads = Threads::spawn(dir, options, &parts).map_err(OpenError::io(dir))?;
         Ok(Self {
             dir: dir.to_owned(),
             options,
@@ -123,7 +125,7 @@ impl Index {
             recent_from: parts.view().sealed_to(),
             parts,
             missing,
-            sealer,
+            threads,
         })
     }
 
@@ -183,7 +185,7 @@ impl Index {
         if self.recent.len() < enough || self.recent.len_below(durable_tail) < enough {
             return Ok(());
         }
-        self.sealer.wait_for_fewer_than(FROZEN_MAX)?;
+        self.wait_for_fewer_than(FROZEN_MAX)?;
         self.freeze(durable_tail);
         Ok(())
     }
@@ -193,10 +195,10 @@ impl Index {
     #[cfg(test)]
     pub(crate) fn seal_now(&mut self, durable_tail: Sequence) -> Result<(), IndexError> {
         if self.recent.len_below(durable_tail) > 0 {
-            self.sealer.wait_for_fewer_than(FROZEN_MAX)?;
+            self.wait_for_fewer_than(FROZEN_MAX)?;
             self.freeze(durable_tail);
         }
-        self.sealer.wait_for_fewer_than(1)
+        self.wait_for_fewer_than(1)
     }
 
     fn freeze(&mut self, end: Sequence) {
@@ -204,7 +206,13 @@ impl Index {
         let frozen = std::mem::replace(&mut self.recent, rest);
         self.parts.freeze(frozen, end);
         self.recent_from = end;
-        self.sealer.wake();
+        self.threads.control().wake();
+    }
+
+    /// Blocks until fewer than `frozen` parts wait to be sealed. Fails when the last seal failed.
+    fn wait_for_fewer_than(&self, frozen: usize) -> Result<(), IndexError> {
+        let waits = || self.parts.frozen_count() >= frozen;
+        self.threads.control().wait_while(waits)
     }
 }
 

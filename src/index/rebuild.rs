@@ -81,7 +81,7 @@ impl<'a> Rebuild<'a> {
             sealer::build(dir, &frozen, || Ok(())).map_err(|error| error.into_index_error(dir))?;
         self.index.parts.publish(Arc::new(generation));
         self.index.recent_from = self.index.parts.view().sealed_to();
-        self.index.sealer.wake();
+        self.index.threads.control().wake();
         let left = end..self.range.end;
         let missing = std::mem::replace(&mut self.range, left.clone());
         for range in &mut self.index.missing {
