@@ -20,7 +20,7 @@ use super::{
     filter::Filter,
     generation::{self, FILTER_FILE, Generation, KEYS_TREE, SLICES_TREE, Unusable},
     manifest::Manifest,
-    run::RunWriter,
+    run::{RUN_KEYS_MAX, RunWriter},
     slices::SlicesWriter,
 };
 use crate::event::Sequence;
@@ -30,6 +30,8 @@ pub(super) struct Builder {
     range: Range<Sequence>,
     filter: Filter,
     run: RunWriter,
+    /// The hashes of the keys in the run.
+    hashes: Vec<u64>,
     slices_run: SlicesWriter,
     key_count: u64,
     // The store, declared before its folder: it is closed before the folder is removed.
@@ -55,6 +57,7 @@ impl Builder {
         Ok(Self {
             filter: Filter::with_capacity(keys_max),
             run: RunWriter::new(range.start),
+            hashes: Vec::with_capacity(RUN_KEYS_MAX),
             slices_run: SlicesWriter::default(),
             key_count: 0,
             keys: runs(KEYS_TREE)?,
@@ -65,7 +68,8 @@ impl Builder {
         })
     }
 
-    /// Adds a key above all so far. True if it filled a run, for callers that look up now and then.
+    /// Adds a key above all so far; one that equals the last is left out. True if it began a run, for callers
+    /// that look up now and then.
     pub(super) fn push_key(&mut self, key: &[u8], entry: Entry) -> Result<bool, BuildError> {
         assert!(
             self.range.contains(&entry.sequence),
@@ -75,9 +79,10 @@ impl Builder {
         if full {
             self.put_run()?;
         }
-        self.run.push(key, entry);
-        self.filter.insert(xxh3_64(key));
-        self.key_count += 1;
+        if self.run.push(key, entry) {
+            self.hashes.push(xxh3_64(key));
+            self.key_count += 1;
+        }
         Ok(full)
     }
 
@@ -129,6 +134,8 @@ impl Builder {
         if let Some((first, body)) = self.run.take() {
             self.keys.put(first, body)?;
         }
+        self.filter.insert(&self.hashes);
+        self.hashes.clear();
         Ok(())
     }
 

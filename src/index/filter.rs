@@ -13,8 +13,8 @@ use std::{
 type Block = [u64; WORDS];
 const WORDS: usize = 8;
 const BLOCK_BITS: u64 = 512;
-/// Under 1 % of absent keys pass: each word of a block is set for half.
-const BITS_PER_KEY: u64 = 12;
+/// Some 0.2 % of absent keys pass. Each that passes costs a lookup, in each generation.
+const BITS_PER_KEY: u64 = 14;
 /// Six bits choose one of the 64 of a word.
 const BIT_BITS: u32 = 6;
 /// Any odd number with well-mixed bits (2^64 / golden ratio): the bits within a block must not follow from
@@ -39,10 +39,13 @@ impl Filter {
         }
     }
 
-    pub(super) fn insert(&mut self, hash: u64) {
-        let block = &mut self.blocks[block_of(hash, self.blocks.len())];
-        for (word, bit) in block.iter_mut().zip(bits_of(hash)) {
-            *word |= bit;
+    /// Adds hashes. Many at a time: each is in another cache line, and lines are waited for together.
+    pub(super) fn insert(&mut self, hashes: &[u64]) {
+        for &hash in hashes {
+            let block = &mut self.blocks[block_of(hash, self.blocks.len())];
+            for (word, bit) in block.iter_mut().zip(bits_of(hash)) {
+                *word |= bit;
+            }
         }
     }
 
@@ -155,7 +158,7 @@ mod tests {
 
     fn filled(keys: u64) -> Filter {
         let mut filter = Filter::with_capacity(keys);
-        (0..keys).for_each(|at| filter.insert(hash(at)));
+        (0..keys).for_each(|at| filter.insert(&[hash(at)]));
         filter
     }
 
@@ -166,7 +169,7 @@ mod tests {
         assert!((0..keys).all(|at| filter.may_contain(hash(at))));
         let others = (keys..2 * keys).filter(|&at| filter.may_contain(hash(at)));
         let passed = others.count() as u64;
-        assert!(passed * 100 < keys, "{passed} of {keys} absent keys pass");
+        assert!(passed * 250 < keys, "{passed} of {keys} absent keys pass");
     }
 
     #[test]

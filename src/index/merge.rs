@@ -106,18 +106,14 @@ fn merge_keys(
     for parent in parents {
         sources.extend(KeySource::begin(parent)?);
     }
-    let mut last = Vec::new();
-    // The oldest of equal keys comes first, as `min_by` prefers it: see `Recent::insert`.
+    // The oldest of equal keys comes first, as `min_by` prefers it, and the builder leaves out the others: see
+    // `Recent::insert`.
     while let Some(at) =
         (0..sources.len()).min_by(|&one, &other| sources[one].key().cmp(sources[other].key()))
     {
         let source = &mut sources[at];
-        if last != source.key() {
-            last.clear();
-            last.extend_from_slice(source.key());
-            if builder.push_key(source.key(), source.entry)? {
-                go_on()?;
-            }
+        if builder.push_key(source.key(), source.entry)? {
+            go_on()?;
         }
         if !source.advance()? {
             sources.remove(at);

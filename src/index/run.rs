@@ -40,18 +40,21 @@ impl RunWriter {
         self.keys >= RUN_KEYS_MAX || (self.keys > 0 && self.body.len() >= RUN_BYTES_MAX)
     }
 
-    /// Adds a key above all so far.
-    pub(super) fn push(&mut self, key: &[u8], entry: Entry) {
+    /// Adds a key above all so far. One that equals the last is left out: of equal keys the first counts.
+    /// False if so.
+    pub(super) fn push(&mut self, key: &[u8], entry: Entry) -> bool {
+        let shared = common(&self.last, key);
+        match (self.last.get(shared), key.get(shared)) {
+            (None, None) => return false,
+            (last, next) => assert!(last < next, "keys come in ascending order"),
+        }
         if self.keys == 0 {
             self.first.clear();
             self.first.extend_from_slice(key);
-            self.last.clear();
-            self.last.extend_from_slice(key);
             self.body.clear();
-        } else {
-            assert!(*self.last < *key, "keys come in ascending order");
         }
-        let shared = common(&self.last, key);
+        // The first key of a run is shared whole: with the key of the run.
+        let shared = if self.keys == 0 { key.len() } else { shared };
         let rest = &key[shared..];
         put_varint(shared as u64, &mut self.body);
         put_varint(rest.len() as u64, &mut self.body);
@@ -59,9 +62,10 @@ impl RunWriter {
         put_varint(entry.sequence - self.base, &mut self.body);
         self.body
             .extend_from_slice(&entry.content_hash.to_le_bytes());
-        self.last.truncate(shared);
-        self.last.extend_from_slice(rest);
+        self.last.clear();
+        self.last.extend_from_slice(key);
         self.keys += 1;
+        true
     }
 
     /// Key and body of the run, none if it holds nothing; the next key begins a new run.
@@ -168,10 +172,15 @@ impl RunCursor {
 
 /// How many bytes two keys share at the front.
 fn common(one: &[u8], other: &[u8]) -> usize {
-    one.iter()
-        .zip(other)
+    const WORD_BYTES: usize = size_of::<u64>();
+    let words = one
+        .chunks_exact(WORD_BYTES)
+        .zip(other.chunks_exact(WORD_BYTES))
         .take_while(|(one, other)| one == other)
-        .count()
+        .count();
+    let at = words * WORD_BYTES;
+    let rest = one[at..].iter().zip(&other[at..]);
+    at + rest.take_while(|(one, other)| one == other).count()
 }
 
 #[cfg(test)]
@@ -197,7 +206,8 @@ mod tests {
             if writer.is_full() {
                 take(&mut writer);
             }
-            writer.push(key, entry(*sequence));
+            assert!(writer.push(key, entry(*sequence)));
+            assert!(!writer.push(key, entry(0)), "an equal key is left out");
         }
         take(&mut writer);
         runs
