@@ -2,6 +2,8 @@
 //!
 //! Owns their bytes. Knows nothing of slices, threads or files; deciding when to seal is the caller's.
 
+use std::{hint::black_box, vec};
+
 use hashbrown::{HashTable, hash_table};
 
 use super::Entry;
@@ -138,9 +140,38 @@ impl Recent {
                 .cmp(other_front)
                 .then_with(|| key_of(&self.chunks, **slot).cmp(key_of(&self.chunks, **other)))
         });
-        order
-            .into_iter()
-            .map(|(_, slot)| (key_of(&self.chunks, *slot), slot.entry))
+        Together {
+            order: order.into_iter(),
+            chunks: &self.chunks,
+            group: Vec::new().into_iter(),
+        }
+    }
+}
+
+/// Keys in sorted order lie all over the memory: fetched many at a time, they are waited for together.
+struct Together<'a> {
+    order: vec::IntoIter<(u128, &'a Slot)>,
+    chunks: &'a [Vec<u8>],
+    group: vec::IntoIter<(&'a [u8], Entry)>,
+}
+
+impl<'a> Iterator for Together<'a> {
+    type Item = (&'a [u8], Entry);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        const GROUP_KEYS: usize = 64;
+        if self.group.len() == 0 {
+            let slots = self.order.by_ref().take(GROUP_KEYS).map(|(_, slot)| *slot);
+            let group: Vec<_> = slots
+                .map(|slot| (key_of(self.chunks, slot), slot.entry))
+                .collect();
+            let ends = group.iter().map(|(key, _)| (key.first(), key.last()));
+            black_box(ends.fold(0, |sum, (first, last)| {
+                sum ^ first.unwrap_or(&0) ^ last.unwrap_or(&0)
+            }));
+            self.group = group.into_iter();
+        }
+        self.group.next()
     }
 }
 
