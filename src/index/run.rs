@@ -2,7 +2,8 @@
 //!
 //! Owns the encoding. Each item is `varint of the bytes shared with the key before, varint of the bytes that
 //! follow, those bytes, varint of the sequence above the generation's first, content hash (u64,
-//! little-endian)`. The key before the first item is the key of the run, which is the first item's.
+//! little-endian)`. The key before the first item is the key of the run: the shortest front of the first item's
+//! key that is above all keys of the run before, so that the tree of runs is small.
 
 use std::cmp::Ordering;
 
@@ -18,7 +19,7 @@ const RUN_BYTES_MAX: usize = 8 * 1024;
 /// Packs keys that come in ascending order.
 pub(super) struct RunWriter {
     base: Sequence,
-    first: Vec<u8>,
+    run_key: Vec<u8>,
     last: Vec<u8>,
     body: Vec<u8>,
     keys: usize,
@@ -29,7 +30,7 @@ impl RunWriter {
     pub(super) fn new(base: Sequence) -> Self {
         Self {
             base,
-            first: Vec::new(),
+            run_key: Vec::new(),
             last: Vec::new(),
             body: Vec::with_capacity(RUN_BYTES_MAX),
             keys: 0,
@@ -43,18 +44,17 @@ impl RunWriter {
     /// Adds a key above all so far. One that equals the last is left out: of equal keys the first counts.
     /// False if so.
     pub(super) fn push(&mut self, key: &[u8], entry: Entry) -> bool {
-        let shared = common(&self.last, key);
+        let mut shared = common(&self.last, key);
         match (self.last.get(shared), key.get(shared)) {
             (None, None) => return false,
             (last, next) => assert!(last < next, "keys come in ascending order"),
         }
         if self.keys == 0 {
-            self.first.clear();
-            self.first.extend_from_slice(key);
+            shared += 1;
+            self.run_key.clear();
+            self.run_key.extend_from_slice(&key[..shared]);
             self.body.clear();
         }
-        // The first key of a run is shared whole: with the key of the run.
-        let shared = if self.keys == 0 { key.len() } else { shared };
         let rest = &key[shared..];
         put_varint(shared as u64, &mut self.body);
         put_varint(rest.len() as u64, &mut self.body);
@@ -71,7 +71,7 @@ impl RunWriter {
     /// Key and body of the run, none if it holds nothing; the next key begins a new run.
     pub(super) fn take(&mut self) -> Option<(&[u8], &[u8])> {
         let keys = std::mem::take(&mut self.keys);
-        (keys > 0).then_some((&self.first, &self.body))
+        (keys > 0).then_some((&self.run_key, &self.body))
     }
 }
 
@@ -104,16 +104,16 @@ fn malformed() -> Fault {
     Fault::new("a run is malformed")
 }
 
-/// Finds `key` in the run that begins with `first`, which is not above `key`.
+/// Finds `key` in the run of the key `run_key`, which is not above `key`.
 pub(super) fn find(
-    first: &[u8],
+    run_key: &[u8],
     mut body: &[u8],
     base: Sequence,
     key: &[u8],
 ) -> Result<Option<Entry>, Fault> {
     // How many bytes `key` shares with the key before the item. While the items are below `key`, one that
     // shares more with its predecessor is below as well and one that shares less is above.
-    let mut matched = common(first, key);
+    let mut matched = common(run_key, key);
     while !body.is_empty() {
         let item = take_item(&mut body, base).ok_or_else(malformed)?;
         match item.shared.cmp(&matched) {
@@ -138,10 +138,10 @@ pub(super) struct RunCursor {
 }
 
 impl RunCursor {
-    pub(super) fn new(first: &[u8], body: &[u8], base: Sequence) -> Self {
+    pub(super) fn new(run_key: &[u8], body: &[u8], base: Sequence) -> Self {
         Self {
             base,
-            key: first.to_vec(),
+            key: run_key.to_vec(),
             body: body.to_vec(),
             at: 0,
         }
