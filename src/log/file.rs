@@ -27,14 +27,15 @@ use crate::event::{FIRST_SEQUENCE, Sequence};
 
 /// Segments are a multiple of this many bytes.
 const BLOCK_BYTES: u64 = 4096;
-/// How much larger a segment is than the one before, up to the limit.
-const GROWTH: u64 = 4;
+/// A segment has this share of the log before it, within the limits: what is set aside ahead is never much of
+/// the log, and the segments of a long log are few.
+const SEGMENT_SHARE: u64 = 16;
 
 /// How a log is kept.
 #[derive(Clone, Debug)]
 pub struct FileLogOptions {
-    /// The first segment, in bytes.
-    pub segment_bytes_first: u64,
+    /// The smallest segment and the first, in bytes.
+    pub segment_bytes_min: u64,
     /// The largest segment, in bytes; only one for a single batch that is larger can be larger.
     pub segment_bytes_max: u64,
     /// Everything below was durable once, as something other than the log knows. A log that ends before is
@@ -47,7 +48,7 @@ pub struct FileLogOptions {
 impl Default for FileLogOptions {
     fn default() -> Self {
         Self {
-            segment_bytes_first: 1024 * 1024,
+            segment_bytes_min: 1024 * 1024,
             segment_bytes_max: 128 * 1024 * 1024,
             tail_min: FIRST_SEQUENCE,
             retry_after: Duration::from_secs(1),
@@ -58,7 +59,7 @@ impl Default for FileLogOptions {
 /// A log in the files of one directory.
 pub struct FileLog {
     dir: PathBuf,
-    segment_bytes_first: u64,
+    segment_bytes_min: u64,
     segment_bytes_max: u64,
     shared: Arc<Shared>,
     active: Active,
@@ -84,6 +85,10 @@ impl FileLog {
         disk: Arc<dyn Disk>,
         options: &FileLogOptions,
     ) -> Result<Self, OpenError> {
+        assert!(
+            options.segment_bytes_min <= options.segment_bytes_max,
+            "a segment has a size"
+        );
         disk.create_dir(dir).map_err(at(dir))?;
         let mut recovered = recovery::recover(&*disk, dir, options.tail_min)?;
         let file_bytes = recovered.segments.iter().map(|s| s.header.file_bytes);
@@ -102,7 +107,7 @@ impl FileLog {
                 offset,
             },
             _ => {
-                let bytes = options.segment_bytes_first.next_multiple_of(BLOCK_BYTES);
+                let bytes = options.segment_bytes_min.next_multiple_of(BLOCK_BYTES);
                 let prepared = preparer.take(bytes, BLOCK_BYTES).map_err(|error| {
                     let (NotPrepared::NoSpace(cause) | NotPrepared::Failed(cause)) = error;
                     at(dir)(io::Error::new(cause.kind(), cause))
@@ -121,7 +126,7 @@ impl FileLog {
         };
         let mut log = Self {
             dir: dir.into(),
-            segment_bytes_first: options.segment_bytes_first,
+            segment_bytes_min: options.segment_bytes_min,
             segment_bytes_max: options.segment_bytes_max,
             shared: Arc::new(Shared {
                 disk,
@@ -147,10 +152,9 @@ impl FileLog {
     }
 
     fn next_bytes(&self) -> u64 {
-        let bytes = self.active.segment.header.file_bytes.saturating_mul(GROWTH);
+        let bytes = self.shared.storage_bytes.load(Ordering::Relaxed) / SEGMENT_SHARE;
         bytes
-            .min(self.segment_bytes_max)
-            .max(self.segment_bytes_first)
+            .clamp(self.segment_bytes_min, self.segment_bytes_max)
             .next_multiple_of(BLOCK_BYTES)
     }
 
@@ -343,18 +347,22 @@ mod tests {
     fn segments_grow_and_the_next_is_set_aside() {
         let dir = tempfile::tempdir().expect("a directory");
         let options = FileLogOptions {
-            segment_bytes_max: 64 * 1024,
+            segment_bytes_max: 4 * 4096,
             ..small()
         };
         let mut log = FileLog::open(dir.path(), Arc::new(OsDisk), &options).expect("opens");
-        append_many(&mut log, 300);
-        let bytes: Vec<_> = segments(dir.path())
-            .iter()
-            .map(|path| path.metadata().expect("is there").len())
-            .collect();
-        assert_eq!(bytes[..4], [4096, 4 * 4096, 16 * 4096, 16 * 4096]);
-        let sum: u64 = bytes.iter().sum();
-        while log.reader().storage_bytes() != sum + 16 * 4096 {
+        let mut sizes = Vec::new();
+        while sizes.last() != Some(&(4 * 4096)) {
+            append_many(&mut log, 50);
+            sizes = segments(dir.path())
+                .iter()
+                .map(|path| path.metadata().expect("is there").len())
+                .collect();
+        }
+        assert!(sizes[..16].iter().all(|&bytes| bytes == 4096));
+        assert!(sizes.is_sorted());
+        let sum: u64 = sizes.iter().sum();
+        while log.reader().storage_bytes() == sum {
             thread::yield_now();
         }
         assert_whole(&log);

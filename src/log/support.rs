@@ -53,7 +53,7 @@ pub fn any_events() -> impl Strategy<Value = Vec<Event>> {
 /// Segments of one block, and a full disk tried again at once.
 pub fn small() -> FileLogOptions {
     FileLogOptions {
-        segment_bytes_first: 4096,
+        segment_bytes_min: 4096,
         segment_bytes_max: 4096,
         retry_after: Duration::ZERO,
         ..FileLogOptions::default()

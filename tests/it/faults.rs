@@ -17,7 +17,7 @@ async fn start(disk: &FaultyDisk) -> TestServer {
     let mut options = data_dir.options();
     options.partition.disk = Arc::new(disk.clone());
     options.partition.log = FileLogOptions {
-        segment_bytes_first: 64 * 1024,
+        segment_bytes_min: 64 * 1024,
         segment_bytes_max: 64 * 1024,
         ..FileLogOptions::default()
     };

@@ -114,7 +114,7 @@ async fn start(data_dir: DataDir) -> TestServer {
         merge_fanout: 2,
     };
     options.partition.log = FileLogOptions {
-        segment_bytes_first: 4096,
+        segment_bytes_min: 4096,
         segment_bytes_max: 8192,
         ..FileLogOptions::default()
     };
