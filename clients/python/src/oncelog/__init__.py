@@ -1,0 +1,22 @@
+"""A client of oncelog: events in exactly once, and out again.
+
+The messages are in `oncelog.v1.aggregator_pb2`, generated from the contract.
+"""
+
+from oncelog.channel import DEFAULT_SERVER, connect, get_stats
+from oncelog.errors import Closed, ContractBroken, GaveUp, describe
+from oncelog.publisher import Outcomes, Publisher
+from oncelog.reader import Reader
+
+__all__ = [
+    "DEFAULT_SERVER",
+    "Closed",
+    "ContractBroken",
+    "GaveUp",
+    "Outcomes",
+    "Publisher",
+    "Reader",
+    "connect",
+    "describe",
+    "get_stats",
+]
