@@ -1,0 +1,70 @@
+/** What can go wrong, what is worth another try, and what a server says about it.
+ *
+ *  An error of the server that is final is thrown as it is, a `ServiceError` of grpc-js; `describe` tells it.
+ */
+
+import { fromBinary } from "@bufbuild/protobuf";
+import { anyUnpack } from "@bufbuild/protobuf/wkt";
+import { status, type ServiceError } from "@grpc/grpc-js";
+import { BadRequestSchema, ErrorInfoSchema, StatusSchema } from "./gen/google/rpc/details_pb.js";
+
+const DETAILS = "grpc-status-details-bin";
+
+const TRANSIENT = new Set([
+  // What a broken connection looks like, a server that starts or stops, a full disk that may heal.
+  status.UNAVAILABLE,
+  status.CANCELLED,
+  status.UNKNOWN,
+  status.INTERNAL,
+  status.RESOURCE_EXHAUSTED,
+  status.DEADLINE_EXCEEDED,
+  status.ABORTED,
+]);
+
+/** The connection kept breaking. Publishing again what has no ack is safe. */
+export class GaveUp extends Error {
+  override readonly name = "GaveUp";
+}
+
+/** The server does not keep to the contract. */
+export class ContractBroken extends Error {
+  override readonly name = "ContractBroken";
+}
+
+export function isServiceError(error: unknown): error is ServiceError {
+  return error instanceof Error && "code" in error && "details" in error && "metadata" in error;
+}
+
+/** Whether a call that ended so may succeed when it is made again. */
+export function isTransient(error: unknown): error is ServiceError {
+  return isServiceError(error) && TRANSIENT.has(error.code);
+}
+
+/** The code and the message. */
+export function summary(error: ServiceError): string {
+  return `${status[error.code]}: ${error.details}`;
+}
+
+/** The code and the message, then a line for each google.rpc detail. */
+export function describe(error: ServiceError): string {
+  return [summary(error), ...details(error)].join("\n  ");
+}
+
+function details(error: ServiceError): string[] {
+  const [encoded] = error.metadata.get(DETAILS);
+  if (!(encoded instanceof Buffer)) {
+    return [];
+  }
+  const lines: string[] = [];
+  for (const packed of fromBinary(StatusSchema, encoded).details) {
+    for (const violation of anyUnpack(packed, BadRequestSchema)?.fieldViolations ?? []) {
+      lines.push(`${violation.field}: ${violation.description}`);
+    }
+    const info = anyUnpack(packed, ErrorInfoSchema);
+    if (info !== undefined) {
+      const pairs = Object.entries(info.metadata).map(([key, value]) => `${key}=${value}`);
+      lines.push([info.reason, ...pairs.sort()].join(" "));
+    }
+  }
+  return lines;
+}

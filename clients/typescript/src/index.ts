@@ -1,0 +1,14 @@
+/** A client of oncelog: events in exactly once, and out again. */
+
+export { DEFAULT_SERVER, connect, getStats } from "./channel.js";
+export { ContractBroken, GaveUp, describe } from "./errors.js";
+export {
+  EventSchema,
+  Outcome,
+  type Event,
+  type EventOutcome,
+  type ListEventsResponse,
+  type StoredEvent,
+} from "./gen/oncelog/v1/aggregator_pb.js";
+export { Publisher, type Ack } from "./publisher.js";
+export { Reader, type ReaderOptions } from "./reader.js";
