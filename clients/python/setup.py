@@ -17,7 +17,7 @@ status = protoc.main(
         f"-I{CONTRACT}",
         f"-I{Path(protoc.__file__).parent / '_proto'}",
         f"--python_out={SOURCE}",
-        f"--mypy_out=quiet:{SOURCE}",
+        f"--pyi_out={SOURCE}",
         f"--grpc_python_out={SOURCE}",
         f"--mypy_grpc_out=quiet:{SOURCE}",
         "oncelog/v1/aggregator.proto",

@@ -25,9 +25,9 @@ const KEEPALIVE_TIMEOUT_MS = 10_000;
 
 const serviceConfig = readFileSync(new URL("service_config.json", import.meta.url), "utf8");
 
-/** A client of `server`, host:port, with a connection of its own. */
+/** A client of `server`, host:port or http://host:port, with a connection of its own. */
 export function connect(server: string = DEFAULT_SERVER): Client {
-  return new Client(server, credentials.createInsecure(), {
+  return new Client(server.replace(/^http:\/\//, ""), credentials.createInsecure(), {
     "grpc.service_config": serviceConfig,
     "grpc.max_receive_message_length": MESSAGE_BYTES_MAX,
     "grpc.keepalive_time_ms": KEEPALIVE_INTERVAL_MS,

@@ -16,9 +16,9 @@ KEEPALIVE_TIMEOUT_MS = 10_000
 
 
 def connect(server: str = DEFAULT_SERVER) -> grpc.Channel:
-    """A channel to `server`, host:port, with a connection of its own."""
+    """A channel to `server`, host:port or http://host:port, with a connection of its own."""
     return grpc.insecure_channel(
-        server,
+        server.removeprefix("http://"),
         options=[
             ("grpc.service_config", resources.files("oncelog").joinpath("service_config.json").read_text("utf-8")),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
