@@ -10,6 +10,7 @@ import {
   type MessageShape,
 } from "@bufbuild/protobuf";
 import { Client, Metadata, credentials } from "@grpc/grpc-js";
+import { InvalidServer } from "./errors.js";
 import {
   AggregatorService,
   GetStatsRequestSchema,
@@ -27,7 +28,11 @@ const serviceConfig = readFileSync(new URL("service_config.json", import.meta.ur
 
 /** A client of `server`, host:port or http://host:port, with a connection of its own. */
 export function connect(server: string = DEFAULT_SERVER): Client {
-  return new Client(server.replace(/^http:\/\//, ""), credentials.createInsecure(), {
+  const address = /^(?:http:\/\/)?(\S+:\d+)$/.exec(server)?.[1];
+  if (address === undefined) {
+    throw new InvalidServer(`"${server}" is not the address of a server; expected host:port`);
+  }
+  return new Client(address, credentials.createInsecure(), {
     "grpc.service_config": serviceConfig,
     "grpc.max_receive_message_length": MESSAGE_BYTES_MAX,
     "grpc.keepalive_time_ms": KEEPALIVE_INTERVAL_MS,

@@ -7,8 +7,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs, type ParseArgsConfig } from "node:util";
 import { create, fromJsonString, toJsonString } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
-import { DEFAULT_SERVER, connect, getStats, wire } from "./channel.js";
-import { ContractBroken, GaveUp, describe, isServiceError } from "./errors.js";
+import { DEFAULT_SERVER, connect, encode, getStats, wire } from "./channel.js";
+import { ContractBroken, GaveUp, InvalidServer, describe, isServiceError } from "./errors.js";
 import {
   AggregatorService,
   EventSchema,
@@ -34,6 +34,9 @@ const USAGE = `usage: node dist/cli.js <command> [--server host:port]
 
 --batch is events a request (100), --totals publishes over Publish for one answer with the totals, --sample publishes N
 made-up events instead. The server is ONCELOG_SERVER or ${DEFAULT_SERVER} without --server.`;
+
+/** Well below what a request may have; an event that is larger travels alone. */
+const BATCH_BYTES_MAX = 1024 * 1024;
 
 const REJECTED = 1;
 const FAILED = 2;
@@ -259,12 +262,16 @@ function* sample(events: number): Generator<Line> {
 
 async function* batched(lines: Lines, size: number): AsyncGenerator<Line[]> {
   let batch: Line[] = [];
+  let batchBytes = 0;
   for await (const line of lines) {
-    batch.push(line);
-    if (batch.length === size) {
+    const eventBytes = encode(EventSchema, line.event).length;
+    if (batch.length > 0 && (batch.length === size || batchBytes + eventBytes > BATCH_BYTES_MAX)) {
       yield batch;
       batch = [];
+      batchBytes = 0;
     }
+    batch.push(line);
+    batchBytes += eventBytes;
   }
   if (batch.length > 0) {
     yield batch;
@@ -333,7 +340,7 @@ function report(error: unknown): void {
     note(`error: ${error.message}\n\n${USAGE}`);
   } else if (isServiceError(error)) {
     note(`error: ${describe(error)}`);
-  } else if (error instanceof GaveUp || error instanceof ContractBroken) {
+  } else if (error instanceof GaveUp || error instanceof ContractBroken || error instanceof InvalidServer) {
     note(`error: ${error.message}`);
   } else {
     throw error;

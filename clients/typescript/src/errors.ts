@@ -31,6 +31,11 @@ export class ContractBroken extends Error {
   override readonly name = "ContractBroken";
 }
 
+/** The address of a server cannot be used. */
+export class InvalidServer extends Error {
+  override readonly name = "InvalidServer";
+}
+
 export function isServiceError(error: unknown): error is ServiceError {
   return error instanceof Error && "code" in error && "details" in error && "metadata" in error;
 }

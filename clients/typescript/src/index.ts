@@ -1,7 +1,7 @@
 /** A client of oncelog: events in exactly once, and out again. */
 
 export { DEFAULT_SERVER, connect, getStats } from "./channel.js";
-export { ContractBroken, GaveUp, describe } from "./errors.js";
+export { ContractBroken, GaveUp, InvalidServer, describe } from "./errors.js";
 export {
   EventSchema,
   Outcome,

@@ -4,7 +4,7 @@ The messages are in `oncelog.v1.aggregator_pb2`, generated from the contract.
 """
 
 from oncelog.channel import DEFAULT_SERVER, connect, get_stats
-from oncelog.errors import Closed, ContractBroken, GaveUp, describe
+from oncelog.errors import Closed, ContractBroken, GaveUp, InvalidServer, describe
 from oncelog.publisher import Outcomes, Publisher
 from oncelog.reader import Reader
 
@@ -13,6 +13,7 @@ __all__ = [
     "Closed",
     "ContractBroken",
     "GaveUp",
+    "InvalidServer",
     "Outcomes",
     "Publisher",
     "Reader",

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf import json_format
 
 from oncelog.channel import DEFAULT_SERVER, connect, get_stats
-from oncelog.errors import ContractBroken, GaveUp, describe
+from oncelog.errors import ContractBroken, GaveUp, InvalidServer, describe
 from oncelog.publisher import Outcomes, Publisher
 from oncelog.reader import Reader
 from oncelog.scenario import EVENTS_PER_REQUEST, event_at
@@ -26,6 +26,9 @@ from oncelog.v1.aggregator_pb2 import (
     PublishRequest,
 )
 from oncelog.v1.aggregator_pb2_grpc import AggregatorServiceStub
+
+BATCH_BYTES_MAX = 1024 * 1024
+"""Well below what a request may have; an event that is larger travels alone."""
 
 REJECTED = 1
 FAILED = 2
@@ -143,7 +146,7 @@ def read_lines(tally: Tally) -> Iterator[Line]:
         try:
             yield number, json_format.Parse(line, Event())
         except json_format.ParseError as error:
-            tally.reject(number, str(error))
+            tally.reject(number, " ".join(str(error).split()))
 
 
 def sample(count: int) -> Iterator[Line]:
@@ -151,12 +154,16 @@ def sample(count: int) -> Iterator[Line]:
 
 
 def batched(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
-    batch = []
+    batch: list[Line] = []
+    batch_bytes = 0
     for line in lines:
-        batch.append(line)
-        if len(batch) == size:
+        event_bytes = line[1].ByteSize()
+        if batch and (len(batch) == size or batch_bytes + event_bytes > BATCH_BYTES_MAX):
             yield batch
             batch = []
+            batch_bytes = 0
+        batch.append(line)
+        batch_bytes += event_bytes
     if batch:
         yield batch
 
@@ -230,7 +237,7 @@ def main() -> int:
         note(f"error: {describe(error)}")
         if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
             note(f"  no answer from {arguments.server}")
-    except (ContractBroken, GaveUp) as error:
+    except (ContractBroken, GaveUp, InvalidServer) as error:
         note(f"error: {error}")
     except BrokenPipeError:
         # Whoever read the output has enough; keep the interpreter from flushing into it at exit.

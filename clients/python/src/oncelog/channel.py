@@ -1,9 +1,11 @@
 """How to connect: one place for the options of all channels."""
 
+import re
 from importlib import resources
 
 import grpc
 
+from oncelog.errors import InvalidServer
 from oncelog.v1.aggregator_pb2 import GetStatsRequest, GetStatsResponse
 from oncelog.v1.aggregator_pb2_grpc import AggregatorServiceStub
 
@@ -17,8 +19,11 @@ KEEPALIVE_TIMEOUT_MS = 10_000
 
 def connect(server: str = DEFAULT_SERVER) -> grpc.Channel:
     """A channel to `server`, host:port or http://host:port, with a connection of its own."""
+    address = re.fullmatch(r"(?:http://)?(\S+:\d+)", server)
+    if address is None:
+        raise InvalidServer(f"{server!r} is not the address of a server; expected host:port")
     return grpc.insecure_channel(
-        server.removeprefix("http://"),
+        address[1],
         options=[
             ("grpc.service_config", resources.files("oncelog").joinpath("service_config.json").read_text("utf-8")),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),

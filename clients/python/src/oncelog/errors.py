@@ -31,6 +31,10 @@ class ContractBroken(Exception):
     """The server does not keep to the contract."""
 
 
+class InvalidServer(ValueError):
+    """The address of a server cannot be used."""
+
+
 class Closed(Exception):
     """The publisher is closed."""
 
