@@ -1,0 +1,10 @@
+package oncelog
+
+import "time"
+
+// setDefault replaces what was not set.
+func setDefault[T int | time.Duration](value *T, standard T) {
+	if *value <= 0 {
+		*value = standard
+	}
+}
