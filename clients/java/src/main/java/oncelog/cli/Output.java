@@ -1,0 +1,53 @@
+package oncelog.cli;
+
+import com.google.gson.Gson;
+import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.protobuf.MessageOrBuilder;
+import com.google.protobuf.util.JsonFormat;
+import java.io.BufferedOutputStream;
+import java.io.FileDescriptor;
+import java.io.FileOutputStream;
+import java.io.IOException;
+import java.io.PrintStream;
+import java.nio.charset.StandardCharsets;
+
+/** Standard output and standard error, in UTF-8 whatever the locale. */
+final class Output {
+    private static final int BUFFER_BYTES = 64 * 1024;
+
+    static final PrintStream OUT = new PrintStream(
+            new BufferedOutputStream(new FileOutputStream(FileDescriptor.out), BUFFER_BYTES),
+            false,
+            StandardCharsets.UTF_8);
+    static final PrintStream ERR =
+            new PrintStream(new FileOutputStream(FileDescriptor.err), true, StandardCharsets.UTF_8);
+
+    private static final JsonFormat.Printer MESSAGES = JsonFormat.printer().omittingInsignificantWhitespace();
+    private static final Gson RECORDS = new Gson();
+
+    private Output() {}
+
+    /** Prints a message as one line of JSON. */
+    static void print(MessageOrBuilder message) throws InvalidProtocolBufferException {
+        OUT.append(MESSAGES.print(message)).append('\n');
+    }
+
+    /** Prints a map or a record as one line of JSON, at once. */
+    static void tell(Object object) {
+        synchronized (OUT) {
+            OUT.append(RECORDS.toJson(object)).append('\n').flush();
+        }
+    }
+
+    /** Tells a person something. */
+    static void note(String line) {
+        ERR.append(line + "\n");
+    }
+
+    /** Writes what was printed. */
+    static void flush() throws IOException {
+        if (OUT.checkError()) {
+            throw new IOException("cannot write to standard output");
+        }
+    }
+}

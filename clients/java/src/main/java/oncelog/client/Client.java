@@ -1,0 +1,128 @@
+package oncelog.client;
+
+import com.google.gson.Gson;
+import com.google.gson.reflect.TypeToken;
+import io.grpc.ManagedChannel;
+import io.grpc.StatusRuntimeException;
+import io.grpc.netty.shaded.io.grpc.netty.NettyChannelBuilder;
+import io.grpc.netty.shaded.io.netty.channel.ChannelOption;
+import java.io.IOException;
+import java.io.InputStreamReader;
+import java.io.Reader;
+import java.io.UncheckedIOException;
+import java.nio.charset.StandardCharsets;
+import java.util.Map;
+import java.util.Objects;
+import java.util.concurrent.TimeUnit;
+import java.util.function.Consumer;
+import java.util.regex.Pattern;
+import oncelog.v1.Aggregator.GetStatsRequest;
+import oncelog.v1.Aggregator.GetStatsResponse;
+import oncelog.v1.Aggregator.ListEventsRequest;
+import oncelog.v1.AggregatorServiceGrpc;
+import oncelog.v1.AggregatorServiceGrpc.AggregatorServiceBlockingStub;
+
+/**
+ * A client of one server. Unary calls share a connection; every publisher and reader has its own.
+ *
+ * <p>Calls that fail throw {@link StatusRuntimeException}; {@link ErrorDetails} tells the rest of it.
+ */
+public final class Client implements AutoCloseable {
+    private static final System.Logger LOGGER = System.getLogger(Client.class.getName());
+    private static final Pattern HOST_AND_PORT = Pattern.compile("(http://)?(?<target>.+:\\d+)");
+    /** The largest event a server can be told to accept (16 MiB), and room for what stands around it. */
+    private static final int MESSAGE_BYTES_MAX = 16 * 1024 * 1024 + 64 * 1024;
+    /** How long a connection may take to come up. */
+    private static final int CONNECT_TIMEOUT_MILLIS = 5_000;
+    /** How long a connection may be silent before it is probed, and how long the answer may take. */
+    private static final int KEEPALIVE_INTERVAL_SECONDS = 15;
+    private static final int KEEPALIVE_TIMEOUT_SECONDS = 10;
+    /** What gRPC does by itself: it tries unary calls again, and spreads calls over the addresses of a name. */
+    private static final Map<String, ?> SERVICE_CONFIG = readServiceConfig();
+
+    private final String target;
+    private final ManagedChannel channel;
+
+    /**
+     * Makes a client of {@code server}, host:port. It connects with the first call.
+     *
+     * @throws IllegalArgumentException if that is not the address of a server
+     */
+    public Client(String server) {
+        var matcher = HOST_AND_PORT.matcher(server);
+        if (!matcher.matches()) {
+            throw new IllegalArgumentException(
+                    "\"" + server + "\" is not the address of a server; expected host:port");
+        }
+        target = matcher.group("target");
+        channel = connect();
+    }
+
+    /** Makes a publisher, which connects when there is something to send. */
+    public Publisher publisher() {
+        return publisher(this::warn);
+    }
+
+    /**
+     * Makes a publisher that tells {@code onBreak} of every stream, or attempt at one, that ends with events unacked.
+     */
+    public Publisher publisher(Consumer<StatusRuntimeException> onBreak) {
+        return new Publisher(this, onBreak);
+    }
+
+    /** Makes a reader of what {@code request} asks for, which connects when it is first asked. */
+    public EventReader list(ListEventsRequest request) {
+        return new EventReader(this, request, this::warn);
+    }
+
+    /** Returns the counters of the server and of its topics. */
+    public GetStatsResponse stats() {
+        return calls().getStats(GetStatsRequest.getDefaultInstance());
+    }
+
+    /** Returns the generated client, for calls that need neither resending nor resuming. */
+    public AggregatorServiceBlockingStub calls() {
+        return AggregatorServiceGrpc.newBlockingStub(channel);
+    }
+
+    /** Ends the connection of the unary calls. Publishers and readers are closed by themselves. */
+    @Override
+    public void close() {
+        channel.shutdownNow();
+    }
+
+    /** Makes a connection, which comes up with its first call. */
+    public ManagedChannel connect() {
+        return NettyChannelBuilder.forTarget(target)
+                .usePlaintext()
+                .defaultServiceConfig(SERVICE_CONFIG)
+                .maxInboundMessageSize(MESSAGE_BYTES_MAX)
+                .withOption(ChannelOption.CONNECT_TIMEOUT_MILLIS, CONNECT_TIMEOUT_MILLIS)
+                .keepAliveTime(KEEPALIVE_INTERVAL_SECONDS, TimeUnit.SECONDS)
+                .keepAliveTimeout(KEEPALIVE_TIMEOUT_SECONDS, TimeUnit.SECONDS)
+                .keepAliveWithoutCalls(true)
+                .build();
+    }
+
+    /** The address, for messages. */
+    String server() {
+        return target;
+    }
+
+    private void warn(StatusRuntimeException cause) {
+        LOGGER.log(
+                System.Logger.Level.WARNING,
+                "the stream to {0} broke ({1}); connecting again",
+                target,
+                ErrorDetails.describe(cause));
+    }
+
+    private static Map<String, ?> readServiceConfig() {
+        var resource = Objects.requireNonNull(Client.class.getResourceAsStream("/service_config.json"));
+        try (Reader reader = new InputStreamReader(resource, StandardCharsets.UTF_8)) {
+            return new Gson().fromJson(reader, new TypeToken<Map<String, Object>>() {}.getType());
+        } catch (IOException error) {
+            throw new UncheckedIOException(error);
+        }
+    }
+}

@@ -1,0 +1,10 @@
+package oncelog.client;
+
+/** The server does not keep to the contract; trying again will not help. */
+public final class ContractException extends RuntimeException {
+    private static final long serialVersionUID = 1L;
+
+    ContractException(String description) {
+        super("the server broke the contract: " + description);
+    }
+}

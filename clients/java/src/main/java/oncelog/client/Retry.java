@@ -1,0 +1,82 @@
+package oncelog.client;
+
+import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
+import java.time.Duration;
+import java.util.concurrent.ThreadLocalRandom;
+import java.util.concurrent.TimeUnit;
+import java.util.function.Consumer;
+
+/** Decides whether a broken stream is opened again, and waits before it is. */
+final class Retry {
+    /** The longest wait after the first failure, and after any. */
+    private static final Duration DELAY_INITIAL = Duration.ofMillis(50);
+
+    private static final Duration DELAY_MAX = Duration.ofSeconds(5);
+    /** How long to go on trying after the first break without progress. */
+    private static final Duration GIVE_UP_AFTER = Duration.ofSeconds(60);
+
+    private final String server;
+    private final Consumer<StatusRuntimeException> onBreak;
+    private long delayNanos;
+    private long brokenSince;
+
+    /** {@code onBreak} is told of every failure that is no reason to end. */
+    Retry(String server, Consumer<StatusRuntimeException> onBreak) {
+        this.server = server;
+        this.onBreak = onBreak;
+    }
+
+    /** Forgets the failures so far. */
+    void progress() {
+        delayNanos = 0;
+    }
+
+    /**
+     * Waits before the next attempt.
+     *
+     * @throws StatusRuntimeException if there is to be none
+     */
+    void await(StatusRuntimeException failure) throws InterruptedException {
+        if (!isTransient(failure.getStatus().getCode())) {
+            throw failure;
+        }
+        onBreak.accept(failure);
+        if (delayNanos == 0) {
+            delayNanos = DELAY_INITIAL.toNanos();
+            brokenSince = System.nanoTime();
+        } else {
+            delayNanos = Math.min(2 * delayNanos, DELAY_MAX.toNanos());
+        }
+        long left = GIVE_UP_AFTER.toNanos() - (System.nanoTime() - brokenSince);
+        if (left <= 0) {
+            String description = "gave up on %s after %d s without progress: %s"
+                    .formatted(server, GIVE_UP_AFTER.toSeconds(), ErrorDetails.message(failure));
+            // The cause is in the description already.
+            Status status = failure.getStatus().withCause(null).withDescription(description);
+            throw status.asRuntimeException(failure.getTrailers());
+        }
+        // At least half of it, so that clients cut off together do not come back together.
+        long jittered = ThreadLocalRandom.current().nextLong(delayNanos / 2, delayNanos + 1);
+        TimeUnit.NANOSECONDS.sleep(Math.min(jittered, left));
+    }
+
+    /** Whether a call that ended with {@code code} may succeed when it is made again. */
+    private static boolean isTransient(Status.Code code) {
+        return switch (code) {
+            // What a broken connection looks like, a server that starts or stops, a full disk that may heal.
+            case UNAVAILABLE, CANCELLED, UNKNOWN, INTERNAL, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, ABORTED -> true;
+            case INVALID_ARGUMENT,
+                    NOT_FOUND,
+                    ALREADY_EXISTS,
+                    PERMISSION_DENIED,
+                    FAILED_PRECONDITION,
+                    OUT_OF_RANGE,
+                    UNIMPLEMENTED,
+                    DATA_LOSS,
+                    UNAUTHENTICATED -> false;
+            // Never the code of a failed call.
+            case OK -> false;
+        };
+    }
+}
