@@ -14,6 +14,7 @@
 //! | [`log`] | batches, segment files, recovery: what is stored |
 //! | [`index`] | which keys are stored and where; derived from the log; the only one that names sled |
 //! | [`partition`] | the write path, the durable tail, readers, counters |
+//! | `aggregator` | what the edges share: the partition and the limits |
 //! | [`grpc`] | the RPCs, conversions, the error table; with `client` and `server` the only ones that name tonic |
 //! | [`server`] | composition, health, reflection, start and stop |
 //! | [`client`] | a publisher that resends until acked, a reader that resumes |
@@ -31,6 +32,7 @@
 //! - Nothing is tried again after a failed write or sync of the log.
 //! - Every queue, buffer and wait has a limit with a name.
 
+mod aggregator;
 pub mod cli;
 pub mod client;
 pub mod config;

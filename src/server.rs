@@ -14,8 +14,9 @@ use tonic::transport::server::{Router, Server as TonicServer, TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
+    aggregator::{Aggregator, Limits},
     event::EVENT_BYTES_MAX,
-    grpc::{self, Limits},
+    grpc,
     partition::{self, Health, OpenError, Partition, PartitionOptions, Recovery, Threads},
     proto::{FILE_DESCRIPTOR_SET, server::aggregator_service_server::SERVICE_NAME as AGGREGATOR},
 };
@@ -205,6 +206,7 @@ fn router(
         readers_max: options.readers_max,
         topics_max: options.partition.topics_max,
     };
+    let aggregator = Aggregator::new(partition.clone(), limits, stopping.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -219,7 +221,7 @@ fn router(
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .add_service(grpc::service(partition.clone(), limits, stopping.clone()))
+        .add_service(grpc::service(aggregator))
         .add_service(health_service)
         .add_service(v1.expect("the descriptors are those of this build"))
         .add_service(v1alpha.expect("the descriptors are those of this build"));

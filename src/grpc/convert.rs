@@ -8,6 +8,7 @@ use prost::{
 
 use super::wire::{RawListEventsResponse, RawPublishRequest};
 use crate::{
+    aggregator::REQUEST_EVENTS_MAX,
     event::{
         Event, EventId, EventView, Key, Payload, Sequence, StoredEvent, Topic, UnixNanos,
         Violation, put_varint, varint_len,
@@ -15,9 +16,6 @@ use crate::{
     partition::{Counters, Outcome, TopicCounters},
     proto::v1,
 };
-
-/// The most events of one request.
-const REQUEST_EVENTS_MAX: usize = 16_384;
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 

@@ -4,10 +4,7 @@ use tokio::task::spawn_blocking;
 use tonic::Status;
 
 use super::{Aggregator, convert, status};
-use crate::proto::v1;
-
-/// How many topics are listed when the request does not say.
-const TOPICS_DEFAULT: usize = 1000;
+use crate::{aggregator::STATS_TOPICS_DEFAULT, proto::v1};
 
 pub(super) async fn get_stats(
     aggregator: &Aggregator,
@@ -15,7 +12,7 @@ pub(super) async fn get_stats(
 ) -> Result<v1::GetStatsResponse, Status> {
     let partition = &aggregator.partition;
     let max_topics = match request.max_topics {
-        0 => TOPICS_DEFAULT,
+        0 => STATS_TOPICS_DEFAULT,
         max => max as usize,
     };
     let files = partition.clone();

@@ -34,14 +34,11 @@ use tonic::{
 };
 
 use super::{status, wire::RawPublishRequest};
-use crate::event::Violation;
+use crate::{
+    aggregator::{ARRIVAL_SECONDS_MAX, SHARE_BYTES_MIN, SHARE_WAIT_SECONDS_MAX},
+    event::Violation,
+};
 
-/// How long a request may take to arrive once it has begun; it holds its share of the budget meanwhile.
-const ARRIVAL_SECONDS_MAX: u64 = 60;
-/// How long a request may wait for its share of the budget.
-const SHARE_WAIT_SECONDS_MAX: u64 = 10;
-/// What the smallest request takes from the budget, for the memory it takes beside its bytes.
-const SHARE_BYTES_MIN: usize = 1024;
 /// A compression flag of one byte and a length of four.
 const PREFIX_BYTES: usize = 5;
 const NOT_COMPRESSED: u8 = 0;

@@ -1,7 +1,5 @@
 //! ListEvents: catch up, then follow.
 
-use std::{sync::Arc, time::Duration};
-
 use futures_util::stream::unfold;
 use tokio::{
     sync::OwnedSemaphorePermit,
@@ -13,21 +11,19 @@ use tonic::Status;
 
 use super::{Aggregator, convert, status, wire::RawListEventsResponse};
 use crate::{
+    aggregator::SILENCE_MAX,
     event::{Sequence, Topic},
     log::FileReader,
     partition::{Reader, Start},
     proto::v1,
 };
 
-/// How long a stream that follows may be silent.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
-
 pub(super) fn list_events(
     aggregator: &Aggregator,
     request: v1::ListEventsRequest,
 ) -> Result<impl Stream<Item = Result<RawListEventsResponse, Status>> + use<>, Status> {
-    let permit = Arc::clone(&aggregator.readers)
-        .try_acquire_owned()
+    let permit = aggregator
+        .admit_reader()
         .map_err(|_| status::too_many_readers(aggregator.limits.readers_max))?;
     let start = start(&request)?;
     let topic = match &*request.topic {

@@ -10,11 +10,9 @@ mod status;
 mod streaming_publish;
 pub mod wire;
 
-use std::{pin::Pin, sync::Arc, time::Instant};
+use std::{pin::Pin, sync::Arc};
 
-use tokio::sync::Semaphore;
 use tokio_stream::Stream;
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, codec::CompressionEncoding};
 
 use self::{
@@ -22,59 +20,22 @@ use self::{
     wire::{RawListEventsResponse, RawPublishRequest},
 };
 use crate::{
-    partition::Partition,
+    aggregator::{Aggregator, STREAM_REQUESTS_MAX},
     proto::{
         server::aggregator_service_server::{AggregatorService, AggregatorServiceServer},
         v1,
     },
 };
 
-/// How many requests of one stream may wait for their acknowledgement; then it is not read on.
-const STREAM_REQUESTS_MAX: usize = 32;
-
-/// The limits of the edge.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// The largest encoded event, in bytes.
-    pub event_bytes_max: usize,
-    /// The largest encoded publish request, in bytes.
-    pub request_bytes_max: usize,
-    /// The most ListEvents streams at a time.
-    pub readers_max: usize,
-    /// The most topics.
-    pub topics_max: usize,
-}
-
-/// The implementation of `oncelog.v1.AggregatorService`.
-#[derive(Clone)]
-pub(crate) struct Aggregator {
-    partition: Partition,
-    limits: Limits,
-    readers: Arc<Semaphore>,
-    /// Cancelled when the server stops: streams end by themselves.
-    stopping: CancellationToken,
-    started: Instant,
-}
-
-/// The service over `partition`. Its streams end when `stopping` is cancelled.
-pub(crate) fn service(
-    partition: Partition,
-    limits: Limits,
-    stopping: CancellationToken,
-) -> Intake<AggregatorServiceServer<Aggregator>> {
-    let budget = Arc::clone(partition.ingest());
-    let aggregator = Aggregator {
-        partition,
-        limits,
-        readers: Arc::new(Semaphore::new(limits.readers_max)),
-        stopping,
-        started: Instant::now(),
-    };
+/// The service of `oncelog.v1.AggregatorService` over `aggregator`.
+pub(crate) fn service(aggregator: Aggregator) -> Intake<AggregatorServiceServer<Aggregator>> {
+    let budget = Arc::clone(aggregator.partition.ingest());
+    let request_bytes_max = aggregator.limits.request_bytes_max;
     let server = AggregatorServiceServer::new(aggregator)
-        .max_decoding_message_size(limits.request_bytes_max)
+        .max_decoding_message_size(request_bytes_max)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd);
-    Intake::new(server, budget, limits.request_bytes_max)
+    Intake::new(server, budget, request_bytes_max)
 }
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

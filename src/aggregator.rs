@@ -1,0 +1,75 @@
+//! What the edges of the server share: the partition, and the limits on what comes to it.
+//!
+//! The gRPC edge implements the contract on it, the HTTP edge has it as its state. So a limit holds for both
+//! together, and is named once.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::partition::Partition;
+
+/// The most events of one request.
+pub(crate) const REQUEST_EVENTS_MAX: usize = 16_384;
+/// How many requests of one stream may wait for their acknowledgement; then it is not read on.
+pub(crate) const STREAM_REQUESTS_MAX: usize = 32;
+/// How long a request may take to arrive once it has begun; it holds its share of the budget meanwhile.
+pub(crate) const ARRIVAL_SECONDS_MAX: u64 = 60;
+/// How long a request may wait for its share of the budget.
+pub(crate) const SHARE_WAIT_SECONDS_MAX: u64 = 10;
+/// What the smallest request takes from the budget, for the memory it takes beside its bytes.
+pub(crate) const SHARE_BYTES_MIN: usize = 1024;
+/// How many topics are told of when the request for counters does not say.
+pub(crate) const STATS_TOPICS_DEFAULT: usize = 1000;
+/// How long a stream that follows may be silent.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(15);
+
+/// The limits of the edges.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The largest encoded event, in bytes.
+    pub event_bytes_max: usize,
+    /// The largest encoded publish request, in bytes.
+    pub request_bytes_max: usize,
+    /// The most streams of stored events at a time.
+    pub readers_max: usize,
+    /// The most topics.
+    pub topics_max: usize,
+}
+
+/// A partition that is served. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Aggregator {
+    pub partition: Partition,
+    pub limits: Limits,
+    readers: Arc<Semaphore>,
+    /// Cancelled when the server stops: streams end by themselves.
+    pub stopping: CancellationToken,
+    pub started: Instant,
+}
+
+/// As many readers are open as may be.
+pub(crate) struct TooManyReaders;
+
+impl Aggregator {
+    /// Serves `partition`, until `stopping` is cancelled.
+    pub fn new(partition: Partition, limits: Limits, stopping: CancellationToken) -> Self {
+        Self {
+            partition,
+            limits,
+            readers: Arc::new(Semaphore::new(limits.readers_max)),
+            stopping,
+            started: Instant::now(),
+        }
+    }
+
+    /// The right to read, for as long as the permit is held.
+    pub fn admit_reader(&self) -> Result<OwnedSemaphorePermit, TooManyReaders> {
+        let permit = Arc::clone(&self.readers).try_acquire_owned();
+        permit.map_err(|_| TooManyReaders)
+    }
+}
