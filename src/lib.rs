@@ -14,7 +14,7 @@
 //! | [`log`] | batches, segment files, recovery: what is stored |
 //! | [`index`] | which keys are stored and where; derived from the log; the only one that names sled |
 //! | [`partition`] | the write path, the durable tail, readers, counters |
-//! | `aggregator` | what the edges share: the partition and the limits |
+//! | `aggregator`, `listing` | what the edges share: the partition, the limits, streams of stored events |
 //! | [`grpc`] | the RPCs, conversions, the error table; with `client` and `server` the only ones that name tonic |
 //! | [`server`] | composition, health, reflection, start and stop |
 //! | [`client`] | a publisher that resends until acked, a reader that resumes |
@@ -39,6 +39,7 @@ pub mod config;
 pub mod event;
 pub mod grpc;
 pub mod index;
+mod listing;
 pub mod log;
 pub mod partition;
 pub mod proto;

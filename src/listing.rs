@@ -1,0 +1,133 @@
+//! A stream of stored events: catch up, then follow or end.
+//!
+//! Both edges send these streams, each in its encoding. A listing is pulled by the connection: it reads only
+//! what is about to be sent.
+
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    aggregator::{Aggregator, SILENCE_MAX},
+    event::{Sequence, StoredEvent},
+    log::FileReader,
+    partition::{ReadError, Reader},
+};
+
+/// Some events of a listing.
+pub(crate) struct Part {
+    /// In the order of their sequence. May be empty.
+    pub events: Vec<StoredEvent>,
+    /// Resumes after the last event.
+    pub cursor: String,
+    /// Whether the listing was at the durable tail.
+    pub caught_up: bool,
+}
+
+/// A stream of stored events.
+pub(crate) struct Listing {
+    reader: Reader<FileReader>,
+    /// Where it ends; with follow, nowhere.
+    until: Sequence,
+    follow: bool,
+    /// How many more events may be sent, if that is limited.
+    left: Option<u64>,
+    last_sent: Option<Instant>,
+    /// Whether the last part said that it was at the durable tail.
+    told_caught_up: bool,
+    stopping: CancellationToken,
+    /// Set once everything is sent: how the stream ends.
+    end: Option<Result<(), ReadError>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Listing {
+    /// Lists what `reader` reads: up to the durable tail, or with `follow` on from there.
+    pub fn new(
+        aggregator: &Aggregator,
+        reader: Reader<FileReader>,
+        limit: Option<u64>,
+        follow: bool,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            reader,
+            until: if follow {
+                Sequence::MAX
+            } else {
+                aggregator.partition.durable_tail()
+            },
+            follow,
+            left: limit,
+            last_sent: None,
+            told_caught_up: false,
+            stopping: aggregator.stopping.clone(),
+            end: None,
+            _permit: permit,
+        }
+    }
+
+    /// The next part; waits for one that follows. The first always comes, and after some silence one without
+    /// events. When the server stops, a last part is followed by [`ReadError::Stopping`].
+    pub async fn next(&mut self) -> Result<Option<Part>, ReadError> {
+        loop {
+            if let Some(end) = &mut self.end {
+                return std::mem::replace(end, Ok(())).map(|()| None);
+            }
+            if self.stopping.is_cancelled() {
+                self.end = Some(Err(ReadError::Stopping));
+                return Ok(Some(self.part(Vec::new(), false)));
+            }
+            let events_max = self.left.map_or(usize::MAX, |left| {
+                usize::try_from(left).unwrap_or(usize::MAX)
+            });
+            let chunk = self.reader.read(self.until, events_max).await;
+            // Nothing follows an error.
+            let chunk = chunk.inspect_err(|_| self.end = Some(Ok(())))?;
+            if !chunk.events.is_empty() {
+                if let Some(left) = &mut self.left {
+                    *left -= chunk.events.len() as u64;
+                    if *left == 0 {
+                        self.end = Some(Ok(()));
+                    }
+                }
+                return Ok(Some(self.part(chunk.events, chunk.caught_up)));
+            }
+            let untold = chunk.caught_up && !self.told_caught_up;
+            if self.follow && chunk.caught_up {
+                if untold || self.await_more().await {
+                    return Ok(Some(self.part(Vec::new(), true)));
+                }
+            } else if self.reader.next_sequence() >= self.until {
+                self.end = Some(Ok(()));
+                // The first part always carries a cursor, even when there is no event.
+                if untold || self.last_sent.is_none() {
+                    return Ok(Some(self.part(Vec::new(), chunk.caught_up)));
+                }
+            }
+        }
+    }
+
+    /// Waits at the durable tail. Returns whether it is time to send a part without events.
+    async fn await_more(&mut self) -> bool {
+        let silent_since = self.last_sent.unwrap_or_else(Instant::now);
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => false,
+            () = self.reader.wait() => false,
+            () = sleep_until(silent_since + SILENCE_MAX) => true,
+        }
+    }
+
+    fn part(&mut self, events: Vec<StoredEvent>, caught_up: bool) -> Part {
+        self.last_sent = Some(Instant::now());
+        self.told_caught_up = caught_up;
+        Part {
+            events,
+            cursor: self.reader.cursor(),
+            caught_up,
+        }
+    }
+}
