@@ -5,6 +5,7 @@
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
+use axum::http::HeaderValue;
 use clap::{
     Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser,
     error::ErrorKind,
@@ -12,6 +13,7 @@ use clap::{
 
 use crate::{
     event::EVENT_BYTES_MAX,
+    http::ANY_ORIGIN,
     partition::{INGEST_BYTES_MAX, TOPICS_MAX},
     server::{GRACE_SECONDS, READERS_MAX, REQUEST_BYTES_MAX},
 };
@@ -169,10 +171,21 @@ pub struct ServeArgs {
           value_parser = within(MIB, 64 * GIB))]
     pub max_ingest_bytes: usize,
 
-    /// Most ListEvents streams at a time; more are refused [1..=1000000]
+    /// Most streams of stored events at a time, over gRPC and HTTP; more are refused [1..=1000000]
     #[arg(long, env = "ONCELOG_MAX_READERS", value_name = "COUNT", default_value_t = READERS_MAX,
           value_parser = within(1, 1_000_000))]
     pub max_readers: usize,
+
+    /// Origins whose pages may call the HTTP endpoints from a browser, like https://shop.example; with
+    /// commas, or * for all [default: none]
+    #[arg(
+        long,
+        env = "ONCELOG_HTTP_CORS_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ',',
+        value_parser = origin
+    )]
+    pub http_cors_origin: Vec<HeaderValue>,
 
     /// Longest graceful stop, in seconds: time for the queued events to become durable [0..=3600]
     #[arg(long, env = "ONCELOG_GRACE_SECONDS", value_name = "SECONDS", default_value_t = GRACE_SECONDS,
@@ -361,6 +374,21 @@ pub struct VerifyArgs {
 }
 
 /// Parses a size or count of `min` to `max`, both included.
+/// An origin as browsers write it: scheme, host, and port if it is not the scheme's own.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    const EXPECTED: &str = "an origin is * or scheme://host[:port], without a path";
+    let (scheme, host) = match text.split_once("://") {
+        Some(parts) => parts,
+        None if text == ANY_ORIGIN => return Ok(HeaderValue::from_static(ANY_ORIGIN)),
+        None => return Err(EXPECTED.to_owned()),
+    };
+    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+    if scheme.is_empty() || host.is_empty() || !host.bytes().all(is_host) {
+        return Err(EXPECTED.to_owned());
+    }
+    HeaderValue::from_str(text).map_err(|_| EXPECTED.to_owned())
+}
+
 fn within(min: u64, max: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(min..=max)
 }
@@ -411,6 +439,7 @@ mod tests {
             assert_eq!(args.max_request_bytes, 4 * 1024 * 1024);
             assert_eq!(args.max_ingest_bytes, 128 * 1024 * 1024);
             assert_eq!(args.max_readers, 1024);
+            assert!(args.http_cors_origin.is_empty());
             assert_eq!(args.grace_seconds, 30);
             assert_eq!(args.log_format, LogFormat::Human);
             assert_eq!(args.log, "info");
@@ -425,6 +454,16 @@ mod tests {
     }
 
     #[test]
+    fn origins_are_a_list() {
+        let args = serve(&["--http-cors-origin", "https://a.example,http://[::1]:8080"]);
+        assert_eq!(
+            args.http_cors_origin,
+            ["https://a.example", "http://[::1]:8080"]
+        );
+        assert_eq!(serve(&["--http-cors-origin", "*"]).http_cors_origin, ["*"]);
+    }
+
+    #[test]
     fn limits_are_checked_by_name() {
         for (args, says) in [
             (
@@ -433,6 +472,11 @@ mod tests {
             ),
             (&["--max-readers", "0"], "0 is not in 1..=1000000"),
             (&["--listen", "localhost"], "--listen"),
+            (
+                &["--http-cors-origin", "https://a.example/"],
+                "an origin is * or scheme://host[:port], without a path",
+            ),
+            (&["--http-cors-origin", "a.example"], "an origin is"),
             (
                 &["--max-event-bytes", "5000000"],
                 "--max-request-bytes is 4194304; it must be at least --max-event-bytes, which is 5000000",

@@ -38,6 +38,7 @@ pub mod client;
 pub mod config;
 pub mod event;
 pub mod grpc;
+mod http;
 pub mod index;
 mod listing;
 pub mod log;

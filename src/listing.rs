@@ -69,6 +69,11 @@ impl Listing {
         }
     }
 
+    /// The cursor after the event at `sequence`, which this listing has given.
+    pub fn cursor_after(&self, sequence: Sequence) -> String {
+        self.reader.cursor_after(sequence)
+    }
+
     /// The next part; waits for one that follows. The first always comes, and after some silence one without
     /// events. When the server stops, a last part is followed by [`ReadError::Stopping`].
     pub async fn next(&mut self) -> Result<Option<Part>, ReadError> {

@@ -7,25 +7,35 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::{
+    http::{HeaderMap, HeaderValue, header::CONTENT_TYPE},
+    response::Response,
+};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout_at};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::{Router, Server as TonicServer, TcpIncoming};
+use tonic::{
+    Status,
+    service::Routes,
+    transport::server::{Router, Server as TonicServer, TcpIncoming},
+};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     aggregator::{Aggregator, Limits},
     event::EVENT_BYTES_MAX,
-    grpc,
+    grpc, http,
     partition::{self, Health, OpenError, Partition, PartitionOptions, Recovery, Threads},
     proto::{FILE_DESCRIPTOR_SET, server::aggregator_service_server::SERVICE_NAME as AGGREGATOR},
 };
 
 /// The name of the whole server for grpc.health.v1.
 const WHOLE_SERVER: &str = "";
+/// How the content type of every gRPC request begins.
+const GRPC_CONTENT_TYPE: &[u8] = b"application/grpc";
 /// The default limit on one encoded publish request, in bytes.
 pub const REQUEST_BYTES_MAX: usize = 4 * EVENT_BYTES_MAX;
-/// The default limit on ListEvents streams at a time.
+/// The default limit on streams of stored events at a time.
 pub const READERS_MAX: usize = 1024;
 /// The default grace period, in seconds.
 pub const GRACE_SECONDS: u64 = 30;
@@ -52,8 +62,10 @@ pub struct ServerOptions {
     pub event_bytes_max: usize,
     /// The largest encoded publish request, in bytes.
     pub request_bytes_max: usize,
-    /// The most ListEvents streams at a time.
+    /// The most streams of stored events at a time, over gRPC and HTTP.
     pub readers_max: usize,
+    /// The origins whose pages may call the HTTP endpoints from a browser; `*` is all of them.
+    pub http_cors_origins: Vec<HeaderValue>,
     /// How long open streams may take to end when the server stops.
     pub grace: Duration,
 }
@@ -66,6 +78,7 @@ impl ServerOptions {
             event_bytes_max: EVENT_BYTES_MAX,
             request_bytes_max: REQUEST_BYTES_MAX,
             readers_max: READERS_MAX,
+            http_cors_origins: Vec::new(),
             grace: Duration::from_secs(GRACE_SECONDS),
         }
     }
@@ -215,17 +228,30 @@ fn router(
     };
     let v1 = reflection().build_v1();
     let v1alpha = reflection().build_v1alpha();
+    let http = http::routes(aggregator.clone(), &options.http_cors_origins);
+    let routes = Routes::from(http.fallback(no_such_path))
+        .add_service(grpc::service(aggregator))
+        .add_service(health_service)
+        .add_service(v1.expect("the descriptors are those of this build"))
+        .add_service(v1alpha.expect("the descriptors are those of this build"));
     let router = TonicServer::builder()
+        .accept_http1(true)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .add_service(grpc::service(aggregator))
-        .add_service(health_service)
-        .add_service(v1.expect("the descriptors are those of this build"))
-        .add_service(v1alpha.expect("the descriptors are those of this build"));
+        .add_routes(routes);
     (health, router)
+}
+
+/// Who speaks gRPC is told in gRPC, everyone else in HTTP.
+async fn no_such_path(headers: HeaderMap) -> Response {
+    let content_type = headers.get(CONTENT_TYPE);
+    if content_type.is_some_and(|value| value.as_bytes().starts_with(GRPC_CONTENT_TYPE)) {
+        return Status::unimplemented("").into_http();
+    }
+    http::not_found().await
 }
 
 async fn tell_health(health: &HealthReporter, status: ServingStatus) {

@@ -91,6 +91,7 @@ fn options(args: &ServeArgs) -> ServerOptions {
         event_bytes_max: args.max_event_bytes,
         request_bytes_max: args.max_request_bytes,
         readers_max: args.max_readers,
+        http_cors_origins: args.http_cors_origin.clone(),
         grace: Duration::from_secs(args.grace_seconds),
     }
 }

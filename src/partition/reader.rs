@@ -85,6 +85,11 @@ impl<R: LogReader> Reader<R> {
         cursor::encode(self.shared.log.id(), self.next - 1)
     }
 
+    /// The cursor after the event at `sequence`.
+    pub fn cursor_after(&self, sequence: Sequence) -> String {
+        cursor::encode(self.shared.log.id(), sequence)
+    }
+
     /// The sequence of the first event that was not looked at.
     pub fn next_sequence(&self) -> Sequence {
         self.next

@@ -1,0 +1,335 @@
+//! Errors as HTTP answers: the only place that chooses status codes and words for them.
+//!
+//! Every error has one shape, `{"detail": [{"loc": [...], "msg": "..."}]}`: where it is, from the outside in,
+//! and what a caller can do. Causes stay in the server's log.
+
+use std::borrow::Cow;
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::{event::Flaw, json_response, publish::Totals};
+use crate::{
+    aggregator::{ARRIVAL_SECONDS_MAX, SHARE_WAIT_SECONDS_MAX},
+    event::Violation,
+    index::IndexError,
+    log::ReadError as LogReadError,
+    partition::{PublishError, ReadError},
+};
+
+/// How many flaws of a request are told.
+pub(super) const DETAILS_MAX: usize = 100;
+
+/// Seconds after which to try again: what passes soon, what takes a while, what takes somebody to act.
+const RETRY_SOON: u64 = 1;
+const RETRY_LATER: u64 = 10;
+const RETRY_MUCH_LATER: u64 = 60;
+
+/// A step on the way to what is wrong.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Step {
+    Name(Cow<'static, str>),
+    Index(u64),
+}
+
+impl From<&'static str> for Step {
+    fn from(name: &'static str) -> Self {
+        Self::Name(name.into())
+    }
+}
+
+/// One thing that is wrong, and where.
+#[derive(Debug, Serialize)]
+struct Detail {
+    loc: Vec<Step>,
+    msg: String,
+}
+
+/// Why a request has no other answer.
+#[derive(Debug)]
+pub(super) struct Failure {
+    status: StatusCode,
+    detail: Vec<Detail>,
+    retry_after: Option<u64>,
+    /// What a stream of events had stored before.
+    stored: Option<Totals>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    detail: Vec<Detail>,
+    #[serde(flatten)]
+    stored: Option<Totals>,
+}
+
+impl Failure {
+    fn new(status: StatusCode, loc: impl Into<Vec<Step>>, msg: impl Into<String>) -> Self {
+        let detail = Detail {
+            loc: loc.into(),
+            msg: msg.into(),
+        };
+        Self {
+            status,
+            detail: vec![detail],
+            retry_after: None,
+            stored: None,
+        }
+    }
+
+    fn unavailable(msg: impl Into<String>, retry_after: u64) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, ["server".into()], msg)
+        }
+    }
+
+    /// Tells what of a stream is durable, beside what ended it.
+    pub fn after(self, stored: Totals) -> Self {
+        Self {
+            stored: Some(stored),
+            ..self
+        }
+    }
+
+    /// A body that is no JSON, or none of events.
+    pub fn body(msg: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, ["body".into()], msg)
+    }
+
+    /// Events that break limits, by where they are.
+    pub fn events(flaws: impl IntoIterator<Item = (Vec<Step>, Flaw)>) -> Self {
+        let mut too_large = false;
+        let mut detail = Vec::new();
+        for (mut loc, flaw) in flaws {
+            too_large |= flaw.too_large;
+            if detail.len() < DETAILS_MAX {
+                loc.extend(flaw.field.map(Step::Name));
+                let msg = flaw.msg;
+                detail.push(Detail { loc, msg });
+            }
+        }
+        Self {
+            status: if too_large {
+                StatusCode::PAYLOAD_TOO_LARGE
+            } else {
+                StatusCode::UNPROCESSABLE_ENTITY
+            },
+            detail,
+            retry_after: None,
+            stored: None,
+        }
+    }
+
+    /// A parameter of the query.
+    pub fn query(name: impl Into<Cow<'static, str>>, msg: impl Into<String>) -> Self {
+        let loc = ["query".into(), Step::Name(name.into())];
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, loc, msg)
+    }
+
+    /// A parameter that breaks a limit.
+    pub fn query_limit(violation: Violation) -> Self {
+        Self::query(violation.field, violation.description)
+    }
+
+    /// A header field.
+    fn header(status: StatusCode, name: &'static str, msg: impl Into<String>) -> Self {
+        Self::new(status, ["header".into(), name.into()], msg)
+    }
+
+    /// A body in a format that is not taken.
+    pub fn content_type() -> Self {
+        Self::header(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content-type",
+            "send Content-Type: application/json (curl --json) for an event or an array of events, or \
+             application/x-ndjson for a stream of them, one a line",
+        )
+    }
+
+    /// A body that is compressed.
+    pub fn content_encoding() -> Self {
+        Self::header(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content-encoding",
+            "compressed bodies are not taken; send it as it is",
+        )
+    }
+
+    /// An answer in a format that there is not.
+    pub fn not_acceptable() -> Self {
+        Self::header(
+            StatusCode::NOT_ACCEPTABLE,
+            "accept",
+            "there is application/json, application/x-ndjson and text/event-stream",
+        )
+    }
+
+    /// A `Last-Event-ID` that is no cursor.
+    pub fn last_event_id(msg: impl Into<String>) -> Self {
+        Self::header(StatusCode::UNPROCESSABLE_ENTITY, "last-event-id", msg)
+    }
+
+    /// A body over the limit.
+    pub fn body_too_large(bytes_max: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            ["body".into()],
+            format!(
+                "more than {bytes_max} bytes, which is the limit of a request (--max-request-bytes); send \
+                 fewer events at a time, or a stream of them as application/x-ndjson"
+            ),
+        )
+    }
+
+    /// Events whose encoding is over the limit, though their JSON is not.
+    pub fn events_too_large(bytes: usize, bytes_max: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            ["body".into()],
+            format!(
+                "{bytes} bytes encoded; the limit of a request is {bytes_max} bytes (--max-request-bytes)"
+            ),
+        )
+    }
+
+    /// A line over the limit.
+    pub fn line_too_large(line: u64, bytes_max: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            ["body".into(), Step::Index(line)],
+            format!(
+                "a line of more than {bytes_max} bytes, which is the limit (--max-request-bytes)"
+            ),
+        )
+    }
+
+    /// A body that stopped arriving.
+    pub fn stalled(what: &str) -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            ["body".into()],
+            format!("{what} did not arrive within {ARRIVAL_SECONDS_MAX} s"),
+        )
+    }
+
+    /// A body that ended before its end.
+    pub fn cut() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            ["body".into()],
+            "the connection broke before the end of the body",
+        )
+    }
+
+    /// A request that waited too long for its share of the ingest budget.
+    pub fn overloaded() -> Self {
+        Self::unavailable(
+            format!(
+                "overloaded: no room for the request within {SHARE_WAIT_SECONDS_MAX} s \
+                 (--max-ingest-bytes); send it again later"
+            ),
+            RETRY_SOON,
+        )
+    }
+
+    /// A reader beyond the limit.
+    pub fn too_many_readers(max: usize) -> Self {
+        Self::unavailable(
+            format!("{max} readers are open; the limit is {max} (--max-readers)"),
+            RETRY_LATER,
+        )
+    }
+
+    /// A request that the server has no time for, because it stops.
+    pub fn stopping() -> Self {
+        (&PublishError::Stopping).into()
+    }
+}
+
+impl From<&PublishError> for Failure {
+    fn from(error: &PublishError) -> Self {
+        let msg = error.to_string();
+        match error {
+            PublishError::TopicLimit { .. } => Self::body(msg),
+            PublishError::DiskFull | PublishError::IndexBehind => {
+                Self::unavailable(msg, RETRY_LATER)
+            }
+            PublishError::Failed => Self::unavailable(msg, RETRY_MUCH_LATER),
+            PublishError::Stopping => Self::unavailable(msg, RETRY_SOON),
+        }
+    }
+}
+
+impl From<&ReadError> for Failure {
+    fn from(error: &ReadError) -> Self {
+        let msg = error.to_string();
+        let failure = match error {
+            ReadError::Cursor(cursor) => return Self::query("cursor", cursor.to_string()),
+            ReadError::Stopping => return Self::unavailable(msg, RETRY_SOON),
+            ReadError::Log(cause) => match **cause {
+                LogReadError::Damaged { .. } => {
+                    Self::new(StatusCode::INTERNAL_SERVER_ERROR, ["server".into()], msg)
+                }
+                LogReadError::Io { .. } => Self::unavailable(msg, RETRY_LATER),
+            },
+            ReadError::Index(cause) => match **cause {
+                IndexError::Damaged { .. } => Self::unavailable(msg, RETRY_MUCH_LATER),
+                IndexError::Full { .. } | IndexError::Seal { .. } => {
+                    unreachable!("reading does not seal")
+                }
+            },
+        };
+        tracing::error!(%error, "stored events cannot be read");
+        failure
+    }
+}
+
+impl Failure {
+    /// What went wrong, as the data of an event in a stream whose status is told already.
+    pub fn into_json(self) -> String {
+        serde_json::to_string(&self.into_answer()).expect("an answer is JSON")
+    }
+
+    fn into_answer(self) -> Answer {
+        Answer {
+            detail: self.detail,
+            stored: self.stored,
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let (status, retry_after) = (self.status, self.retry_after);
+        let mut response = json_response(status, &self.into_answer());
+        if let Some(seconds) = retry_after {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// The answer to a path that there is not.
+pub(crate) async fn not_found() -> Response<Body> {
+    Failure::new(
+        StatusCode::NOT_FOUND,
+        ["path".into()],
+        "there is /publish, /events, /stats, /healthz, /readyz and /openapi.json",
+    )
+    .into_response()
+}
+
+/// The answer to a method that a path does not have; the router adds which it has.
+pub(super) async fn method_not_allowed(method: Method) -> Failure {
+    Failure::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        ["method".into()],
+        format!("no {method} here; the Allow header says what there is"),
+    )
+}

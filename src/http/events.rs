@@ -1,0 +1,178 @@
+//! GET /events: a page of stored events, a stream of all of them, or the events as they come.
+
+use axum::{
+    body::Body,
+    extract::{RawQuery, State},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{accept::Format, error::Failure, event, query, stream};
+use crate::{
+    aggregator::Aggregator,
+    event::Topic,
+    listing::Listing,
+    log::FileReader,
+    partition::{ReadError, Reader, Start},
+};
+
+/// How many events a page has at most, and when the request does not say.
+const PAGE_EVENTS_MAX: u64 = 10_000;
+const PAGE_EVENTS_DEFAULT: u64 = 1000;
+/// A page ends with the read that brings it to this many bytes of encoded events.
+const PAGE_BYTES: usize = 512 * 1024;
+/// The largest limit that a request may set.
+const LIMIT_MAX: u64 = i64::MAX as u64;
+
+/// The header that says where to go on, of every page.
+pub(super) const CURSOR: HeaderName = HeaderName::from_static("oncelog-cursor");
+/// The header in which a browser says where to go on.
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// What stays as it is in a query: the unreserved characters of RFC 3986.
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// What a request asks for.
+struct Wanted {
+    format: Format,
+    topic: Option<Topic>,
+    start: Start,
+    limit: Option<u64>,
+}
+
+pub(super) async fn events(
+    State(aggregator): State<Aggregator>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let wanted = wanted(query.as_deref(), &headers)?;
+    let permit = aggregator
+        .admit_reader()
+        .map_err(|_| Failure::too_many_readers(aggregator.limits.readers_max))?;
+    let reader = aggregator
+        .partition
+        .reader(wanted.topic.clone(), &wanted.start);
+    let reader = reader.map_err(|error| {
+        if let ReadError::Cursor(cursor) = &error
+            && headers.contains_key(LAST_EVENT_ID)
+        {
+            return Failure::last_event_id(cursor.to_string());
+        }
+        Failure::from(&error)
+    })?;
+    let (limit, follow) = (wanted.limit, wanted.format == Format::EventStream);
+    match wanted.format {
+        Format::Json => page(&aggregator, reader, &wanted, permit).await,
+        Format::Lines => {
+            let listing = Listing::new(&aggregator, reader, limit, follow, permit);
+            Ok(stream::lines(listing))
+        }
+        Format::EventStream => {
+            let listing = Listing::new(&aggregator, reader, limit, follow, permit);
+            Ok(stream::event_stream(listing))
+        }
+    }
+}
+
+fn wanted(query: Option<&str>, headers: &HeaderMap) -> Result<Wanted, Failure> {
+    let names = ["topic", "cursor", "start", "limit"];
+    let [topic, cursor, start, limit] = query::parameters(query, names)?;
+    let topic = topic.filter(|topic| !topic.is_empty());
+    let topic = topic.map(|topic| Topic::new(&topic)).transpose();
+    let last_event_id = headers.get(LAST_EVENT_ID).map(|id| id.to_str());
+    let last_event_id = last_event_id.transpose();
+    let last_event_id = last_event_id.map_err(|_| Failure::last_event_id("not ASCII"))?;
+    // A browser that connects again sends the same query, and where it was.
+    let cursor = last_event_id.or(cursor.as_deref());
+    let start = match (cursor.filter(|cursor| !cursor.is_empty()), start.as_deref()) {
+        (Some(cursor), _) => Start::After(cursor.to_owned()),
+        (None, None | Some("earliest")) => Start::Earliest,
+        (None, Some("latest")) => Start::Latest,
+        (None, Some(_)) => return Err(Failure::query("start", "neither earliest nor latest")),
+    };
+    Ok(Wanted {
+        format: Format::of(headers)?,
+        topic: topic.map_err(Failure::query_limit)?,
+        start,
+        limit: query::positive("limit", limit.as_deref(), LIMIT_MAX)?,
+    })
+}
+
+/// A JSON array of events, and in the headers where to go on.
+async fn page(
+    aggregator: &Aggregator,
+    mut reader: Reader<FileReader>,
+    wanted: &Wanted,
+    _permit: OwnedSemaphorePermit,
+) -> Result<Response, Failure> {
+    let until = aggregator.partition.durable_tail();
+    let limit = wanted.limit.unwrap_or(PAGE_EVENTS_DEFAULT);
+    let mut left = usize::try_from(limit.min(PAGE_EVENTS_MAX)).expect("small");
+    let mut bytes_left = PAGE_BYTES;
+    let mut json = vec![b'['];
+    let mut separator = None;
+    while left > 0 && bytes_left > 0 && reader.next_sequence() < until {
+        let chunk = reader.read(until, left).await;
+        let chunk = chunk.map_err(|error| Failure::from(&error))?;
+        left -= chunk.events.len();
+        for stored in &chunk.events {
+            bytes_left = bytes_left.saturating_sub(stored.encoded.len());
+            json.extend(separator.replace(b','));
+            event::write(stored, &reader.cursor_after(stored.sequence), &mut json);
+        }
+    }
+    json.push(b']');
+    let cursor = reader.cursor();
+    let has_more = has_more(&mut reader, until).await?;
+
+    let mut response = Body::from(json).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, Format::Json.content_type());
+    headers.insert(header::CACHE_CONTROL, stream::NO_STORE);
+    headers.insert(header::VARY, stream::VARY);
+    if has_more {
+        headers.insert(header::LINK, link(wanted, &cursor));
+    }
+    headers.insert(CURSOR, value(&cursor));
+    Ok(response)
+}
+
+/// Whether there is an event between the reader and `until`; the next request reads it again.
+async fn has_more(reader: &mut Reader<FileReader>, until: u64) -> Result<bool, Failure> {
+    while reader.next_sequence() < until {
+        let chunk = reader.read(until, 1).await;
+        if !chunk
+            .map_err(|error| Failure::from(&error))?
+            .events
+            .is_empty()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The same request from the cursor on. RFC 8288.
+fn link(wanted: &Wanted, cursor: &str) -> HeaderValue {
+    let mut query = format!("cursor={cursor}");
+    if let Some(topic) = &wanted.topic {
+        query = format!(
+            "topic={}&{query}",
+            utf8_percent_encode(topic.as_str(), QUERY)
+        );
+    }
+    if let Some(limit) = wanted.limit {
+        query = format!("{query}&limit={limit}");
+    }
+    value(&format!("</events?{query}>; rel=\"next\""))
+}
+
+fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).expect("visible ASCII")
+}
