@@ -135,23 +135,35 @@ impl LineStream<'_> {
     fn parse(&mut self, group: &[&[u8]]) -> Parsed {
         let mut events = Vec::with_capacity(group.len());
         for line in group {
-            let line = line.trim_ascii();
-            if !line.is_empty() {
-                match parse_line(line, self.aggregator.limits.event_bytes_max) {
-                    Ok(event) => events.push(event),
-                    Err(flaws) => {
-                        self.aggregator.partition.count_rejected(1);
-                        let loc = || vec!["body".into(), Step::Index(self.lines)];
-                        let flaws = flaws.into_iter().map(|flaw| (loc(), flaw));
-                        let end = Err(Failure::events(flaws));
-                        return Parsed { events, end };
-                    }
+            match self.parse_line(line.trim_ascii()) {
+                Ok(event) => events.extend(event),
+                Err(failure) => {
+                    let end = Err(failure);
+                    return Parsed { events, end };
                 }
             }
             self.lines += 1;
         }
         let end = Ok(());
         Parsed { events, end }
+    }
+
+    /// The event of a line, unless it is blank.
+    fn parse_line(&self, line: &[u8]) -> Result<Option<Event>, Failure> {
+        let limits = self.aggregator.limits;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        if line.len() > limits.request_bytes_max {
+            let bytes_max = limits.request_bytes_max;
+            return Err(Failure::line_too_large(self.lines, bytes_max));
+        }
+        let event = parse_event(line, limits.event_bytes_max);
+        event.map(Some).map_err(|flaws| {
+            self.aggregator.partition.count_rejected(1);
+            let loc = || vec!["body".into(), Step::Index(self.lines)];
+            Failure::events(flaws.into_iter().map(|flaw| (loc(), flaw)))
+        })
     }
 
     /// Waits for outcomes until no more than `left` groups wait for theirs.
@@ -167,7 +179,7 @@ impl LineStream<'_> {
     }
 }
 
-fn parse_line(line: &[u8], event_bytes_max: usize) -> Result<Event, Vec<Flaw>> {
+fn parse_event(line: &[u8], event_bytes_max: usize) -> Result<Event, Vec<Flaw>> {
     let no_json = |msg| vec![Flaw::of_event(msg)];
     let text = as_text(line).map_err(no_json)?;
     let json: &RawValue = serde_json::from_str(text)

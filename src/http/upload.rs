@@ -58,7 +58,11 @@ impl<'a> Upload<'a> {
             part = timeout_at(deadline, self.parts.next()) => part,
             () = self.aggregator.stopping.cancelled() => return Err(Failure::stopping()),
         };
-        let part = part.map_err(|_| Failure::stalled(what))?;
+        let Ok(part) = part else {
+            // What does not come is not waited for again.
+            self.sends_on = false;
+            return Err(Failure::stalled(what));
+        };
         part.transpose().map_err(|_| Failure::cut())
     }
 

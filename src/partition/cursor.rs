@@ -18,7 +18,7 @@ const BYTES: usize = BODY_BYTES + 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CursorError {
     /// Not a text that a reader gave out.
-    #[error("not a cursor of this server; take it from a ListEventsResponse unchanged")]
+    #[error("not a cursor of this server; take it unchanged from what the server sent")]
     Malformed,
     /// Written by a server with another log.
     #[error("a cursor of another log; this data directory did not give it out")]
