@@ -6,7 +6,7 @@
 //!
 //! # Code map
 //!
-//! Arrows point one way: cli -> server -> grpc -> partition -> index, log -> event.
+//! Arrows point one way: cli -> server -> grpc, http -> partition -> index, log -> event.
 //!
 //! | module | owns |
 //! |---|---|
@@ -16,6 +16,7 @@
 //! | [`partition`] | the write path, the durable tail, readers, counters |
 //! | `aggregator`, `listing` | what the edges share: the partition, the limits, streams of stored events |
 //! | [`grpc`] | the RPCs, conversions, the error table; with `client` and `server` the only ones that name tonic |
+//! | `http` | the HTTP endpoints, events as JSON, their error table, the OpenAPI document |
 //! | [`server`] | composition, health, reflection, start and stop |
 //! | [`client`] | a publisher that resends until acked, a reader that resumes |
 //! | [`config`], [`cli`] | flags and commands |
