@@ -1,5 +1,7 @@
 //! The composition root: listener, partition, services, and the order in which they start and stop.
 
+mod connection;
+
 use std::{
     io,
     net::SocketAddr,
@@ -13,6 +15,7 @@ use axum::{
 };
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout_at};
+use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
@@ -21,6 +24,7 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+use self::connection::Connection;
 use crate::{
     aggregator::{Aggregator, Limits},
     event::EVENT_BYTES_MAX,
@@ -138,7 +142,10 @@ impl Server {
         let (health, router) = router(&partition, &options, &stopping);
         tell_health(&health, ServingStatus::Serving).await;
         tokio::spawn(follow_health(health.clone(), partition.health()));
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = TcpIncoming::from(listener)
+            .with_nodelay(Some(true))
+            .with_keepalive(Some(KEEPALIVE_INTERVAL))
+            .map(|accepted| accepted.map(Connection::new));
         let stopped = stopping.clone().cancelled_owned();
         let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped));
         Ok(Self {

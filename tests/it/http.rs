@@ -179,6 +179,31 @@ async fn methods_and_paths_are_checked() {
     assert_eq!(head.header("oncelog-cursor").len(), 42);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_does_not_speak_ends() {
+    let server = TestServer::start().await;
+    let http = Http::from(&server);
+    // Nothing, what may be either protocol, and half a header.
+    for silent in [
+        &b""[..],
+        b"P",
+        b"PRI * HTTP/2.0\r\n",
+        b"GET /events HTTP/1.1\r\nhost: t\r\n",
+    ] {
+        let answer = http.raw(silent).await;
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 408 "),
+            "{answer}"
+        );
+    }
+    let header = format!(
+        "GET / HTTP/1.1\r\nhost: t\r\nx: {}\r\n\r\n",
+        "x".repeat(1 << 20)
+    );
+    let answer = http.raw(header.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_identical_publishes_at_once_store_one() {
     let server = TestServer::start().await;
