@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{accept::Format, error::Failure, event, query, stream};
 use crate::{
     aggregator::Aggregator,
-    event::Topic,
+    event::{Sequence, Topic},
     listing::Listing,
     log::FileReader,
     partition::{ReadError, Reader, Start},
@@ -24,7 +24,7 @@ const PAGE_EVENTS_DEFAULT: u64 = 1000;
 /// A page ends with the read that brings it to this many bytes of encoded events.
 const PAGE_BYTES: usize = 512 * 1024;
 /// The largest limit that a request may set.
-const LIMIT_MAX: u64 = i64::MAX as u64;
+pub(super) const LIMIT_MAX: u64 = i64::MAX as u64;
 
 /// The header that says where to go on, of every page.
 pub(super) const CURSOR: HeaderName = HeaderName::from_static("oncelog-cursor");
@@ -118,8 +118,12 @@ async fn page(
     let mut json = vec![b'['];
     let mut separator = None;
     while left > 0 && bytes_left > 0 && reader.next_sequence() < until {
-        let chunk = reader.read(until, left).await;
-        let chunk = chunk.map_err(|error| Failure::from(&error))?;
+        let chunk = match reader.read(until, left).await {
+            Ok(chunk) => chunk,
+            Err(error) if separator.is_none() => return Err(Failure::from(&error)),
+            // The next page begins with it, and says so.
+            Err(_) => break,
+        };
         left -= chunk.events.len();
         for stored in &chunk.events {
             bytes_left = bytes_left.saturating_sub(stored.encoded.len());
@@ -129,7 +133,7 @@ async fn page(
     }
     json.push(b']');
     let cursor = reader.cursor();
-    let has_more = has_more(&mut reader, until).await?;
+    let has_more = has_more(&mut reader, until).await;
 
     let mut response = Body::from(json).into_response();
     let headers = response.headers_mut();
@@ -143,19 +147,16 @@ async fn page(
     Ok(response)
 }
 
-/// Whether there is an event between the reader and `until`; the next request reads it again.
-async fn has_more(reader: &mut Reader<FileReader>, until: u64) -> Result<bool, Failure> {
+/// Whether there is an event between the reader and `until`, or what cannot be read. The next page reads it
+/// again.
+async fn has_more(reader: &mut Reader<FileReader>, until: Sequence) -> bool {
     while reader.next_sequence() < until {
         let chunk = reader.read(until, 1).await;
-        if !chunk
-            .map_err(|error| Failure::from(&error))?
-            .events
-            .is_empty()
-        {
-            return Ok(true);
+        if chunk.map_or(true, |chunk| !chunk.events.is_empty()) {
+            return true;
         }
     }
-    Ok(false)
+    false
 }
 
 /// The same request from the cursor on. RFC 8288.

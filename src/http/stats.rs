@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How many topics a request may ask for.
-const TOPICS_MAX: u64 = 10_000;
+pub(super) const TOPICS_MAX: u64 = 10_000;
 
 #[derive(Serialize)]
 struct Stats<'a> {

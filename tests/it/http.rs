@@ -174,6 +174,10 @@ async fn methods_and_paths_are_checked() {
     assert_eq!(loc, json!(["path"]));
     assert!(msg.contains("/events"), "{msg}");
 
+    let grpc = [("content-type", "application/grpc")];
+    let unimplemented = http.send(Method::POST, "/no.Such/Call", &grpc, "").await;
+    assert_eq!(unimplemented.header("grpc-status"), "12");
+
     let head = http.send(Method::HEAD, "/events", &[], "").await;
     assert_eq!((head.status.as_u16(), &*head.body), (200, ""));
     assert_eq!(head.header("oncelog-cursor").len(), 42);

@@ -8,6 +8,7 @@ mod faults;
 mod health;
 mod http;
 mod http_events;
+mod http_faults;
 mod http_publish;
 mod http_support;
 mod index;
