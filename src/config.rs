@@ -176,8 +176,8 @@ pub struct ServeArgs {
           value_parser = within(1, 1_000_000))]
     pub max_readers: usize,
 
-    /// Origins whose pages may call the HTTP endpoints from a browser, like https://shop.example; with
-    /// commas, or * for all [default: none]
+    /// Origins whose pages may call the HTTP endpoints from a browser, with commas; * is all of them
+    /// [default: none]
     #[arg(
         long,
         env = "ONCELOG_HTTP_CORS_ORIGIN",
