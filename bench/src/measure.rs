@@ -1,0 +1,422 @@
+//! Measures one store: load, latency, reading, restart, and the proof that it holds exactly what was sent.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Result,
+    event::Events,
+    plan::Load,
+    process::{cpu_seconds, disk_bytes, has_children, memory_bytes, peak_resident_bytes},
+    store::{Running, Seen, Store},
+};
+
+/// Readers that read everything at the same time.
+const READERS: usize = 4;
+/// How long one topic after another is read.
+const TOPICS_READ_MIN: Duration = Duration::from_secs(1);
+/// How often progress is looked at, and memory.
+const WATCH_INTERVAL: Duration = Duration::from_millis(10);
+const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
+/// A store has settled when it uses less than this share of a core for this long; it is waited for no longer
+/// than this.
+const SETTLED_SHARE: f64 = 0.02;
+const SETTLED_INTERVAL: Duration = Duration::from_millis(500);
+const SETTLE_MAX: Duration = Duration::from_secs(120);
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Course {
+    pub load: Load,
+    /// Events that are sent one at a time after the load.
+    pub singles: u64,
+    /// A sample is taken each time so many unique events more are stored.
+    pub sample_events: u64,
+}
+
+/// What was measured of a store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Figures {
+    pub store: String,
+    pub durability: String,
+    pub horizon: String,
+    pub unique: u64,
+    pub sent: u64,
+    pub seconds: f64,
+    pub sent_per_second: f64,
+    pub unique_per_second: f64,
+    /// From handing over a request of the load to its ack.
+    pub latency_load: Latency,
+    /// The same with one event at a time.
+    pub latency_single: Latency,
+    /// Per event sent, with the work that was left behind after the last ack.
+    pub server_cpu_us: f64,
+    /// Of it, what was left behind.
+    pub server_cpu_us_after: f64,
+    pub client_cpu_us: f64,
+    /// At its peak, load and reading.
+    pub memory_bytes: u64,
+    pub memory_kind: String,
+    pub disk_bytes_per_event: f64,
+    /// What is not the encoded event.
+    pub disk_bytes_beyond: f64,
+    pub read_all_per_second: f64,
+    pub read_topic_per_second: f64,
+    pub read_four_per_second: f64,
+    /// Per event read by the one reader of all.
+    pub read_server_cpu_us: f64,
+    pub read_client_cpu_us: f64,
+    /// From kill -9 to serving again.
+    pub restart_seconds: f64,
+    pub samples: Vec<Sample>,
+}
+
+/// Times in milliseconds.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Latency {
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    pub p999_ms: f64,
+}
+
+impl Latency {
+    pub fn of(mut micros: Vec<u32>) -> Self {
+        micros.sort_unstable();
+        let at = |share: f64| {
+            let at = (micros.len() as f64 * share) as usize;
+            micros
+                .get(at)
+                .map_or(0.0, |micros| f64::from(*micros) / 1e3)
+        };
+        Self {
+            p50_ms: at(0.5),
+            p99_ms: at(0.99),
+            p999_ms: at(0.999),
+        }
+    }
+}
+
+/// Where a load was at a moment.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Sample {
+    pub seconds: f64,
+    pub sent: u64,
+    pub stored: u64,
+    pub server_cpu_seconds: f64,
+    pub memory_bytes: u64,
+}
+
+/// Takes the acks of all streams.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    sent: AtomicU64,
+    stored: AtomicU64,
+    latencies_us: Mutex<Vec<u32>>,
+}
+
+impl Recorder {
+    /// A request of `events` events was acknowledged after `latency`; `stored` of them were new.
+    pub fn acked(&self, events: u64, stored: u64, latency: Duration) {
+        self.sent.fetch_add(events, Relaxed);
+        self.stored.fetch_add(stored, Relaxed);
+        let micros = u32::try_from(latency.as_micros()).unwrap_or(u32::MAX);
+        let mut latencies = self.latencies_us.lock();
+        latencies
+            .as_mut()
+            .unwrap_or_else(|poisoned| poisoned.get_mut())
+            .push(micros);
+    }
+
+    fn latency(&self) -> Latency {
+        let latencies = self.latencies_us.lock();
+        Latency::of(latencies.unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+/// What a load took.
+struct Run {
+    recorder: Arc<Recorder>,
+    seconds: f64,
+    samples: Vec<Sample>,
+    server_cpu_seconds: f64,
+    client_cpu_seconds: f64,
+}
+
+/// Measures `store` on `dir`, which is new.
+pub async fn measure(
+    store: &dyn Store,
+    dir: &Path,
+    events: &Arc<Events>,
+    course: &Course,
+) -> Result<Figures> {
+    let mut running = store.start(dir).await?;
+    let pid = running.process().id();
+    let mut memory = memory_bytes(pid)?;
+
+    let run = load(&mut *running, events, &course.load, course.sample_events).await?;
+    let (sent, stored) = (
+        run.recorder.sent.load(Relaxed),
+        run.recorder.stored.load(Relaxed),
+    );
+    if stored != course.load.unique {
+        return Err(format!(
+            "{stored} of {} events were told to be stored",
+            course.load.unique
+        )
+        .into());
+    }
+    let after_seconds = settle(pid).await?;
+    let disk = disk_bytes(dir)? as f64 / course.load.unique as f64;
+
+    let singles = Load {
+        first: course.load.first + course.load.unique,
+        unique: course.singles,
+        streams: 1,
+        batch: 1,
+        in_flight: 1,
+        resend_percent: 0,
+        ..course.load
+    };
+    let single = load(&mut *running, events, &singles, u64::MAX).await?;
+    let end = singles.first + singles.unique;
+
+    let all = read(&*running, pid, events, end, None, 1).await?;
+    let mut topics = Reading::default();
+    for topic in 0..events.topics().len() {
+        topics.add(&read(&*running, pid, events, end, Some(topic), 1).await?);
+        if topics.seconds >= TOPICS_READ_MIN.as_secs_f64() {
+            break;
+        }
+    }
+    let four = read(&*running, pid, events, end, None, READERS).await?;
+
+    let peaks = run.samples.iter().chain(&single.samples);
+    memory = peaks
+        .map(|sample| sample.memory_bytes)
+        .fold(memory, u64::max);
+    let memory_kind = if has_children(pid)? {
+        memory = memory.max(memory_bytes(pid)?);
+        "sum of PSS, sampled"
+    } else {
+        memory = peak_resident_bytes(pid)?;
+        "peak RSS"
+    };
+
+    running.process().kill()?;
+    drop(running);
+    let killed = Instant::now();
+    let running = store.start(dir).await?;
+    let restart_seconds = killed.elapsed().as_secs_f64();
+    // What it holds after kill -9, byte for byte.
+    let mut seen = Seen::new(Arc::clone(events), end, None, true);
+    running
+        .stream(Arc::clone(events))
+        .await?
+        .read(None, &mut seen)
+        .await?;
+    seen.complete()?;
+
+    let micros = |seconds: f64, events: u64| seconds * 1e6 / events as f64;
+    Ok(Figures {
+        store: store.name().to_owned(),
+        durability: store.durability().to_owned(),
+        horizon: store.horizon().to_owned(),
+        unique: course.load.unique,
+        sent,
+        seconds: run.seconds,
+        sent_per_second: sent as f64 / run.seconds,
+        unique_per_second: stored as f64 / run.seconds,
+        latency_load: run.recorder.latency(),
+        latency_single: single.recorder.latency(),
+        server_cpu_us: micros(run.server_cpu_seconds + after_seconds, sent),
+        server_cpu_us_after: micros(after_seconds, sent),
+        client_cpu_us: micros(run.client_cpu_seconds, sent),
+        memory_bytes: memory,
+        memory_kind: memory_kind.to_owned(),
+        disk_bytes_per_event: disk,
+        disk_bytes_beyond: disk - events.encoded_len() as f64,
+        read_all_per_second: all.per_second(),
+        read_topic_per_second: topics.per_second(),
+        read_four_per_second: four.per_second(),
+        read_server_cpu_us: micros(all.server_cpu_seconds, all.events),
+        read_client_cpu_us: micros(all.client_cpu_seconds, all.events),
+        restart_seconds,
+        samples: run.samples,
+    })
+}
+
+/// Sends a load and waits for its acks.
+async fn load(
+    running: &mut dyn Running,
+    events: &Arc<Events>,
+    load: &Load,
+    sample_events: u64,
+) -> Result<Run> {
+    let pid = running.process().id();
+    let recorder = Arc::new(Recorder::default());
+    let mut streams = Vec::new();
+    for plan in load.plans() {
+        streams.push((running.stream(Arc::clone(events)).await?, plan));
+    }
+    let server_before = cpu_seconds(pid)?;
+    let client_before = cpu_seconds_here()?;
+    let watch = Watch::start(pid, Arc::clone(&recorder), sample_events);
+    let began = Instant::now();
+    let mut tasks = Vec::new();
+    for (mut stream, plan) in streams {
+        let recorder = Arc::clone(&recorder);
+        tasks.push(tokio::spawn(
+            async move { stream.publish(plan, recorder).await },
+        ));
+    }
+    for task in tasks {
+        task.await??;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(Run {
+        server_cpu_seconds: cpu_seconds(pid)? - server_before,
+        client_cpu_seconds: cpu_seconds_here()? - client_before,
+        samples: watch.stop()?,
+        recorder,
+        seconds,
+    })
+}
+
+/// What reading took.
+#[derive(Default)]
+struct Reading {
+    events: u64,
+    seconds: f64,
+    server_cpu_seconds: f64,
+    client_cpu_seconds: f64,
+}
+
+impl Reading {
+    fn per_second(&self) -> f64 {
+        self.events as f64 / self.seconds
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.seconds += other.seconds;
+        self.server_cpu_seconds += other.server_cpu_seconds;
+        self.client_cpu_seconds += other.client_cpu_seconds;
+    }
+}
+
+/// Reads the events below `end`, of one topic or of all, by `readers` at the same time.
+async fn read(
+    running: &dyn Running,
+    pid: u32,
+    events: &Arc<Events>,
+    end: u64,
+    topic: Option<usize>,
+    readers: usize,
+) -> Result<Reading> {
+    let mut streams = Vec::new();
+    for _ in 0..readers {
+        let seen = Seen::new(Arc::clone(events), end, topic, false);
+        streams.push((running.stream(Arc::clone(events)).await?, seen));
+    }
+    let server_before = cpu_seconds(pid)?;
+    let client_before = cpu_seconds_here()?;
+    let began = Instant::now();
+    let tasks: Vec<_> = streams
+        .into_iter()
+        .map(|(mut stream, mut seen)| {
+            tokio::spawn(async move {
+                stream.read(topic, &mut seen).await?;
+                seen.complete()
+            })
+        })
+        .collect();
+    let mut events = 0;
+    for task in tasks {
+        events += task.await??;
+    }
+    Ok(Reading {
+        events,
+        seconds: began.elapsed().as_secs_f64(),
+        server_cpu_seconds: cpu_seconds(pid)? - server_before,
+        client_cpu_seconds: cpu_seconds_here()? - client_before,
+    })
+}
+
+/// Waits until a store is done with what the load has left behind; tells the CPU seconds that took.
+async fn settle(pid: u32) -> Result<f64> {
+    let began = Instant::now();
+    let first = cpu_seconds(pid)?;
+    let mut last = first;
+    loop {
+        tokio::time::sleep(SETTLED_INTERVAL).await;
+        let now = cpu_seconds(pid)?;
+        let share = (now - last) / SETTLED_INTERVAL.as_secs_f64();
+        if share < SETTLED_SHARE || began.elapsed() > SETTLE_MAX {
+            return Ok(now - first);
+        }
+        last = now;
+    }
+}
+
+fn cpu_seconds_here() -> Result<f64> {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+}
+
+/// Samples a load from a thread of its own.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Vec<Sample>>>,
+}
+
+impl Watch {
+    fn start(pid: u32, recorder: Arc<Recorder>, sample_events: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let began = Instant::now();
+            let sample = |memory_bytes| -> Result<Sample> {
+                Ok(Sample {
+                    seconds: began.elapsed().as_secs_f64(),
+                    sent: recorder.sent.load(Relaxed),
+                    stored: recorder.stored.load(Relaxed),
+                    server_cpu_seconds: cpu_seconds(pid)?,
+                    memory_bytes,
+                })
+            };
+            let mut memory = memory_bytes(pid)?;
+            let mut memory_at = began;
+            let mut samples = vec![sample(memory)?];
+            let mut next = sample_events;
+            while !stopped.load(Relaxed) {
+                std::thread::sleep(WATCH_INTERVAL);
+                if memory_at.elapsed() >= MEMORY_INTERVAL {
+                    memory = memory.max(memory_bytes(pid)?);
+                    memory_at = Instant::now();
+                }
+                let stored = recorder.stored.load(Relaxed);
+                if stored >= next {
+                    samples.push(sample(memory)?);
+                    next = stored.saturating_add(sample_events);
+                }
+            }
+            samples.push(sample(memory.max(memory_bytes(pid)?))?);
+            Ok(samples)
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> Result<Vec<Sample>> {
+        self.stop.store(true, Relaxed);
+        self.thread.join().map_err(|_| "the watch panicked")?
+    }
+}
