@@ -19,6 +19,10 @@ use clap::Parser as _;
 
 use self::{args::Args, event::Events, measure::measure};
 
+/// Requests are large and short-lived: the system's allocator gives their pages back and faults them in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -16,7 +16,7 @@ use crate::{
     Result,
     event::Events,
     plan::Load,
-    process::{cpu_seconds, disk_bytes, has_children, memory_bytes, peak_resident_bytes},
+    process::{cpu_seconds, disk_bytes, has_children, memory_bytes},
     store::{Running, Seen, Store},
 };
 
@@ -160,7 +160,6 @@ pub async fn measure(
 ) -> Result<Figures> {
     let mut running = store.start(dir).await?;
     let pid = running.process().id();
-    let mut memory = memory_bytes(pid)?;
 
     let run = load(&mut *running, events, &course.load, course.sample_events).await?;
     let (sent, stored) = (
@@ -200,15 +199,12 @@ pub async fn measure(
     let four = read(&*running, pid, events, end, None, READERS).await?;
 
     let peaks = run.samples.iter().chain(&single.samples);
-    memory = peaks
+    let memory = peaks
         .map(|sample| sample.memory_bytes)
-        .fold(memory, u64::max);
-    let memory_kind = if has_children(pid)? {
-        memory = memory.max(memory_bytes(pid)?);
-        "sum of PSS, sampled"
-    } else {
-        memory = peak_resident_bytes(pid)?;
-        "peak RSS"
+        .fold(memory_bytes(pid)?, u64::max);
+    let memory_kind = match has_children(pid)? {
+        true => "sum of PSS, each second",
+        false => "peak RSS",
     };
 
     running.process().kill()?;

@@ -77,24 +77,25 @@ fn stat_ticks(stat: &str) -> Result<u64> {
     Ok(ticks.map(str::parse::<u64>).sum::<Result<_, _>>()?)
 }
 
-/// The memory of a process and its descendants, in bytes. What they share counts once.
+/// The memory of a process, in bytes, if it has no descendants: its peak so far.
+///
+/// Of several, what they use now; what they share counts once.
 pub fn memory_bytes(pid: u32) -> Result<u64> {
+    let tree = tree(pid)?;
+    if tree.len() == 1 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let kib = kib_of(&status, "VmHWM:").ok_or("no VmHWM")?;
+        return Ok(kib * 1024);
+    }
     let mut kib = 0;
-    for pid in tree(pid)? {
-        let read = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
-        match read {
+    for pid in tree {
+        match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
             Ok(rollup) => kib += kib_of(&rollup, "Pss:").unwrap_or(0),
             Err(error) if is_gone(&error) => {}
             Err(error) => return Err(error.into()),
         }
     }
     Ok(kib * 1024)
-}
-
-/// The largest resident set a single process has had, in bytes.
-pub fn peak_resident_bytes(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    Ok(kib_of(&status, "VmHWM:").ok_or("no VmHWM")? * 1024)
 }
 
 /// Whether a process has started others.
