@@ -241,15 +241,18 @@ fn router(
         .add_service(health_service)
         .add_service(v1.expect("the descriptors are those of this build"))
         .add_service(v1alpha.expect("the descriptors are those of this build"));
-    let router = TonicServer::builder()
-        .accept_http1(true)
+    let router = transport().accept_http1(true).add_routes(routes);
+    (health, router)
+}
+
+/// HTTP/2 as every server of oncelog speaks it.
+pub fn transport() -> TonicServer {
+    TonicServer::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .add_routes(routes);
-    (health, router)
 }
 
 /// Who speaks gRPC is told in gRPC, everyone else in HTTP.
