@@ -2,39 +2,106 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    Result,
     event::IdKind,
     measure::Course,
     plan::{Load, Resend},
-    store::{Store, oncelog::Oncelog},
 };
 
 /// Measures oncelog, the disk below it, and what users would pick instead
+///
+/// Every store runs as its own process on a fresh directory, gets the same events and the same resends, is read back,
+/// killed with SIGKILL, started again, and must then hold exactly the events that were sent, byte for byte. Peers
+/// that are not installed are skipped.
 #[derive(Debug, Parser)]
-pub struct Args {
+#[command(args_conflicts_with_subcommands = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What else there is to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Put the figures of reports in docs/performance.md, and plot them in docs/performance.svg
+    Publish(PublishArgs),
+    /// Be the server that stores nothing
+    #[command(hide = true)]
+    ServeNull,
+    /// Be the server around SQLite
+    #[cfg(feature = "peers")]
+    #[command(hide = true)]
+    ServeSqlite { dir: PathBuf, socket: PathBuf },
+}
+
+#[derive(Args, Debug)]
+pub struct PublishArgs {
+    /// Reports that were written with --json
+    #[arg(required = true)]
+    pub reports: Vec<PathBuf>,
+    /// The folder of performance.md and performance.svg
+    #[arg(long, default_value = "docs")]
+    pub docs: PathBuf,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreName {
+    Oncelog,
+    /// A server that answers as oncelog does and stores nothing
+    Null,
+    Postgres,
+    Redis,
+    Sqlite,
+    /// JetStream as it comes: acks before the sync
+    Nats,
+    /// JetStream with sync_interval: always
+    NatsAlways,
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// What to measure, in this order
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = StoreName::value_variants().to_vec())]
+    pub stores: Vec<StoreName>,
     /// Unique events
-    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1_000_000, value_parser = value_parser!(u64).range(1..))]
     pub unique: u64,
+    /// Unique events at most for a peer
+    #[arg(long, default_value_t = 1_000_000, value_parser = value_parser!(u64).range(1..))]
+    pub peer_unique: u64,
+    /// Unique events at most for a peer that takes seconds for 10,000
+    #[arg(long, default_value_t = 50_000, value_parser = value_parser!(u64).range(1..))]
+    pub slow_peer_unique: u64,
     /// Streams, each on its own connection
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    #[arg(long, default_value_t = 4, value_parser = value_parser!(u64).range(1..=1000))]
     pub streams: u64,
     /// Events per request
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=16384))]
+    #[arg(long, default_value_t = 256, value_parser = value_parser!(u64).range(1..=16384))]
     pub batch: u64,
+    /// Events per request of a peer
+    #[arg(long, default_value_t = 500, value_parser = value_parser!(u64).range(1..=16384))]
+    pub peer_batch: u64,
     /// Requests a stream may have sent that are not acknowledged
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    #[arg(long, default_value_t = 8, value_parser = value_parser!(u64).range(1..=1024))]
     pub in_flight: u64,
-    /// Bytes of payload
-    #[arg(long, default_value_t = 256)]
-    pub payload: usize,
+    /// The same for a peer
+    #[arg(long, default_value_t = 2, value_parser = value_parser!(u64).range(1..=1024))]
+    pub peer_in_flight: u64,
+    /// Bytes of payload; the encoded event has about 90 more
+    #[arg(long, default_value_t = 256, value_parser = value_parser!(u64).range(1..=1_000_000))]
+    pub payload: u64,
     /// Topics
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10000))]
+    #[arg(long, default_value_t = 10, value_parser = value_parser!(u64).range(1..=10_000))]
     pub topics: u64,
     /// Resends, in percent of all events sent
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=90))]
+    #[arg(long, default_value_t = 20, value_parser = value_parser!(u64).range(0..=90))]
     pub resends: u64,
     /// Which events are sent again
     #[arg(long, value_enum, default_value_t = Resend::Uniform)]
@@ -46,26 +113,27 @@ pub struct Args {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Events sent one at a time after the load
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = value_parser!(u64).range(1..))]
     pub singles: u64,
     /// Take a sample each time so many more events are stored
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 20_000, value_parser = value_parser!(u64).range(1..))]
     pub sample_events: u64,
-    /// The server
-    #[arg(long, default_value = "target/release/oncelog")]
-    pub program: PathBuf,
-    /// Where data directories are made; they are removed at the end
-    #[arg(long, default_value = "target/bench")]
+    /// Write the report here too, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// The oncelog to measure, instead of building this one
+    #[arg(long, value_name = "FILE")]
+    pub program: Option<PathBuf>,
+    /// Where nats-server is, if not on the PATH
+    #[arg(long, value_name = "FOLDER")]
+    pub nats: Option<PathBuf>,
+    /// Where data directories are made and removed again: on the disk to be measured
+    #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     pub scratch: PathBuf,
 }
 
-impl Args {
-    pub fn stores(&self) -> Result<Vec<Box<dyn Store>>> {
-        Ok(vec![Box::new(Oncelog {
-            program: self.program.clone(),
-        })])
-    }
-
+impl RunArgs {
+    /// What oncelog, and the null store, are measured with.
     pub fn course(&self) -> Course {
         Course {
             load: Load {
@@ -81,5 +149,17 @@ impl Args {
             singles: self.singles,
             sample_events: self.sample_events,
         }
+    }
+
+    /// What a peer is measured with.
+    pub fn peer_course(&self, is_slow: bool) -> Course {
+        let mut course = self.course();
+        course.load.unique = self.unique.min(match is_slow {
+            true => self.slow_peer_unique,
+            false => self.peer_unique,
+        });
+        course.load.batch = self.peer_batch as usize;
+        course.load.in_flight = self.peer_in_flight as usize;
+        course
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     event::Events,
     plan::Load,
     process::{cpu_seconds, disk_bytes, has_children, memory_bytes},
-    store::{Running, Seen, Store},
+    store::{Keeps, Promise, Running, Seen, Store},
 };
 
 /// Readers that read everything at the same time.
@@ -47,10 +47,12 @@ pub struct Course {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figures {
     pub store: String,
-    pub durability: String,
-    pub horizon: String,
+    pub promise: Promise,
     pub unique: u64,
     pub sent: u64,
+    /// Events per request.
+    pub batch: usize,
+    /// From the first request to the last ack.
     pub seconds: f64,
     pub sent_per_second: f64,
     pub unique_per_second: f64,
@@ -65,7 +67,16 @@ pub struct Figures {
     pub client_cpu_us: f64,
     /// At its peak, load and reading.
     pub memory_bytes: u64,
+    /// RSS of one process; PSS, summed and sampled, of several.
     pub memory_kind: String,
+    /// Of a store that keeps events.
+    pub kept: Option<Kept>,
+    pub samples: Vec<Sample>,
+}
+
+/// What was measured of what a store holds.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Kept {
     pub disk_bytes_per_event: f64,
     /// What is not the encoded event.
     pub disk_bytes_beyond: f64,
@@ -77,7 +88,6 @@ pub struct Figures {
     pub read_client_cpu_us: f64,
     /// From kill -9 to serving again.
     pub restart_seconds: f64,
-    pub samples: Vec<Sample>,
 }
 
 /// Times in milliseconds.
@@ -136,6 +146,11 @@ impl Recorder {
             .push(micros);
     }
 
+    /// Events acknowledged, and those of them that were new.
+    fn counts(&self) -> (u64, u64) {
+        (self.sent.load(Relaxed), self.stored.load(Relaxed))
+    }
+
     fn latency(&self) -> Latency {
         let latencies = self.latencies_us.lock();
         Latency::of(latencies.unwrap_or_else(PoisonError::into_inner).clone())
@@ -160,19 +175,8 @@ pub async fn measure(
 ) -> Result<Figures> {
     let mut running = store.start(dir).await?;
     let pid = running.process().id();
-
     let run = load(&mut *running, events, &course.load, course.sample_events).await?;
-    let (sent, stored) = (
-        run.recorder.sent.load(Relaxed),
-        run.recorder.stored.load(Relaxed),
-    );
-    if stored != course.load.unique {
-        return Err(format!(
-            "{stored} of {} events were told to be stored",
-            course.load.unique
-        )
-        .into());
-    }
+    let (sent, stored) = run.recorder.counts();
     let after_seconds = settle(pid).await?;
     let disk = disk_bytes(dir)? as f64 / course.load.unique as f64;
 
@@ -187,67 +191,78 @@ pub async fn measure(
     };
     let single = load(&mut *running, events, &singles, u64::MAX).await?;
     let end = singles.first + singles.unique;
-
-    let all = read(&*running, pid, events, end, None, 1).await?;
-    let mut topics = Reading::default();
-    for topic in 0..events.topics().len() {
-        topics.add(&read(&*running, pid, events, end, Some(topic), 1).await?);
-        if topics.seconds >= TOPICS_READ_MIN.as_secs_f64() {
-            break;
-        }
-    }
-    let four = read(&*running, pid, events, end, None, READERS).await?;
-
-    let peaks = run.samples.iter().chain(&single.samples);
-    let memory = peaks
-        .map(|sample| sample.memory_bytes)
-        .fold(memory_bytes(pid)?, u64::max);
-    let memory_kind = match has_children(pid)? {
-        true => "sum of PSS, each second",
-        false => "peak RSS",
-    };
-
-    running.process().kill()?;
-    drop(running);
-    let killed = Instant::now();
-    let running = store.start(dir).await?;
-    let restart_seconds = killed.elapsed().as_secs_f64();
-    // What it holds after kill -9, byte for byte.
-    let mut seen = Seen::new(Arc::clone(events), end, None, true);
-    running
-        .stream(Arc::clone(events))
-        .await?
-        .read(None, &mut seen)
-        .await?;
-    seen.complete()?;
-
     let micros = |seconds: f64, events: u64| seconds * 1e6 / events as f64;
-    Ok(Figures {
+    let mut figures = Figures {
         store: store.name().to_owned(),
-        durability: store.durability().to_owned(),
-        horizon: store.horizon().to_owned(),
+        promise: store.promise(),
         unique: course.load.unique,
         sent,
+        batch: course.load.batch,
         seconds: run.seconds,
         sent_per_second: sent as f64 / run.seconds,
-        unique_per_second: stored as f64 / run.seconds,
+        unique_per_second: course.load.unique as f64 / run.seconds,
         latency_load: run.recorder.latency(),
         latency_single: single.recorder.latency(),
         server_cpu_us: micros(run.server_cpu_seconds + after_seconds, sent),
         server_cpu_us_after: micros(after_seconds, sent),
         client_cpu_us: micros(run.client_cpu_seconds, sent),
-        memory_bytes: memory,
-        memory_kind: memory_kind.to_owned(),
-        disk_bytes_per_event: disk,
-        disk_bytes_beyond: disk - events.encoded_len() as f64,
-        read_all_per_second: all.per_second(),
-        read_topic_per_second: topics.per_second(),
-        read_four_per_second: four.per_second(),
-        read_server_cpu_us: micros(all.server_cpu_seconds, all.events),
-        read_client_cpu_us: micros(all.client_cpu_seconds, all.events),
-        restart_seconds,
+        memory_bytes: 0,
+        memory_kind: match has_children(pid)? {
+            true => "PSS".to_owned(),
+            false => "RSS".to_owned(),
+        },
+        kept: None,
         samples: run.samples,
-    })
+    };
+    if store.keeps() == Keeps::Events {
+        for (told, expected) in [
+            (stored, course.load.unique),
+            (single.recorder.counts().1, course.singles),
+        ] {
+            if told != expected {
+                return Err(format!("told {told} events to be stored of {expected}").into());
+            }
+        }
+        let all = read(&*running, pid, events, end, None, 1).await?;
+        let mut topics = Reading::default();
+        for topic in 0..events.topics().len() {
+            topics.add(&read(&*running, pid, events, end, Some(topic), 1).await?);
+            if topics.seconds >= TOPICS_READ_MIN.as_secs_f64() {
+                break;
+            }
+        }
+        let four = read(&*running, pid, events, end, None, READERS).await?;
+        figures.memory_bytes = memory_bytes(pid)?;
+        running.process().kill()?;
+        drop(running);
+        figures.kept = Some(Kept {
+            disk_bytes_per_event: disk,
+            disk_bytes_beyond: disk - events.encoded_len() as f64,
+            read_all_per_second: all.per_second(),
+            read_topic_per_second: topics.per_second(),
+            read_four_per_second: four.per_second(),
+            read_server_cpu_us: micros(all.server_cpu_seconds, all.events),
+            read_client_cpu_us: micros(all.client_cpu_seconds, all.events),
+            restart_seconds: restart(store, dir, events, end).await?,
+        });
+    }
+    for sample in figures.samples.iter().chain(&single.samples) {
+        figures.memory_bytes = figures.memory_bytes.max(sample.memory_bytes);
+    }
+    Ok(figures)
+}
+
+/// Starts a store again on what a kill has left, and checks that it holds exactly the events below `end`, byte
+/// for byte. Tells how many seconds it took to serve.
+async fn restart(store: &dyn Store, dir: &Path, events: &Arc<Events>, end: u64) -> Result<f64> {
+    let began = Instant::now();
+    let running = store.start(dir).await?;
+    let seconds = began.elapsed().as_secs_f64();
+    let mut seen = Seen::new(Arc::clone(events), end, None, true);
+    let mut stream = running.stream(Arc::clone(events)).await?;
+    stream.read(None, &mut seen).await?;
+    seen.complete()?;
+    Ok(seconds)
 }
 
 /// Sends a load and waits for its acks.

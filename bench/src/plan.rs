@@ -3,7 +3,7 @@
 //! A plan is made of the seed alone, so every store gets the same events in the same requests.
 
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::event::mix;
 
@@ -11,7 +11,7 @@ use crate::event::mix;
 pub const RECENT_EVENTS: u64 = 100_000;
 
 /// Which events are sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Resend {
     /// Uniformly from everything sent so far

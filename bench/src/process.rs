@@ -1,5 +1,7 @@
 //! The stores' processes: started, watched and killed whole, with whatever they start themselves.
 
+#[cfg(feature = "peers")]
+use std::process::{Command, Stdio};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -13,6 +15,10 @@ use rustix::{
 
 use crate::Result;
 
+/// The file in a store's folder that takes what it says.
+#[cfg(feature = "peers")]
+const OUTPUT: &str = "output";
+
 /// A process and its descendants. Killed when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -22,6 +28,23 @@ pub struct Process {
 impl Process {
     pub fn new(child: Child) -> Self {
         Self { child }
+    }
+
+    /// Starts it, with what it says in `dir/output`.
+    #[cfg(feature = "peers")]
+    pub fn spawn(mut command: Command, dir: &Path) -> Result<Self> {
+        let output = fs::File::create(dir.join(OUTPUT))?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?);
+        let child = command.stderr(output).spawn();
+        let program = Path::new(command.get_program()).display().to_string();
+        let child = child.map_err(|error| format!("{program}: {error}"))?;
+        Ok(Self { child })
+    }
+
+    /// Whether it has ended by itself.
+    #[cfg(feature = "peers")]
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
     }
 
     pub fn id(&self) -> u32 {
@@ -53,6 +76,49 @@ impl Drop for Process {
         if matches!(self.child.try_wait(), Ok(None)) {
             _ = self.kill();
         }
+    }
+}
+
+/// Finds a program on the `PATH` or in one of `places`.
+#[cfg(feature = "peers")]
+pub fn find_program(name: &str, places: &[PathBuf]) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut programs = std::env::split_paths(&path)
+        .chain(places.iter().cloned())
+        .map(|folder| folder.join(name));
+    let found = programs.find(|program| program.is_file());
+    found.ok_or_else(|| format!("{name} is not installed").into())
+}
+
+/// Who a process runs as.
+#[cfg(feature = "peers")]
+#[derive(Clone, Copy, Debug)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+#[cfg(feature = "peers")]
+impl User {
+    /// The first of `names` that there is, if this program runs as root.
+    pub fn instead_of_root(names: &[&str]) -> Result<Option<Self>> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
+        let users = fs::read_to_string("/etc/passwd")?;
+        let find = |name: &&str| {
+            let mut fields = users
+                .lines()
+                .map(|line| line.split(':'))
+                .find(|fields| fields.clone().next() == Some(*name))?
+                .skip(2)
+                .map_while(|field| field.parse().ok());
+            let (uid, gid) = (fields.next()?, fields.next()?);
+            Some(Self { uid, gid })
+        };
+        let user = names.iter().find_map(find);
+        user.map(Some)
+            .ok_or_else(|| format!("does not run as root, and there is no user {names:?}").into())
     }
 }
 
@@ -150,4 +216,48 @@ pub fn disk_bytes(dir: &Path) -> Result<u64> {
         };
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead as _, BufReader},
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_killed_with_what_it_has_started() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & echo started; wait"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("works");
+        let mut output = BufReader::new(child.stdout.take().expect("works"));
+        let mut process = Process::new(child);
+        let mut said = String::new();
+        output.read_line(&mut said).expect("works");
+        assert_eq!(said, "started\n");
+        assert!(has_children(process.id()).expect("works"));
+        assert!(memory_bytes(process.id()).expect("works") > 0);
+        process.kill().expect("works");
+        // Both held the pipe open.
+        said.clear();
+        assert_eq!(output.read_line(&mut said).expect("works"), 0);
+    }
+
+    #[test]
+    fn cpu_time_counts_processes_that_have_ended() {
+        let stat = "1 (a) name) S 0 1 1 0 -1 0 0 0 0 0 11 22 33 44 20 0 1 0 5";
+        assert_eq!(stat_ticks(stat).expect("works"), 110);
+        assert!(stat_ticks("no stat").is_err());
+    }
+
+    #[test]
+    fn disk_bytes_are_blocks() {
+        let dir = tempfile::tempdir().expect("works");
+        assert_eq!(disk_bytes(dir.path()).expect("works"), 0);
+        fs::create_dir(dir.path().join("inner")).expect("works");
+        fs::write(dir.path().join("inner/file"), [7; 5000]).expect("works");
+        assert_eq!(disk_bytes(dir.path()).expect("works"), 8192);
+    }
 }

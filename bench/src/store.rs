@@ -1,26 +1,75 @@
 //! What is measured: oncelog, and what users would pick instead, behind one trait.
 
-pub mod grpc;
+mod grpc;
+#[cfg(feature = "peers")]
+pub mod nats;
+pub mod null;
 pub mod oncelog;
+#[cfg(feature = "peers")]
+pub mod postgres;
+#[cfg(feature = "peers")]
+pub mod redis;
+#[cfg(feature = "peers")]
+pub mod sqlite;
 
+#[cfg(feature = "peers")]
+use std::time::{Duration, Instant};
 use std::{path::Path, sync::Arc};
+
+use serde::{Deserialize, Serialize};
 
 use crate::{Result, event::Events, measure::Recorder, plan::Plan, process::Process};
 
 /// A store that can be started on a directory.
-#[tonic::async_trait]
+#[tonic::async_trait(?Send)]
 pub trait Store: Send + Sync {
     /// Its name on the command line and in the report.
     fn name(&self) -> &'static str;
 
-    /// What an acknowledgement promises.
-    fn durability(&self) -> &'static str;
+    /// What its acks are worth.
+    fn promise(&self) -> Promise;
 
-    /// How far back duplicates are found.
-    fn horizon(&self) -> &'static str;
+    /// Whether it takes so long that it gets fewer events.
+    fn is_slow(&self) -> bool {
+        false
+    }
+
+    /// What is there to read back.
+    fn keeps(&self) -> Keeps {
+        Keeps::Events
+    }
 
     /// Starts it on `dir`, new or as the last one left it, and returns once it serves.
     async fn start(&self, dir: &Path) -> Result<Box<dyn Running>>;
+}
+
+/// What an acknowledgement of a store is worth.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Promise {
+    /// What has happened before it.
+    pub durability: String,
+    /// How far back duplicates are found.
+    pub horizon: String,
+    /// Whether that is what oncelog promises: synced, and over the whole history.
+    pub is_equal: bool,
+}
+
+impl Promise {
+    fn new(durability: &str, horizon: &str, is_equal: bool) -> Self {
+        Self {
+            durability: durability.to_owned(),
+            horizon: horizon.to_owned(),
+            is_equal,
+        }
+    }
+}
+
+/// What a store keeps of what it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    Events,
+    /// It is there for comparison.
+    Nothing,
 }
 
 /// A store that serves.
@@ -41,6 +90,61 @@ pub trait Stream: Send {
 
     /// Gives every event, of one topic or of all, to `seen`.
     async fn read(&mut self, topic: Option<usize>, seen: &mut Seen) -> Result<()>;
+}
+
+/// How long a store may take to serve.
+#[cfg(feature = "peers")]
+const READY_MAX: Duration = Duration::from_secs(600);
+#[cfg(feature = "peers")]
+const READY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Tries `attempt` until it works, or the process has ended.
+#[cfg(feature = "peers")]
+async fn until_ready<T>(process: &mut Process, attempt: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let began = Instant::now();
+    loop {
+        let error = match attempt().await {
+            Ok(ready) => return Ok(ready),
+            Err(error) => error,
+        };
+        if process.has_ended()? || began.elapsed() > READY_MAX {
+            return Err(format!("it does not serve: {error}").into());
+        }
+        tokio::time::sleep(READY_INTERVAL).await;
+    }
+}
+
+/// Sends a plan by `send`, which tells how many events of a request were new, with as many requests in flight as
+/// the plan allows.
+#[cfg(feature = "peers")]
+async fn pipelined<Sending>(
+    mut plan: Plan,
+    recorder: &Recorder,
+    send: impl Fn(&[u64]) -> Sending,
+) -> Result<()>
+where
+    Sending: Future<Output = Result<u64>>,
+{
+    let mut waiting = futures_util::stream::FuturesOrdered::new();
+    let mut numbers = Vec::new();
+    loop {
+        while waiting.len() < plan.load.in_flight {
+            plan.next(&mut numbers);
+            if numbers.is_empty() {
+                break;
+            }
+            let (sending, events, sent) = (send(&numbers), numbers.len() as u64, Instant::now());
+            waiting.push_back(async move {
+                let stored = sending.await?;
+                recorder.acked(events, stored, sent.elapsed());
+                Ok::<_, crate::Error>(())
+            });
+        }
+        match futures_util::StreamExt::next(&mut waiting).await {
+            Some(result) => result?,
+            None => return Ok(()),
+        }
+    }
 }
 
 /// What a reader has seen of the events below `end`.

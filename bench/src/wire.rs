@@ -189,12 +189,12 @@ mod tests {
                 message.extend([7; 129]);
             }
             stream.push(0);
-            stream.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+            stream.extend(u32::try_from(message.len()).expect("works").to_be_bytes());
             stream.extend(message);
         }
         let mut whole = Seen::default();
         let mut messages = Messages::default();
-        messages.feed(&stream, &mut whole).unwrap();
+        messages.feed(&stream, &mut whole).expect("works");
         assert!(messages.is_between_messages());
         assert_eq!(
             whole.0[..5],
@@ -211,7 +211,7 @@ mod tests {
             let mut seen = Seen::default();
             let mut messages = Messages::default();
             for piece in stream.chunks(size) {
-                messages.feed(piece, &mut seen).unwrap();
+                messages.feed(piece, &mut seen).expect("works");
             }
             assert!(messages.is_between_messages());
             assert_eq!(seen, whole, "in pieces of {size}");

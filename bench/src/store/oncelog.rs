@@ -7,25 +7,21 @@ use std::{
     sync::Arc,
 };
 
-use super::{Running, Store, Stream, grpc::GrpcStream};
+use super::{Promise, Running, Store, Stream, grpc::GrpcStream};
 use crate::{Result, event::Events, process::Process};
 
 pub struct Oncelog {
     pub program: PathBuf,
 }
 
-#[tonic::async_trait]
+#[tonic::async_trait(?Send)]
 impl Store for Oncelog {
     fn name(&self) -> &'static str {
         "oncelog"
     }
 
-    fn durability(&self) -> &'static str {
-        "fdatasync before every ack"
-    }
-
-    fn horizon(&self) -> &'static str {
-        "whole history"
+    fn promise(&self) -> Promise {
+        Promise::new("fdatasync", "whole history", true)
     }
 
     async fn start(&self, dir: &Path) -> Result<Box<dyn Running>> {

@@ -1,0 +1,72 @@
+//! Where and when something was measured.
+
+use std::{fs, path::Path, time::SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+/// The machine, as it says itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Machine {
+    pub cpu: String,
+    pub cores: usize,
+    pub memory_bytes: u64,
+    pub disk: String,
+    pub kernel: String,
+}
+
+impl Machine {
+    /// This machine, with the disk below `dir`.
+    pub fn here(dir: &Path) -> Result<Self> {
+        let cpu = fs::read_to_string("/proc/cpuinfo")?;
+        let cpu = value_of(&cpu, "model name").unwrap_or("unknown").to_owned();
+        let memory = fs::read_to_string("/proc/meminfo")?;
+        let memory = value_of(&memory, "MemTotal").and_then(|total| total.split(' ').next());
+        let system = rustix::system::uname();
+        Ok(Self {
+            cpu,
+            cores: std::thread::available_parallelism()?.get(),
+            memory_bytes: memory.unwrap_or("0").parse::<u64>()? * 1024,
+            disk: disk(&dir.canonicalize()?)?,
+            kernel: format!(
+                "{} {}",
+                system.sysname().to_string_lossy(),
+                system.release().to_string_lossy()
+            ),
+        })
+    }
+}
+
+/// The value of the first line `name: value`.
+fn value_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = lines.find(|(key, _)| key.trim() == name)?;
+    Some(value.trim())
+}
+
+/// The file system that holds `dir`, and what it is on. See proc_pid_mountinfo(5).
+fn disk(dir: &Path) -> Result<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut found = (0, "unknown".to_owned());
+    for mount in mounts.lines() {
+        let Some((head, tail)) = mount.split_once(" - ") else {
+            continue;
+        };
+        let point = Path::new(head.split(' ').nth(4).ok_or("no mount point")?);
+        let mut tail = tail.split(' ');
+        let (kind, source) = (tail.next().unwrap_or(""), tail.next().unwrap_or(""));
+        let depth = point.components().count();
+        // Of two on the same point the later one is on top.
+        if dir.starts_with(point) && depth >= found.0 {
+            found = (depth, format!("{kind} on {source}"));
+        }
+    }
+    Ok(found.1)
+}
+
+/// The date of today, in UTC.
+pub fn today() -> String {
+    let now = prost_types::Timestamp::from(SystemTime::now()).to_string();
+    now.chars().take_while(|char| *char != 'T').collect()
+}
