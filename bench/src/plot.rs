@@ -20,7 +20,7 @@ const RIGHT: f64 = 24.0;
 const PANEL_GAP: f64 = 64.0;
 const LEGEND_TOP: f64 = 30.0;
 const LEGEND_LINE: f64 = 22.0;
-const LEGEND_COLUMNS: usize = 4;
+const LEGEND_COLUMNS: usize = 3;
 
 const INK: &str = "#212529";
 const FAINT: &str = "#868e96";
@@ -116,7 +116,7 @@ pub fn plot(reports: &[Report]) -> String {
     line(
         out,
         format_args!(
-            r#"<text x="{}" y="{}" text-anchor="middle" fill="{INK}">unique events stored before (log scale)</text>"#,
+            r#"<text x="{}" y="{}" text-anchor="middle" fill="{INK}">unique events stored before (all scales are logarithmic)</text>"#,
             (LEFT + WIDTH - RIGHT) / 2.0,
             height - 12.0
         ),
