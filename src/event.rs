@@ -7,7 +7,7 @@ mod encoding;
 
 use std::{fmt, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -111,7 +111,7 @@ impl EventId {
 /// Names hold no NUL, so different pairs have different bytes, and the keys of a topic sort together.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key {
-    bytes: Box<[u8]>,
+    bytes: Bytes,
     topic_len: u8,
     hash: u64,
 }
@@ -124,18 +124,19 @@ impl Key {
 
     /// The key of an event.
     pub fn new(topic: &Topic, event_id: &EventId) -> Self {
-        Self::from_names(topic.as_str(), event_id.as_str())
+        Self::from_names(topic.as_str(), event_id.as_str(), &mut BytesMut::new())
     }
 
-    /// The key of names that were checked.
-    fn from_names(topic: &str, event_id: &str) -> Self {
-        let mut bytes = Vec::with_capacity(topic.len() + 1 + event_id.len());
-        bytes.extend_from_slice(topic.as_bytes());
-        bytes.push(Self::SEPARATOR);
-        bytes.extend_from_slice(event_id.as_bytes());
+    /// The key of names that were checked, put in `space`.
+    fn from_names(topic: &str, event_id: &str, space: &mut BytesMut) -> Self {
+        space.reserve(topic.len() + 1 + event_id.len());
+        space.put_slice(topic.as_bytes());
+        space.put_u8(Self::SEPARATOR);
+        space.put_slice(event_id.as_bytes());
+        let bytes = space.split().freeze();
         let hash = xxh3_64(&bytes);
         Self {
-            bytes: bytes.into_boxed_slice(),
+            bytes,
             topic_len: u8::try_from(topic.len()).expect("a topic has at most 255 bytes"),
             hash,
         }
@@ -148,8 +149,12 @@ impl Key {
 
     /// The name of the topic.
     pub fn topic(&self) -> &str {
-        let topic = &self.bytes[..usize::from(self.topic_len)];
-        std::str::from_utf8(topic).expect("a key is made of two strings")
+        std::str::from_utf8(self.topic_bytes()).expect("a key is made of two strings")
+    }
+
+    /// The name of the topic, as bytes.
+    pub fn topic_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.topic_len)]
     }
 
     /// xxh3-64 of the bytes. Places a key in tables and filters; never decides that two are equal.
@@ -178,15 +183,24 @@ impl Event {
     /// The caller vouches that `encoded` is canonical: [`EventView::parse`] does not look into a JSON
     /// payload.
     pub fn new(encoded: Bytes, view: &EventView<'_>) -> Result<Self, Violation> {
+        Self::new_in(encoded, view, &mut BytesMut::new())
+    }
+
+    /// The same, with the key put in `key_space`: events that come together share the memory of their keys.
+    pub fn new_in(
+        encoded: Bytes,
+        view: &EventView<'_>,
+        key_space: &mut BytesMut,
+    ) -> Result<Self, Violation> {
         check_event(view)?;
-        let key = Key::from_names(view.topic, view.event_id);
+        let key = Key::from_names(view.topic, view.event_id, key_space);
         Ok(Self::from_parts(key, encoded))
     }
 
     /// Takes an event back that was checked when it was stored.
     pub fn from_stored(encoded: Bytes) -> Result<Self, NotCanonical> {
         let view = EventView::parse(&encoded)?;
-        let key = Key::from_names(view.topic, view.event_id);
+        let key = Key::from_names(view.topic, view.event_id, &mut BytesMut::new());
         Ok(Self::from_parts(key, encoded))
     }
 
@@ -296,14 +310,14 @@ fn check_name(field: &'static str, name: &str) -> Result<(), Violation> {
             ),
         ));
     }
-    let control = if name.is_ascii() {
-        name.bytes().position(|byte| byte.is_ascii_control())
-    } else {
-        name.char_indices()
-            .find_map(|(at, char)| char.is_control().then_some(at))
-    };
+    // No early exit: the compiler makes few instructions of it, and nearly all names pass.
+    let printable = |byte: u8| (b' '..=b'~').contains(&byte);
+    if name.bytes().fold(true, |all, byte| all & printable(byte)) {
+        return Ok(());
+    }
+    let control = name.char_indices().find(|(_, char)| char.is_control());
     match control {
-        Some(at) => Err(Violation::new(
+        Some((at, _)) => Err(Violation::new(
             field,
             format!("a control character at byte {at}; none is allowed"),
         )),

@@ -174,7 +174,19 @@ pub fn varint_len(value: u64) -> usize {
 
 /// Takes a varint off the front of `rest`. `None` if there is none, it is longer than it needs to be, or
 /// it does not fit 64 bits.
+#[inline]
 pub fn take_varint(rest: &mut &[u8]) -> Option<u64> {
+    match **rest {
+        // Most are one byte.
+        [byte @ ..0x80, ref after @ ..] => {
+            *rest = after;
+            Some(u64::from(byte))
+        }
+        _ => take_long_varint(rest),
+    }
+}
+
+fn take_long_varint(rest: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for (at, byte) in rest.iter().enumerate() {
         let bits = u64::from(byte & 0x7f);

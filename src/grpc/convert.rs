@@ -19,6 +19,9 @@ use crate::{
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
+/// Keys of a request are put in pieces of memory of this size.
+const KEY_SPACE_BYTES: usize = 16 * 1024;
+
 /// Tags of length-delimited fields: `number << 3 | 2`, or `| 0` for varints.
 const EVENTS_FIELD: u32 = 1;
 const EVENTS_TAG: u8 = 1 << 3 | 2;
@@ -28,13 +31,30 @@ const STORED_RECEIVED_AT_TAG: u8 = 3 << 3 | 2;
 const CURSOR_TAG: u8 = 2 << 3 | 2;
 const CAUGHT_UP_TAG: u8 = 3 << 3;
 
-/// The events of a publish request, each valid or not, in order. Fails if the request is no
-/// encoded request or has too many events.
+/// The events of a request, in order.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    /// The valid ones.
+    pub valid: Vec<Event>,
+    /// What is wrong with the others, by their place in the request.
+    pub violations: Vec<(usize, Violation)>,
+}
+
+impl Events {
+    /// How many events the request has.
+    pub fn count(&self) -> usize {
+        self.valid.len() + self.violations.len()
+    }
+}
+
+/// Checks the events of a publish request. Fails if the request is no encoded request or has too many
+/// events.
 pub(super) fn events(
     request: &RawPublishRequest,
     event_bytes_max: usize,
-) -> Result<Vec<Result<Event, Violation>>, Violation> {
-    let mut events = Vec::new();
+) -> Result<Events, Violation> {
+    let mut events = Events::default();
+    let mut key_space = BytesMut::new();
     let mut rest = &*request.0;
     while !rest.is_empty() {
         let (field, wire_type) = decode_key(&mut rest).map_err(|_| malformed())?;
@@ -46,13 +66,24 @@ pub(super) fn events(
         }
         check_wire_type(WireType::LengthDelimited, wire_type).map_err(|_| malformed())?;
         let encoded = take_len_prefixed(&mut rest).ok_or_else(malformed)?;
-        if events.len() == REQUEST_EVENTS_MAX {
+        if events.count() == REQUEST_EVENTS_MAX {
             return Err(Violation::new(
                 "events",
                 format!("more than {REQUEST_EVENTS_MAX} events; that is the limit of a request"),
             ));
         }
-        events.push(event(request.0.slice_ref(encoded), event_bytes_max));
+        if events.valid.is_empty() {
+            // As if the others were like it.
+            let count = (rest.len() / encoded.len().max(1) + 1).min(REQUEST_EVENTS_MAX);
+            events.valid.reserve(count);
+        }
+        if key_space.capacity() < Key::BYTES_MAX {
+            key_space.reserve(KEY_SPACE_BYTES.min(request.0.len()));
+        }
+        match event(&request.0, encoded, event_bytes_max, &mut key_space) {
+            Ok(event) => events.valid.push(event),
+            Err(violation) => events.violations.push((events.count(), violation)),
+        }
     }
     Ok(events)
 }
@@ -68,8 +99,13 @@ fn malformed() -> Violation {
     Violation::new("events", "the request is not an encoded publish request")
 }
 
-/// An event in whatever encoding a publisher chose.
-fn event(encoded: Bytes, bytes_max: usize) -> Result<Event, Violation> {
+/// An event of a request, in whatever encoding a publisher chose.
+fn event(
+    request: &Bytes,
+    encoded: &[u8],
+    bytes_max: usize,
+    key_space: &mut BytesMut,
+) -> Result<Event, Violation> {
     if encoded.len() > bytes_max {
         return Err(Violation::new(
             "event",
@@ -79,16 +115,16 @@ fn event(encoded: Bytes, bytes_max: usize) -> Result<Event, Violation> {
             ),
         ));
     }
-    match EventView::parse(&encoded) {
+    match EventView::parse(encoded) {
         // A parser that does not look into JSON cannot tell whether it is canonical.
         Ok(view) if !matches!(view.payload, Some(Payload::Json(_))) => {
-            Event::new(encoded.clone(), &view)
+            Event::new_in(request.slice_ref(encoded), &view, key_space)
         }
-        Ok(_) | Err(_) => canonical_event(&encoded),
+        Ok(_) | Err(_) => canonical_event(encoded, key_space),
     }
 }
 
-fn canonical_event(encoded: &[u8]) -> Result<Event, Violation> {
+fn canonical_event(encoded: &[u8], key_space: &mut BytesMut) -> Result<Event, Violation> {
     let event = decode_as_readers_will(encoded).map_err(|error| {
         // The whole chain of fields that leads there can be long.
         let error = error.to_string();
@@ -97,7 +133,7 @@ fn canonical_event(encoded: &[u8]) -> Result<Event, Violation> {
     })?;
     let canonical = Bytes::from(event.encode_to_vec());
     let view = EventView::parse(&canonical).expect("the encoder is canonical");
-    Event::new(canonical.clone(), &view)
+    Event::new_in(canonical.clone(), &view, key_space)
 }
 
 /// Decodes an event in the depth at which a ListEventsResponse has it: decoders limit the depth, and an
@@ -256,7 +292,8 @@ mod tests {
     }
 
     fn one(encoded: &[u8]) -> Result<Event, Violation> {
-        event(Bytes::copy_from_slice(encoded), EVENT_BYTES_MAX)
+        let encoded = Bytes::copy_from_slice(encoded);
+        event(&encoded, &encoded, EVENT_BYTES_MAX, &mut BytesMut::new())
     }
 
     #[test]
@@ -316,7 +353,8 @@ mod tests {
         .encode_to_vec();
         encoded.extend(b"\x10\x01\x1a\x02ab");
         let request = RawPublishRequest(encoded.into());
-        assert_eq!(events(&request, EVENT_BYTES_MAX).expect("valid").len(), 2);
+        let events = events(&request, EVENT_BYTES_MAX).expect("valid");
+        assert_eq!((events.valid.len(), events.count()), (2, 2));
     }
 
     fn any_stored_event() -> impl Strategy<Value = StoredEvent> {
@@ -349,7 +387,7 @@ mod tests {
         #[test]
         fn garbage_is_no_panic(encoded in proptest::collection::vec(any::<u8>(), 0..64)) {
             if let Ok(events) = events(&RawPublishRequest(encoded.into()), EVENT_BYTES_MAX) {
-                for event in events.into_iter().flatten() {
+                for event in events.valid {
                     prop_assert!(Event::from_stored(event.encoded().clone()).is_ok());
                 }
             }

@@ -67,17 +67,12 @@ impl PublishStream<'_> {
         let limit = self.aggregator.limits.event_bytes_max;
         let events = convert::events(request, limit)
             .map_err(|violation| status::invalid_request(self.taken, &violation))?;
-        let received = events.len() as u64;
-        events
-            .into_iter()
-            .enumerate()
-            .map(|(at, event)| {
-                event.map_err(|violation| {
-                    self.aggregator.partition.count_rejected(received);
-                    status::invalid_event(self.taken, at, &violation)
-                })
-            })
-            .collect()
+        let Some((at, violation)) = events.violations.first() else {
+            return Ok(events.valid);
+        };
+        let partition = &self.aggregator.partition;
+        partition.count_rejected(events.count() as u64);
+        Err(status::invalid_event(self.taken, *at, violation))
     }
 
     /// Waits for outcomes until no more than `left` requests wait for theirs.

@@ -6,7 +6,8 @@ use tokio_stream::Stream;
 use tonic::{Request, Status, Streaming};
 
 use super::{
-    Aggregator, STREAM_REQUESTS_MAX, convert, intake::Arrivals, status, wire::RawPublishRequest,
+    Aggregator, STREAM_REQUESTS_MAX, convert, convert::Events, intake::Arrivals, status,
+    wire::RawPublishRequest,
 };
 use crate::{
     event::Violation,
@@ -83,14 +84,7 @@ async fn take(
     let (request, share) = arrivals.take(request);
     let events = convert::events(&request, aggregator.limits.event_bytes_max)
         .map_err(|violation| status::invalid_request(number, &violation))?;
-    let mut violations = Vec::new();
-    let mut valid = Vec::with_capacity(events.len());
-    for (at, event) in events.into_iter().enumerate() {
-        match event {
-            Ok(event) => valid.push(event),
-            Err(violation) => violations.push((at, violation)),
-        }
-    }
+    let Events { valid, violations } = events;
     let partition = &aggregator.partition;
     let submitted = partition.submit(valid, Rejection::OfEvent, share).await;
     let pending = submitted.map_err(|error| status::publish(&error))?;

@@ -57,7 +57,7 @@ impl BatchBuilder {
     /// If the batch outgrows [`BATCH_BYTES_MAX`]: it is for the caller to finish a batch long before.
     pub fn push(&mut self, event: &Event) -> Sequence {
         let sequence = self.next_sequence();
-        let topic = self.topic(event.key().topic().as_bytes());
+        let topic = self.topic(event.key().topic_bytes());
         let encoded = event.encoded();
         let index = self.events.len() as u64;
         let bytes = varint_len(index) + varint_len(encoded.len() as u64) + encoded.len();
@@ -105,6 +105,11 @@ impl BatchBuilder {
     /// The number of events.
     pub fn count(&self) -> usize {
         self.events.len()
+    }
+
+    /// The number of topics.
+    pub fn topic_count(&self) -> usize {
+        self.topics.len()
     }
 
     /// Whether there is no event yet.

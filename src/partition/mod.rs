@@ -39,7 +39,7 @@ pub use self::{
     stats::{Counters, CountersError, Snapshot, TopicCounters},
 };
 use self::{
-    request::{Candidate, Message, Request},
+    request::{Message, Request},
     stats::{Dropped, Stats},
     tail::DurableTail,
 };
@@ -122,10 +122,11 @@ impl<R: LogReader> Partition<R> {
         rejection: Rejection,
         permit: OwnedSemaphorePermit,
     ) -> Result<PendingOutcomes, PublishError> {
-        let (candidates, looked_to) = self.look_up(events).await?;
+        let (events, sealed, looked_to) = self.look_up(events).await?;
         let (reply, outcomes) = oneshot::channel();
         let request = Request {
-            candidates,
+            events,
+            sealed,
             looked_to,
             rejection,
             permit,
@@ -140,29 +141,23 @@ impl<R: LogReader> Partition<R> {
     async fn look_up(
         &self,
         events: Vec<Event>,
-    ) -> Result<(Vec<Candidate>, Sequence), PublishError> {
+    ) -> Result<(Vec<Event>, Vec<Option<Entry>>, Sequence), PublishError> {
         let view = self.0.index.view();
         let looked_to = view.sealed_to();
-        let candidates: Vec<Candidate> = events
-            .into_iter()
-            .map(|event| Candidate {
-                event,
-                sealed: None,
-            })
-            .collect();
-        let may_contain = |candidate: &Candidate| view.may_contain(candidate.event.key());
-        if !candidates.iter().any(may_contain) {
-            return Ok((candidates, looked_to));
+        let may_contain = |at: &usize| view.may_contain(events[*at].key());
+        let maybe: Vec<usize> = (0..events.len()).filter(may_contain).collect();
+        if maybe.is_empty() {
+            return Ok((events, Vec::new(), looked_to));
         }
         let found = spawn_blocking(move || {
-            let mut candidates = candidates;
-            let found = candidates.iter_mut().try_for_each(|candidate| {
-                candidate.sealed = view.get(candidate.event.key())?;
+            let mut sealed = vec![None; events.len()];
+            let found = maybe.into_iter().try_for_each(|at| {
+                sealed[at] = view.get(events[at].key())?;
                 Ok::<_, IndexError>(())
             });
             // What cannot be read here is left to the writer, which fails on it for all.
             let looked_to = found.map_or(FIRST_SEQUENCE, |()| looked_to);
-            (candidates, looked_to)
+            (events, sealed, looked_to)
         });
         found.await.map_err(|_| PublishError::Stopping)
     }

@@ -69,15 +69,12 @@ impl From<&AppendError> for PublishError {
     }
 }
 
-/// An event, and what a handler found under its key in the sealed parts of the index.
-pub(super) struct Candidate {
-    pub event: Event,
-    pub sealed: Option<Entry>,
-}
-
 /// The events of one request, to be stored in their order.
 pub(super) struct Request {
-    pub candidates: Vec<Candidate>,
+    pub events: Vec<Event>,
+    /// What a handler found under their keys in the sealed parts of the index: for each event, or, if there
+    /// was nothing, for none.
+    pub sealed: Vec<Option<Entry>>,
     /// The handler looked into all sealed parts of the index below it.
     pub looked_to: Sequence,
     pub rejection: Rejection,

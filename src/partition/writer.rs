@@ -18,12 +18,12 @@ use tokio::sync::{mpsc, watch};
 use super::{
     Health,
     clock::Clock,
-    request::{Candidate, Message, Outcome, PublishError, Rejection, Request},
+    request::{Message, Outcome, PublishError, Rejection, Request},
     stats::Dropped,
     syncer::{Reply, Synced, Work},
 };
 use crate::{
-    event::{Sequence, Topic},
+    event::{Event, Sequence, Topic},
     index::{Entry, Index, IndexError},
     log::BatchBuilder,
 };
@@ -74,20 +74,20 @@ impl Pending {
         self.builder.count() >= BATCH_EVENTS_FULL || self.builder.bytes() >= BATCH_BYTES_FULL
     }
 
-    fn count(&mut self, candidate: &Candidate, outcome: Outcome, topics: &HashSet<Topic>) {
+    fn count(&mut self, event: &Event, outcome: Outcome, topics: &HashSet<Topic>) {
         match outcome {
             Outcome::Stored(_) => {}
             Outcome::TopicLimit => self.dropped.rejected += 1,
-            Outcome::Duplicate(_) => self.count_duplicate(candidate, topics),
+            Outcome::Duplicate(_) => self.count_duplicate(event, topics),
             Outcome::Conflict(_) => {
-                self.count_duplicate(candidate, topics);
+                self.count_duplicate(event, topics);
                 self.dropped.conflicts += 1;
             }
         }
     }
 
-    fn count_duplicate(&mut self, candidate: &Candidate, topics: &HashSet<Topic>) {
-        let name = candidate.event.key().topic();
+    fn count_duplicate(&mut self, event: &Event, topics: &HashSet<Topic>) {
+        let name = event.key().topic();
         match self.dropped.duplicates.get_mut(name) {
             Some(duplicates) => *duplicates += 1,
             None => {
@@ -163,8 +163,8 @@ impl Writer {
             _ = request.reply.send(Err(error));
             return;
         }
-        if request.rejection == Rejection::OfRequest && !self.topics_fit(&request.candidates) {
-            let rejected = request.candidates.len() as u64;
+        if request.rejection == Rejection::OfRequest && !self.topics_fit(&request.events) {
+            let rejected = request.events.len() as u64;
             self.batch.dropped.rejected += rejected;
             let reply = Reply::new(
                 request,
@@ -175,9 +175,10 @@ impl Writer {
             self.batch.replies.push(reply);
             return;
         }
-        let mut outcomes = Vec::with_capacity(request.candidates.len());
-        for candidate in &request.candidates {
-            match self.decide(candidate, request.looked_to) {
+        let mut outcomes = Vec::with_capacity(request.events.len());
+        for (at, event) in request.events.iter().enumerate() {
+            let sealed = request.sealed.get(at).copied().flatten();
+            match self.decide(event, sealed, request.looked_to) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(error) => {
                     let error = self.after_index_error(&error);
@@ -186,19 +187,19 @@ impl Writer {
                 }
             }
         }
-        for (candidate, outcome) in request.candidates.iter().zip(&outcomes) {
-            self.batch.count(candidate, *outcome, &self.topics);
+        for (event, outcome) in request.events.iter().zip(&outcomes) {
+            self.batch.count(event, *outcome, &self.topics);
         }
         self.batch.replies.push(Reply::new(request, Ok(outcomes)));
     }
 
     fn decide(
         &mut self,
-        candidate: &Candidate,
+        event: &Event,
+        sealed: Option<Entry>,
         looked_to: Sequence,
     ) -> Result<Outcome, IndexError> {
-        let event = &candidate.event;
-        let stored = match candidate.sealed {
+        let stored = match sealed {
             Some(entry) => Some(entry),
             None => self.index.get(event.key(), looked_to)?,
         };
@@ -209,15 +210,17 @@ impl Writer {
                 Outcome::Conflict(stored.sequence)
             });
         }
-        if !self.topics.contains(event.key().topic()) {
-            if self.topics.len() >= self.topics_max {
-                return Ok(Outcome::TopicLimit);
-            }
+        if self.topics.len() >= self.topics_max && !self.topics.contains(event.key().topic()) {
+            return Ok(Outcome::TopicLimit);
+        }
+        let topics_before = self.batch.builder.topic_count();
+        let sequence = self.batch.builder.push(event);
+        let first_of_topic = self.batch.builder.topic_count() > topics_before;
+        if first_of_topic && !self.topics.contains(event.key().topic()) {
             let topic = Topic::new(event.key().topic()).expect("an event's topic is valid");
             self.batch.new_topics.push(topic.clone());
             self.topics.insert(topic);
         }
-        let sequence = self.batch.builder.push(event);
         let entry = Entry {
             sequence,
             content_hash: event.content_hash(),
@@ -227,10 +230,13 @@ impl Writer {
     }
 
     /// Whether the limit on topics has room for those that these events would begin.
-    fn topics_fit(&self, candidates: &[Candidate]) -> bool {
-        let begun: BTreeSet<&str> = candidates
+    fn topics_fit(&self, events: &[Event]) -> bool {
+        if self.topics.len() + events.len() <= self.topics_max {
+            return true;
+        }
+        let begun: BTreeSet<&str> = events
             .iter()
-            .map(|candidate| candidate.event.key().topic())
+            .map(|event| event.key().topic())
             .filter(|topic| !self.topics.contains(*topic))
             .collect();
         begun.is_empty() || self.topics.len() + begun.len() <= self.topics_max
