@@ -38,6 +38,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             "crate::grpc::wire::RawPublishRequest",
         )
         .extern_path(
+            ".oncelog.v1.StreamingPublishResponse",
+            "crate::grpc::wire::RawStreamingPublishResponse",
+        )
+        .extern_path(
             ".oncelog.v1.ListEventsResponse",
             "crate::grpc::wire::RawListEventsResponse",
         )

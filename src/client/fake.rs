@@ -9,7 +9,7 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use crate::{
-    grpc::wire::{RawListEventsResponse, RawPublishRequest},
+    grpc::wire::{RawListEventsResponse, RawPublishRequest, RawStreamingPublishResponse},
     proto::{
         server::aggregator_service_server::{AggregatorService, AggregatorServiceServer},
         v1,
@@ -24,7 +24,7 @@ type Responses<T> = mpsc::Sender<Result<T, Status>>;
 /// A StreamingPublish call.
 pub(super) struct PublishCall {
     requests: Streaming<RawPublishRequest>,
-    responses: Responses<v1::StreamingPublishResponse>,
+    responses: Responses<RawStreamingPublishResponse>,
     acked: u64,
 }
 
@@ -53,7 +53,8 @@ impl PublishCall {
             acknowledged_requests,
             outcomes,
         };
-        self.responses.send(Ok(response)).await.expect("a client");
+        let raw = RawStreamingPublishResponse(response.encode_to_vec().into());
+        self.responses.send(Ok(raw)).await.expect("a client");
     }
 
     /// Ends the call with `status`.
@@ -161,7 +162,7 @@ struct Handler {
 
 #[tonic::async_trait]
 impl AggregatorService for Handler {
-    type StreamingPublishStream = ReceiverStream<Result<v1::StreamingPublishResponse, Status>>;
+    type StreamingPublishStream = ReceiverStream<Result<RawStreamingPublishResponse, Status>>;
     type ListEventsStream = ReceiverStream<Result<RawListEventsResponse, Status>>;
 
     async fn publish(

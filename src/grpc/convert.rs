@@ -6,7 +6,7 @@ use prost::{
     encoding::{DecodeContext, WireType, check_wire_type, decode_key, decode_varint, skip_field},
 };
 
-use super::wire::{RawListEventsResponse, RawPublishRequest};
+use super::wire::{RawListEventsResponse, RawPublishRequest, RawStreamingPublishResponse};
 use crate::{
     aggregator::REQUEST_EVENTS_MAX,
     event::{
@@ -25,6 +25,11 @@ const KEY_SPACE_BYTES: usize = 16 * 1024;
 /// Tags of length-delimited fields: `number << 3 | 2`, or `| 0` for varints.
 const EVENTS_FIELD: u32 = 1;
 const EVENTS_TAG: u8 = 1 << 3 | 2;
+const ACKNOWLEDGED_TAG: u8 = 1 << 3;
+const OUTCOMES_TAG: u8 = 2 << 3 | 2;
+const OUTCOME_TAG: u8 = 1 << 3;
+const OUTCOME_SEQUENCE_TAG: u8 = 2 << 3;
+const OUTCOME_REASON_TAG: u8 = 3 << 3 | 2;
 const STORED_EVENT_TAG: u8 = 1 << 3 | 2;
 const STORED_SEQUENCE_TAG: u8 = 2 << 3;
 const STORED_RECEIVED_AT_TAG: u8 = 3 << 3 | 2;
@@ -159,31 +164,70 @@ pub(super) fn key(request: &v1::GetEventRequest) -> Result<Key, Violation> {
     Ok(Key::new(&topic, &event_id))
 }
 
-/// What became of an event, as it is told.
-pub(super) fn outcome(outcome: Outcome, topics_max: usize) -> v1::EventOutcome {
-    let told = |outcome: v1::Outcome, sequence: Sequence| v1::EventOutcome {
-        outcome: outcome.into(),
-        sequence,
-        reason: String::new(),
-    };
-    match outcome {
-        Outcome::Stored(sequence) => told(v1::Outcome::Stored, sequence),
-        Outcome::Duplicate(sequence) => told(v1::Outcome::Duplicate, sequence),
-        Outcome::Conflict(sequence) => told(v1::Outcome::Conflict, sequence),
-        Outcome::TopicLimit => rejected(&Violation::new(
-            "topic",
-            format!("a new topic; the limit is {topics_max} topics (--max-topics)"),
-        )),
+/// A response of StreamingPublish: what became of each event of a request. `violations` are those of the events
+/// that broke a limit, by their place in the request; `outcomes` are those of the others.
+pub(super) fn publish_response(
+    acknowledged_requests: u64,
+    outcomes: &[Outcome],
+    violations: &[(usize, Violation)],
+    topics_max: usize,
+) -> RawStreamingPublishResponse {
+    /// More than an outcome without a reason takes.
+    const OUTCOME_BYTES: usize = 16;
+    let total = outcomes.len() + violations.len();
+    let mut buf = BytesMut::with_capacity((total + 1) * OUTCOME_BYTES);
+    buf.put_u8(ACKNOWLEDGED_TAG);
+    put_varint(acknowledged_requests, &mut buf);
+    let mut outcomes = outcomes.iter();
+    let mut violations = violations.iter().peekable();
+    for at in 0..total {
+        match violations.next_if(|(place, _)| *place == at) {
+            Some((_, violation)) => put_rejected(violation, &mut buf),
+            None => match *outcomes.next().expect("one outcome per submitted event") {
+                Outcome::Stored(at) => put_outcome(v1::Outcome::Stored, at, "", &mut buf),
+                Outcome::Duplicate(at) => put_outcome(v1::Outcome::Duplicate, at, "", &mut buf),
+                Outcome::Conflict(at) => put_outcome(v1::Outcome::Conflict, at, "", &mut buf),
+                Outcome::TopicLimit => put_rejected(&topic_limit(topics_max), &mut buf),
+            },
+        }
+    }
+    RawStreamingPublishResponse(buf.freeze())
+}
+
+fn put_rejected(violation: &Violation, buf: &mut BytesMut) {
+    put_outcome(v1::Outcome::Rejected, 0, &violation.to_string(), buf);
+}
+
+fn put_outcome(outcome: v1::Outcome, sequence: Sequence, reason: &str, buf: &mut BytesMut) {
+    let outcome = i32::from(outcome).cast_unsigned().into();
+    let reason_len = reason.len() as u64;
+    let mut len = 1 + varint_len(outcome);
+    if sequence > 0 {
+        len += 1 + varint_len(sequence);
+    }
+    if reason_len > 0 {
+        len += 1 + varint_len(reason_len) + reason.len();
+    }
+    buf.put_u8(OUTCOMES_TAG);
+    put_varint(len as u64, buf);
+    buf.put_u8(OUTCOME_TAG);
+    put_varint(outcome, buf);
+    if sequence > 0 {
+        buf.put_u8(OUTCOME_SEQUENCE_TAG);
+        put_varint(sequence, buf);
+    }
+    if reason_len > 0 {
+        buf.put_u8(OUTCOME_REASON_TAG);
+        put_varint(reason_len, buf);
+        buf.put_slice(reason.as_bytes());
     }
 }
 
-/// What became of an event that broke a limit.
-pub(super) fn rejected(violation: &Violation) -> v1::EventOutcome {
-    v1::EventOutcome {
-        outcome: v1::Outcome::Rejected.into(),
-        sequence: 0,
-        reason: violation.to_string(),
-    }
+fn topic_limit(max: usize) -> Violation {
+    Violation::new(
+        "topic",
+        format!("a new topic; the limit is {max} topics (--max-topics)"),
+    )
 }
 
 /// A stored event as a message.
@@ -382,6 +426,40 @@ mod tests {
             let decoded = v1::ListEventsResponse::decode(raw.0).expect("well-formed");
             let events = events.iter().map(stored_event).collect();
             prop_assert_eq!(decoded, v1::ListEventsResponse { events, cursor, caught_up });
+        }
+
+        #[test]
+        fn a_publish_response_is_what_the_contract_says(
+            acknowledged_requests in 1..u64::MAX,
+            told in proptest::collection::vec((0..5, 1..Sequence::MAX), 0..9),
+        ) {
+            let (mut outcomes, mut violations) = (Vec::new(), Vec::new());
+            let mut expected = v1::StreamingPublishResponse {
+                acknowledged_requests,
+                ..v1::StreamingPublishResponse::default()
+            };
+            for (at, (kind, sequence)) in told.into_iter().enumerate() {
+                let mut told = v1::EventOutcome { sequence, ..v1::EventOutcome::default() };
+                let (outcome, kind) = match kind {
+                    0 => (Outcome::Stored(sequence), v1::Outcome::Stored),
+                    1 => (Outcome::Duplicate(sequence), v1::Outcome::Duplicate),
+                    2 => (Outcome::Conflict(sequence), v1::Outcome::Conflict),
+                    _ => (Outcome::TopicLimit, v1::Outcome::Rejected),
+                };
+                told.set_outcome(kind);
+                if kind == v1::Outcome::Rejected {
+                    told.sequence = 0;
+                    told.reason = topic_limit(7).to_string();
+                }
+                if kind == v1::Outcome::Rejected && sequence % 2 == 0 {
+                    violations.push((at, topic_limit(7)));
+                } else {
+                    outcomes.push(outcome);
+                }
+                expected.outcomes.push(told);
+            }
+            let raw = publish_response(acknowledged_requests, &outcomes, &violations, 7);
+            prop_assert_eq!(raw.0, expected.encode_to_vec());
         }
 
         #[test]

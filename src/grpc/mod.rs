@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming, codec::CompressionEncoding};
 
 use self::{
     intake::Intake,
-    wire::{RawListEventsResponse, RawPublishRequest},
+    wire::{RawListEventsResponse, RawPublishRequest, RawStreamingPublishResponse},
 };
 use crate::{
     aggregator::{Aggregator, STREAM_REQUESTS_MAX},
@@ -42,7 +42,7 @@ type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl AggregatorService for Aggregator {
-    type StreamingPublishStream = ResponseStream<v1::StreamingPublishResponse>;
+    type StreamingPublishStream = ResponseStream<RawStreamingPublishResponse>;
     type ListEventsStream = ResponseStream<RawListEventsResponse>;
 
     async fn publish(

@@ -6,13 +6,15 @@ use tokio_stream::Stream;
 use tonic::{Request, Status, Streaming};
 
 use super::{
-    Aggregator, STREAM_REQUESTS_MAX, convert, convert::Events, intake::Arrivals, status,
-    wire::RawPublishRequest,
+    Aggregator, STREAM_REQUESTS_MAX, convert,
+    convert::Events,
+    intake::Arrivals,
+    status,
+    wire::{RawPublishRequest, RawStreamingPublishResponse},
 };
 use crate::{
     event::Violation,
     partition::{PendingOutcomes, Rejection},
-    proto::v1,
 };
 
 /// A request that was taken and is not answered.
@@ -26,7 +28,7 @@ struct Taken {
 pub(super) fn streaming_publish(
     aggregator: Aggregator,
     request: Request<Streaming<RawPublishRequest>>,
-) -> impl Stream<Item = Result<v1::StreamingPublishResponse, Status>> {
+) -> impl Stream<Item = Result<RawStreamingPublishResponse, Status>> {
     let topics_max = aggregator.limits.topics_max;
     let (taken, answers) = mpsc::channel(STREAM_REQUESTS_MAX);
     tokio::spawn(take_all(aggregator, request, taken));
@@ -101,21 +103,13 @@ async fn answer(
     taken: Taken,
     acknowledged_requests: u64,
     topics_max: usize,
-) -> Result<v1::StreamingPublishResponse, Status> {
+) -> Result<RawStreamingPublishResponse, Status> {
     let outcomes = taken.pending.await;
     let outcomes = outcomes.map_err(|error| status::publish(&error))?;
-    let total = outcomes.len() + taken.violations.len();
-    let mut outcomes = outcomes.into_iter();
-    let mut violations = taken.violations.iter().peekable();
-    let told = (0..total).map(|at| match violations.next_if(|(place, _)| *place == at) {
-        Some((_, violation)) => convert::rejected(violation),
-        None => {
-            let outcome = outcomes.next().expect("one outcome per submitted event");
-            convert::outcome(outcome, topics_max)
-        }
-    });
-    Ok(v1::StreamingPublishResponse {
+    Ok(convert::publish_response(
         acknowledged_requests,
-        outcomes: told.collect(),
-    })
+        &outcomes,
+        &taken.violations,
+        topics_max,
+    ))
 }

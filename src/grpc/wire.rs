@@ -2,7 +2,7 @@
 //!
 //! The server hashes, stores and sends events as the bytes they are; decoding each into a message
 //! and encoding it again would be most of its work. These types stand in the generated service trait
-//! for `PublishRequest`, `StreamingPublishRequest` and `ListEventsResponse`, and carry the same bytes.
+//! for `PublishRequest`, `StreamingPublishRequest` and their hot responses, and carry the same bytes.
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::{
@@ -13,6 +13,10 @@ use prost::{
 /// An encoded `PublishRequest` or `StreamingPublishRequest`: both are `repeated Event events = 1`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RawPublishRequest(pub Bytes);
+
+/// An encoded `StreamingPublishResponse`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RawStreamingPublishResponse(pub Bytes);
 
 /// An encoded `ListEventsResponse`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,4 +56,5 @@ macro_rules! raw_message {
 }
 
 raw_message!(RawPublishRequest);
+raw_message!(RawStreamingPublishResponse);
 raw_message!(RawListEventsResponse);
