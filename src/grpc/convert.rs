@@ -280,9 +280,13 @@ pub(super) fn list_events_response(
     const EVENT_OVERHEAD: usize = 64;
     let events_len: usize = events.iter().map(|event| event.encoded.len()).sum();
     let capacity = events_len + events.len() * EVENT_OVERHEAD + cursor.len() + EVENT_OVERHEAD;
-    let mut buf = BytesMut::with_capacity(capacity);
-    for event in events {
-        put_stored_event(event, &mut buf);
+    let mut buf = Vec::with_capacity(capacity);
+    // The events of a batch have one time: it is encoded once.
+    for batch in events.chunk_by(|a, b| a.received_at == b.received_at) {
+        let received_at = timestamp(batch[0].received_at).encode_to_vec();
+        for event in batch {
+            put_stored_event(event, &received_at, &mut buf);
+        }
     }
     buf.put_u8(CURSOR_TAG);
     put_varint(cursor.len() as u64, &mut buf);
@@ -291,13 +295,12 @@ pub(super) fn list_events_response(
         buf.put_u8(CAUGHT_UP_TAG);
         buf.put_u8(1);
     }
-    RawListEventsResponse(buf.freeze())
+    RawListEventsResponse(buf.into())
 }
 
-fn put_stored_event(event: &StoredEvent, buf: &mut BytesMut) {
-    let received_at = timestamp(event.received_at);
+fn put_stored_event(event: &StoredEvent, received_at: &[u8], buf: &mut Vec<u8>) {
     let event_len = event.encoded.len() as u64;
-    let received_at_len = received_at.encoded_len() as u64;
+    let received_at_len = received_at.len() as u64;
     let field_len = |len: u64| 1 + varint_len(len) as u64 + len;
     let stored_len =
         field_len(event_len) + 1 + varint_len(event.sequence) as u64 + field_len(received_at_len);
@@ -311,7 +314,7 @@ fn put_stored_event(event: &StoredEvent, buf: &mut BytesMut) {
     put_varint(event.sequence, buf);
     buf.put_u8(STORED_RECEIVED_AT_TAG);
     put_varint(received_at_len, buf);
-    received_at.encode_raw(buf);
+    buf.put_slice(received_at);
 }
 
 #[cfg(test)]
