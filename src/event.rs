@@ -4,6 +4,7 @@
 //! Knows nothing of files, of the index or of how events arrive.
 
 mod encoding;
+mod json;
 
 use std::{fmt, sync::Arc};
 
@@ -14,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 pub use encoding::{
     EventView, NotCanonical, Payload, Timestamp, put_varint, take_varint, varint_len,
 };
+pub use json::is_canonical_struct;
 
 /// The place of an event in the log. The first event has sequence 1, there are no gaps.
 pub type Sequence = u64;

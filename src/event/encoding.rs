@@ -48,12 +48,14 @@ pub struct EventView<'a> {
     pub attributes: Vec<(&'a str, &'a str)>,
 }
 
-const VARINT: u32 = 0;
-const LEN: u32 = 2;
+/// Wire types.
+pub(super) const VARINT: u32 = 0;
+pub(super) const FIXED64: u32 = 1;
+pub(super) const LEN: u32 = 2;
 
 impl<'a> EventView<'a> {
-    /// Reads a canonical encoding. A JSON payload is taken as it is: whether it is canonical too is
-    /// for the caller to know.
+    /// Reads a canonical encoding. A JSON payload is taken as it is: whether it is canonical too,
+    /// [`is_canonical_struct`](super::is_canonical_struct) tells.
     pub fn parse(encoded: &'a [u8]) -> Result<Self, NotCanonical> {
         let mut event = Self::default();
         let mut rest = encoded;
@@ -92,19 +94,25 @@ impl<'a> EventView<'a> {
 }
 
 /// Takes one length-delimited field off the front: its number and its value.
-fn take_len_field<'a>(rest: &mut &'a [u8]) -> Result<(u32, &'a [u8]), NotCanonical> {
+pub(super) fn take_len_field<'a>(rest: &mut &'a [u8]) -> Result<(u32, &'a [u8]), NotCanonical> {
     let (field, wire_type) = take_tag(rest)?;
     if wire_type != LEN {
         return Err(NotCanonical);
     }
+    Ok((field, take_len(rest)?))
+}
+
+/// Takes the value of a length-delimited field.
+pub(super) fn take_len<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], NotCanonical> {
     let len = take_varint(rest).ok_or(NotCanonical)?;
     let len = usize::try_from(len).map_err(|_| NotCanonical)?;
     let (value, after) = rest.split_at_checked(len).ok_or(NotCanonical)?;
     *rest = after;
-    Ok((field, value))
+    Ok(value)
 }
 
-fn take_tag(rest: &mut &[u8]) -> Result<(u32, u32), NotCanonical> {
+/// Takes the number and the wire type of a field.
+pub(super) fn take_tag(rest: &mut &[u8]) -> Result<(u32, u32), NotCanonical> {
     let tag = take_varint(rest).ok_or(NotCanonical)?;
     let tag = u32::try_from(tag).map_err(|_| NotCanonical)?;
     Ok((tag >> 3, tag & 7))

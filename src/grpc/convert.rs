@@ -11,7 +11,7 @@ use crate::{
     aggregator::REQUEST_EVENTS_MAX,
     event::{
         Event, EventId, EventView, Key, Payload, Sequence, StoredEvent, Topic, UnixNanos,
-        Violation, put_varint, varint_len,
+        Violation, is_canonical_struct, put_varint, varint_len,
     },
     partition::{Counters, Outcome, TopicCounters},
     proto::v1,
@@ -121,11 +121,17 @@ fn event(
         ));
     }
     match EventView::parse(encoded) {
-        // A parser that does not look into JSON cannot tell whether it is canonical.
-        Ok(view) if !matches!(view.payload, Some(Payload::Json(_))) => {
+        Ok(view) if payload_is_canonical(view.payload) => {
             Event::new_in(request.slice_ref(encoded), &view, key_space)
         }
         Ok(_) | Err(_) => canonical_event(encoded, key_space),
+    }
+}
+
+fn payload_is_canonical(payload: Option<Payload<'_>>) -> bool {
+    match payload {
+        Some(Payload::Json(json)) => is_canonical_struct(json),
+        Some(Payload::Data(_)) | None => true,
     }
 }
 
