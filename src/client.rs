@@ -30,6 +30,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// How long the answer to a probe may take before the connection counts as dead.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// HTTP/2 flow control: what a server may send ahead of what a stream, and the connection, have read. A list
+/// is sent in messages of 128 KiB and more; with the default of 64 KiB each would wait for the client.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// The largest HTTP/2 frame a server may send: the default of 16 KiB costs both sides a system call each.
+const FRAME_BYTES_MAX: u32 = 64 * 1024;
 
 /// The address of a server cannot be used.
 #[derive(Clone, Debug, Error)]
@@ -40,7 +46,7 @@ pub struct InvalidEndpoint {
 }
 
 /// Describes the connection to `server`, `http://host:port` or just `host:port`: TCP_NODELAY, HTTP/2
-/// keepalive, 5 s to connect.
+/// keepalive, 5 s to connect, windows and frames large enough to list fast.
 pub fn endpoint(server: &str) -> Result<Endpoint, InvalidEndpoint> {
     let invalid = || InvalidEndpoint {
         server: server.to_owned(),
@@ -59,7 +65,10 @@ pub fn endpoint(server: &str) -> Result<Endpoint, InvalidEndpoint> {
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX))
 }
 
 /// Why a call ended: the status of the server, or of the connection to it.
