@@ -124,8 +124,8 @@ where
         let mut request = request.map(|body| {
             Body::new(MeteredBody {
                 inner: body,
-                arrived: BytesMut::new(),
-                message: Message::Prefix,
+                arrived: Bytes::new(),
+                message: Message::BEGIN,
                 messages: 0,
                 budget: PollSemaphore::new(Arc::clone(&self.budget)),
                 request_bytes_max: self.request_bytes_max,
@@ -140,8 +140,8 @@ where
 
 struct MeteredBody {
     inner: Body,
-    /// What has arrived and belongs to no message yet.
-    arrived: BytesMut,
+    /// What is left of the frame that arrived last.
+    arrived: Bytes,
     message: Message,
     /// Messages that were let in.
     messages: u64,
@@ -154,8 +154,11 @@ struct MeteredBody {
 
 /// Where in a message the body is.
 enum Message {
-    /// Before the end of its prefix.
-    Prefix,
+    /// Before the end of its prefix, of which there are `len` bytes.
+    Prefix {
+        prefix: [u8; PREFIX_BYTES],
+        len: usize,
+    },
     /// Its prefix is there, its share is not.
     Waiting { bytes: usize, compressed: bool },
     /// It is being gathered.
@@ -168,17 +171,28 @@ enum Message {
     Passing { bytes_left: usize },
 }
 
+impl Message {
+    /// Before its first byte.
+    const BEGIN: Self = Self::Prefix {
+        prefix: [0; PREFIX_BYTES],
+        len: 0,
+    };
+}
+
 impl MeteredBody {
-    /// Lets in what it can of what has arrived: returns what gRPC is to see of it. `None` if more must
-    /// arrive first.
+    /// Lets in what it can of what has arrived: returns what gRPC is to see of it. `None` if all of it is
+    /// taken, and more must arrive first.
     fn let_in(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
         loop {
             match &mut self.message {
-                Message::Prefix => {
-                    if self.arrived.len() < PREFIX_BYTES {
+                Message::Prefix { prefix, len } => {
+                    let part = self.arrived.len().min(PREFIX_BYTES - *len);
+                    self.arrived.copy_to_slice(&mut prefix[*len..*len + part]);
+                    *len += part;
+                    if *len < PREFIX_BYTES {
                         return Poll::Ready(None);
                     }
-                    let prefix = self.arrived.split_to(PREFIX_BYTES);
+                    let prefix = *prefix;
                     let bytes = (&prefix[1..]).get_u32() as usize;
                     if bytes > self.request_bytes_max {
                         return Poll::Ready(Some(Err(self.too_large(bytes))));
@@ -210,13 +224,13 @@ impl MeteredBody {
                 Message::Gathering {
                     bytes, gathered, ..
                 } => {
-                    let missing = *bytes - gathered.len();
-                    let part = self.arrived.split_to(missing.min(self.arrived.len()));
-                    gathered.extend_from_slice(&part);
+                    let part = self.arrived.len().min(*bytes - gathered.len());
+                    gathered.extend_from_slice(&self.arrived[..part]);
+                    self.arrived.advance(part);
                     if gathered.len() < *bytes {
                         return Poll::Ready(None);
                     }
-                    let message = std::mem::replace(&mut self.message, Message::Prefix);
+                    let message = std::mem::replace(&mut self.message, Message::BEGIN);
                     self.deadline = None;
                     if let Message::Gathering {
                         share, gathered, ..
@@ -233,10 +247,10 @@ impl MeteredBody {
                     let part = self.arrived.split_to((*bytes_left).min(self.arrived.len()));
                     *bytes_left -= part.len();
                     if *bytes_left == 0 {
-                        self.message = Message::Prefix;
+                        self.message = Message::BEGIN;
                         self.deadline = None;
                     }
-                    return Poll::Ready(Some(Ok(part.freeze())));
+                    return Poll::Ready(Some(Ok(part)));
                 }
             }
         }
@@ -302,6 +316,8 @@ impl HttpBody for MeteredBody {
             if let Some(part) = ready!(self.let_in(cx)) {
                 return Poll::Ready(Some(part.map(Frame::data)));
             }
+            // Even empty, it would keep the connection's buffer alive.
+            self.arrived = Bytes::new();
             let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
                 ready!(self.poll_deadline(cx));
                 let stalled = self.messages - 1;
@@ -310,12 +326,11 @@ impl HttpBody for MeteredBody {
             };
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if self.arrived.is_empty() => self.arrived = data.into(),
-                    Ok(data) => self.arrived.extend_from_slice(&data),
+                    Ok(data) => self.arrived = data,
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None if matches!(self.message, Message::Prefix) && self.arrived.is_empty() => {
+                None if matches!(self.message, Message::Prefix { len: 0, .. }) => {
                     return Poll::Ready(None);
                 }
                 None => return Poll::Ready(Some(Err(status::cut_request(self.messages)))),
