@@ -22,7 +22,7 @@ use super::{
     clock::{Clock, TimeSource, system_time},
     request::Message,
     stats::{CountersError, Snapshot, Stats},
-    syncer::Syncer,
+    syncer::{self, Syncer, SyncerThread},
     tail::DurableTail,
     writer::{Pending, Writer},
 };
@@ -214,11 +214,14 @@ pub fn open(
         health: health_watch,
         ingest: Arc::new(Semaphore::new(options.ingest_bytes_max)),
     }));
-    let syncer = Syncer {
+    let syncer = syncer::Shared::new(Syncer {
         log,
         index: index.reader(),
         stats: Arc::clone(&stats),
         tail: durable_tail,
+    });
+    let syncer_thread = SyncerThread {
+        syncer: syncer.clone(),
         work: work_end,
         synced,
         writer: queue.downgrade(),
@@ -229,7 +232,8 @@ pub fn open(
         topics_max: options.topics_max,
         clock: Clock::new(options.time, last_received_at),
         queue: queue_end,
-        syncer: work,
+        syncer,
+        work,
         synced: synced_end,
         durable_tail: tail,
         batch: Pending::new(tail),
@@ -244,7 +248,7 @@ pub fn open(
     let threads = Threads {
         queue,
         writer: spawn("oncelog-writer", health.clone(), || writer.run()),
-        syncer: spawn("oncelog-syncer", health.clone(), || syncer.run()),
+        syncer: spawn("oncelog-syncer", health.clone(), || syncer_thread.run()),
         saver: spawn("oncelog-saver", health, saver),
         stop_saver,
         stats,

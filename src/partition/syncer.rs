@@ -1,9 +1,10 @@
 //! The syncer: makes batches durable, one at a time, and only then tells anyone.
 //!
-//! One thread that owns the log. After the sync of a batch, and in this order: its topics are in the
+//! Owns the log. It has a thread of its own, so that the writer gathers the next batch meanwhile; a batch that
+//! has nothing behind it is synced by the writer itself, which spares it the way there and back. After the sync of a batch, and in this order: its topics are in the
 //! index, it is counted, the durable tail moves, and its requests are answered.
 
-use std::sync::{Arc, mpsc as std_mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc as std_mpsc};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -64,33 +65,47 @@ pub(super) struct Syncer<L> {
     pub index: IndexReader,
     pub stats: Arc<Stats>,
     pub tail: Arc<DurableTail>,
-    pub work: std_mpsc::Receiver<Work>,
-    pub synced: std_mpsc::Sender<Synced>,
-    /// The writer's queue, to wake it.
-    pub writer: mpsc::WeakSender<Message>,
+}
+
+/// The syncer of the writer and of the thread. Only one of them has work for it at a time.
+pub(super) struct Shared<L>(Arc<Mutex<Syncer<L>>>);
+
+impl<L> Clone for Shared<L> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<L> Shared<L> {
+    pub fn new(syncer: Syncer<L>) -> Self {
+        Self(Arc::new(Mutex::new(syncer)))
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Syncer<L>> {
+        // After a panic the log may be half changed.
+        self.0.lock().expect("the syncer has not panicked")
+    }
 }
 
 impl<L: Log> Syncer<L> {
-    /// Runs until the writer has gone.
-    pub fn run(mut self) {
-        while let Ok(work) = self.work.recv() {
-            let appended = match &work.batch {
-                Some(batch) => self.log.append(batch),
-                None => Ok(()),
-            };
-            match appended {
-                Ok(()) => {
-                    self.publish(work.batch, &work.dropped);
-                    self.tell_writer(Ok(()));
-                    work.replies.into_iter().for_each(Reply::answer);
-                }
-                Err(error) => {
-                    log_failure(&error);
-                    let error = PublishError::from(&error);
-                    self.tell_writer(Err(error.clone()));
-                    for reply in work.replies {
-                        reply.refuse(&error);
-                    }
+    /// Makes a batch durable, tells the writer and then those who wait for it.
+    pub fn sync(&mut self, work: Work, tell_writer: impl FnOnce(Synced)) {
+        let appended = match &work.batch {
+            Some(batch) => self.log.append(batch),
+            None => Ok(()),
+        };
+        match appended {
+            Ok(()) => {
+                self.publish(work.batch, &work.dropped);
+                tell_writer(self.synced(Ok(())));
+                work.replies.into_iter().for_each(Reply::answer);
+            }
+            Err(error) => {
+                log_failure(&error);
+                let error = PublishError::from(&error);
+                tell_writer(self.synced(Err(error.clone())));
+                for reply in work.replies {
+                    reply.refuse(&error);
                 }
             }
         }
@@ -107,15 +122,34 @@ impl<L: Log> Syncer<L> {
         self.stats.add_dropped(dropped);
     }
 
-    fn tell_writer(&self, result: Result<(), PublishError>) {
-        let synced = Synced {
+    fn synced(&self, result: Result<(), PublishError>) -> Synced {
+        Synced {
             durable_tail: self.tail.get(),
             result,
-        };
-        self.synced.send(synced).expect("the writer outlives us");
-        if let Some(writer) = self.writer.upgrade() {
-            // A full queue wakes the writer as well.
-            _ = writer.try_send(Message::Synced);
+        }
+    }
+}
+
+/// The thread.
+pub(super) struct SyncerThread<L> {
+    pub syncer: Shared<L>,
+    pub work: std_mpsc::Receiver<Work>,
+    pub synced: std_mpsc::Sender<Synced>,
+    /// The writer's queue, to wake it.
+    pub writer: mpsc::WeakSender<Message>,
+}
+
+impl<L: Log> SyncerThread<L> {
+    /// Runs until the writer has gone.
+    pub fn run(self) {
+        while let Ok(work) = self.work.recv() {
+            self.syncer.lock().sync(work, |synced| {
+                self.synced.send(synced).expect("the writer outlives us");
+                if let Some(writer) = self.writer.upgrade() {
+                    // A full queue wakes the writer as well.
+                    _ = writer.try_send(Message::Synced);
+                }
+            });
         }
     }
 }

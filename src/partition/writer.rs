@@ -2,7 +2,8 @@
 //!
 //! One thread that owns the index. It gathers requests into a batch for as long as the
 //! [syncer](super::syncer) is busy with the batch before, and hands the batch over when the syncer is
-//! free: a group commit without a timer, whose groups grow with the load. It waits for no disk.
+//! free: a group commit without a timer, whose groups grow with the load. It waits for no disk, except for a
+//! small batch behind which nothing is queued.
 //!
 //! Keys are in the index before their batch is durable, so that the next batch can be checked against
 //! them. That is sound because the syncer answers batches in their order: a duplicate of an event in
@@ -20,12 +21,12 @@ use super::{
     clock::Clock,
     request::{Message, Outcome, PublishError, Rejection, Request},
     stats::Dropped,
-    syncer::{Reply, Synced, Work},
+    syncer::{self, Reply, Synced, Work},
 };
 use crate::{
     event::{Event, Sequence, Topic},
     index::{Entry, Index, IndexError},
-    log::BatchBuilder,
+    log::{BatchBuilder, Log},
 };
 
 /// A batch with this many events takes no further request.
@@ -33,15 +34,20 @@ const BATCH_EVENTS_FULL: usize = 4096;
 /// A batch with this many bytes takes no further request.
 const BATCH_BYTES_FULL: usize = 512 * 1024;
 
-pub(super) struct Writer {
+/// A request of at most this many events that comes alone is synced here.
+const LONE_EVENTS_MAX: usize = 64;
+
+pub(super) struct Writer<L> {
     pub index: Index,
     /// All topics, those of events in flight included.
     pub topics: HashSet<Topic>,
     pub topics_max: usize,
     pub clock: Clock,
     pub queue: mpsc::Receiver<Message>,
-    pub syncer: std_mpsc::SyncSender<Work>,
-    /// One answer of the syncer per batch.
+    pub syncer: syncer::Shared<L>,
+    /// To the syncer's thread.
+    pub work: std_mpsc::SyncSender<Work>,
+    /// One answer of the thread per batch.
     pub synced: std_mpsc::Receiver<Synced>,
     pub health: watch::Sender<Health>,
     pub durable_tail: Sequence,
@@ -68,6 +74,11 @@ impl Pending {
             dropped: Dropped::default(),
             new_topics: Vec::new(),
         }
+    }
+
+    /// Whether it is one small request.
+    fn is_lone(&self) -> bool {
+        self.replies.len() == 1 && self.builder.count() <= LONE_EVENTS_MAX
     }
 
     fn is_full(&self) -> bool {
@@ -104,7 +115,7 @@ impl Pending {
     }
 }
 
-impl Writer {
+impl<L: Log> Writer<L> {
     /// Runs until it is told to stop and everything in the queue is answered.
     pub fn run(mut self) {
         loop {
@@ -118,6 +129,7 @@ impl Writer {
             match self.queue.try_recv() {
                 Ok(message) => self.take(message),
                 // Nothing more to gather: the batch goes as it is.
+                Err(_) if self.syncing.is_none() && self.batch.is_lone() => self.sync_here(),
                 Err(_) if self.syncing.is_none() && !self.batch.replies.is_empty() => {
                     self.hand_over()
                 }
@@ -242,17 +254,29 @@ impl Writer {
         begun.is_empty() || self.topics.len() + begun.len() <= self.topics_max
     }
 
-    /// Gives the batch to the syncer, which is free.
+    /// Gives the batch to the syncer's thread, which is free.
     fn hand_over(&mut self) {
+        let work = self.finish_batch();
+        self.work.send(work).expect("the syncer outlives us");
+    }
+
+    fn sync_here(&mut self) {
+        let work = self.finish_batch();
+        let mut answer = None;
+        let syncer = self.syncer.clone();
+        syncer.lock().sync(work, |synced| answer = Some(synced));
+        self.after_sync(answer.expect("one answer per batch"));
+    }
+
+    fn finish_batch(&mut self) -> Work {
         let next = self.batch.builder.next_sequence();
         let batch = std::mem::replace(&mut self.batch, Pending::new(next));
         self.syncing = Some(batch.new_topics);
-        let work = Work {
+        Work {
             batch: (!batch.builder.is_empty()).then(|| batch.builder.finish(self.clock.now())),
             replies: batch.replies,
             dropped: batch.dropped,
-        };
-        self.syncer.send(work).expect("the syncer outlives us");
+        }
     }
 
     fn await_sync(&mut self) {
