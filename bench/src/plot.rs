@@ -54,15 +54,29 @@ impl Point {
     }
 }
 
-/// Draws the stores of all reports that hold samples enough.
+/// Of the series of one label, the one that goes furthest, in the place of the first.
+fn longest(series: impl Iterator<Item = Series>) -> Vec<Series> {
+    let end = |series: &Series| series.points.last().map_or(0.0, |point| point.history);
+    let mut kept: Vec<Series> = Vec::new();
+    for one in series {
+        match kept.iter_mut().find(|other| other.label == one.label) {
+            Some(other) if end(other) < end(&one) => *other = one,
+            Some(_) => {}
+            None => kept.push(one),
+        }
+    }
+    kept
+}
+
+/// Draws the stores of all reports that hold samples enough; of the same load and store the longest run.
 pub fn plot(reports: &[Report]) -> String {
-    let series: Vec<Series> = reports
+    let series = reports
         .iter()
         .flat_map(|report| report.stores.iter().map(move |store| (report, store)))
         .filter(|(_, store)| store.store != "null")
         .map(|(report, store)| series(report, store))
-        .filter(|series| series.points.len() > 1)
-        .collect();
+        .filter(|series| series.points.len() > 1);
+    let series = longest(series);
     let all = || series.iter().flat_map(|series| &series.points);
     let histories = Axis::over(all().map(|point| point.history));
     let legend_height = series.len().div_ceil(LEGEND_COLUMNS) as f64 * LEGEND_LINE;
@@ -298,6 +312,33 @@ mod tests {
             [0.5, 20.0, 200_000.0, 5e6].map(short),
             ["0.5", "20", "200k", "5M"]
         );
+    }
+
+    #[test]
+    fn of_one_label_the_longest_is_drawn() {
+        let series = |label: &str, history| Series {
+            label: label.to_owned(),
+            color: "#000000",
+            is_ours: true,
+            points: vec![Point {
+                history,
+                sent: 1.0,
+                seconds: 1.0,
+                cpu_seconds: 1.0,
+            }],
+        };
+        let all = [
+            series("a", 1.0),
+            series("b", 5.0),
+            series("a", 3.0),
+            series("b", 2.0),
+        ];
+        let kept = longest(all.into_iter());
+        let kept: Vec<_> = kept
+            .iter()
+            .map(|series| (series.label.as_str(), series.points[0].history))
+            .collect();
+        assert_eq!(kept, [("a", 3.0), ("b", 5.0)]);
     }
 
     #[test]
