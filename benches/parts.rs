@@ -3,17 +3,15 @@
 //! Events are 350 bytes, keys a topic of ten and a UUIDv4-like id, as in the benchmark of the whole
 //! (`bench/`), which also measures the RPC without a store (`--stores null`).
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use divan::{Bencher, black_box, counter::ItemsCount};
 use oncelog::{
     event::{Event, EventId, EventView, Key, Sequence, Topic},
     index::{Entry, Index, IndexOptions, View},
-    log::{Batch, BatchBuilder, FileLog, FileLogOptions, Log as _, OsDisk},
+    log::{Batch, BatchBuilder, FileLog, FileLogOptions, Log as _},
+    platform::Platform,
     proto::v1::{self, event::Payload},
 };
 use prost::Message as _;
@@ -139,7 +137,7 @@ fn decode_batch(bencher: Bencher, count: u64) {
 fn append_and_sync(bencher: Bencher, count: u64) {
     let dir = tempfile::tempdir().expect("a directory");
     let options = FileLogOptions::default();
-    let mut log = FileLog::open(dir.path(), Arc::new(OsDisk), &options).expect("opened");
+    let mut log = FileLog::open(&Platform::default(), dir.path(), &options).expect("opened");
     let events = events(count);
     bencher
         .counter(ItemsCount::new(count))
@@ -159,7 +157,8 @@ impl Sealed {
             keys_per_generation: keys_per_generation as usize,
             merge_fanout,
         };
-        let mut index = Index::open(&dir.path().join("index"), options, 1).expect("opened");
+        let mut index = Index::open(&Platform::default(), &dir.path().join("index"), options, 1)
+            .expect("opened");
         for number in 0..keys {
             index.insert(&key(number), entry(number));
             if (number + 1) % keys_per_generation == 0 {

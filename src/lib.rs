@@ -6,13 +6,14 @@
 //!
 //! # Code map
 //!
-//! Arrows point one way: cli -> server -> grpc, http -> partition -> index, log -> event.
+//! Arrows point one way: cli -> server -> grpc, http -> partition -> index, log -> event, platform.
 //!
 //! | module | owns |
 //! |---|---|
 //! | [`event`] | events, their keys, limits and canonical encoding |
 //! | [`log`] | batches, segment files, recovery: what is stored |
 //! | [`index`] | which keys are stored and where; derived from the log; the only one that names sled |
+//! | [`platform`] | the operating system as the store sees it: files, threads, the clock, chance |
 //! | [`partition`] | the write path, the durable tail, readers, counters |
 //! | `aggregator`, `listing` | what the edges share: the partition, the limits, streams of stored events |
 //! | [`grpc`] | the RPCs, conversions, the error table; with `client` and `server` the only ones that name tonic |
@@ -44,5 +45,6 @@ pub mod index;
 mod listing;
 pub mod log;
 pub mod partition;
+pub mod platform;
 pub mod proto;
 pub mod server;

@@ -10,8 +10,9 @@ use crate::{
     config::VerifyArgs,
     event::{Event, FIRST_SEQUENCE, Key, Sequence, Topic},
     index::{self, Entry, IndexReader},
-    log::{self, Batch, OsDisk},
+    log::{self, Batch},
     partition::{Snapshot, lock_data_dir},
+    platform::{OsDisk, Platform},
 };
 
 /// Events are looked up in groups of this many, sorted by key, so that the index is read in order.
@@ -65,7 +66,7 @@ fn check_tail(
     generations: &[(Range<Sequence>, u64)],
     report: &mut Report,
 ) {
-    let counted = match Snapshot::load(data_dir) {
+    let counted = match Snapshot::load(&OsDisk, data_dir) {
         Ok(snapshot) => snapshot.map_or(FIRST_SEQUENCE, |snapshot| snapshot.tail),
         Err(error) => {
             report.problem(format!(
@@ -151,7 +152,7 @@ impl IndexCheck {
         report: &mut Report,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         // Whether a generation is ahead of the log shows when the log is read.
-        let (index, rejected) = index::inspect(dir, Sequence::MAX)?;
+        let (index, rejected) = index::inspect(&Platform::default(), dir, Sequence::MAX)?;
         for rejected in rejected {
             let path = rejected.path.display();
             report.remark(format!(

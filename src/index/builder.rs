@@ -8,6 +8,7 @@ use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    sync::Arc,
 };
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -18,12 +19,13 @@ use super::{
     error::BuildError,
     fence::FencedWriter,
     filter::Filter,
-    generation::{self, FILTER_FILE, Generation, KEYS_TREE, SLICES_TREE, Unusable},
+    generation::{FILTER_FILE, Generation, KEYS_TREE, SLICES_TREE, Unusable},
     manifest::Manifest,
     run::{RUN_KEYS_MAX, RunWriter},
     slices::SlicesWriter,
+    store::Store,
 };
-use crate::event::Sequence;
+use crate::{event::Sequence, platform::Disk};
 
 /// A generation that is being built. Dropped before it is finished, it leaves nothing.
 pub(super) struct Builder {
@@ -37,22 +39,25 @@ pub(super) struct Builder {
     // The store, declared before its folder: it is closed before the folder is removed.
     keys: FencedWriter,
     slices: FencedWriter,
-    db: sled::Db,
+    store: Store,
     folder: TempFolder,
+    disk: Arc<dyn Disk>,
 }
 
 impl Builder {
     /// Begins a generation in the folder `dir`, of the sequences `range` and at most `keys_max` keys.
     pub(super) fn create(
+        disk: &Arc<dyn Disk>,
         dir: &Path,
         range: Range<Sequence>,
         keys_max: u64,
     ) -> Result<Self, BuildError> {
-        let folder = TempFolder::create(dir.join(folder_name(&range)))?;
-        let db = generation::open_store(folder.path(), keys_max)?;
+        let folder = TempFolder::create(Arc::clone(disk), dir.join(folder_name(&range)))?;
+        let store = Store::open(&**disk, folder.path(), keys_max)?;
         let runs = |name| -> Result<_, BuildError> {
-            let tree = db.open_tree(name)?;
-            Ok(FencedWriter::create(tree, &folder.path().join(name))?)
+            let tree = store.open_tree(name)?;
+            let path = folder.path().join(name);
+            Ok(FencedWriter::create(tree, &**disk, &path)?)
         };
         Ok(Self {
             filter: Filter::with_capacity(keys_max),
@@ -63,8 +68,9 @@ impl Builder {
             keys: runs(KEYS_TREE)?,
             slices: runs(SLICES_TREE)?,
             range,
-            db,
+            store,
             folder,
+            disk: Arc::clone(disk),
         })
     }
 
@@ -111,20 +117,21 @@ impl Builder {
             range,
             filter,
             key_count,
-            db,
+            store,
             keys,
             slices,
+            disk,
             ..
         } = self;
         let (key_runs, slice_runs) = (keys.finish()?, slices.finish()?);
-        db.flush()?;
-        drop(db);
-        filter.save(&folder.path().join(FILTER_FILE))?;
-        let store_bytes = generation::store_bytes(folder.path())?;
+        store.flush()?;
+        drop(store);
+        filter.save(&*disk, &folder.path().join(FILTER_FILE))?;
+        let store_bytes = Store::bytes(&*disk, folder.path())?;
         Manifest::new(range.clone(), key_count, key_runs, slice_runs, store_bytes)
-            .save(folder.path())?;
+            .save(&*disk, folder.path())?;
         let path = folder.publish()?;
-        Generation::open(&path, range).map_err(|unusable| match unusable {
+        Generation::open(&disk, &path, range).map_err(|unusable| match unusable {
             Unusable::Unreadable(error) => error.into(),
             Unusable::Damaged(fault) => io::Error::other(fault.0.to_string()).into(),
         })

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::error::IndexError;
+use crate::platform::Jobs;
 
 /// Shared by the writer, the sealer and the merger.
 #[derive(Default)]
@@ -47,8 +48,8 @@ impl Control {
         self.state().wakes
     }
 
-    /// Waits for a wake since `wakes`, or until `until`. True if the thread is to end.
-    pub(super) fn wait(&self, wakes: u64, until: Option<Instant>) -> bool {
+    /// Waits for a wake since `wakes`, until `until`, or for the stop.
+    pub(super) fn wait(&self, wakes: u64, until: Option<Instant>) {
         let mut state = self.state();
         while !state.stop && state.wakes == wakes {
             let Some(until) = until else {
@@ -68,7 +69,6 @@ impl Control {
                 .unwrap_or_else(PoisonError::into_inner);
             state = next;
         }
-        state.stop
     }
 
     /// Keeps why the last seal failed, or that it did not. Returns what was there before.
@@ -82,8 +82,13 @@ impl Control {
         self.state().failure.is_some()
     }
 
-    /// Blocks while `waits`, which a thread ends before it wakes. Fails when the last seal failed.
-    pub(super) fn wait_while(&self, waits: impl Fn() -> bool) -> Result<(), IndexError> {
+    /// Blocks while `waits`, which a job ends before it wakes. Fails when the last seal failed.
+    pub(super) fn wait_while(
+        &self,
+        jobs: &dyn Jobs,
+        waits: impl Fn() -> bool,
+    ) -> Result<(), IndexError> {
+        while waits() && !self.has_failure() && jobs.help() {}
         let mut state = self.state();
         while waits() {
             if let Some(failure) = &state.failure {

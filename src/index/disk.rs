@@ -3,13 +3,13 @@
 //! Owns the folders' names and the order of syncs. Knows nothing of what is in the files.
 
 use std::{
-    fs::{self, File},
     io,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use crate::event::Sequence;
+use crate::{event::Sequence, platform::Disk};
 
 /// Ends the name of a folder that is being built or removed.
 const TEMP_SUFFIX: &str = ".tmp";
@@ -27,11 +27,10 @@ pub(super) fn parse_folder_name(name: &str) -> Option<Range<Sequence>> {
 }
 
 /// Removes the folders in `dir` that were being built or removed.
-pub(super) fn remove_temp_folders(dir: &Path) -> io::Result<()> {
-    for found in fs::read_dir(dir)? {
-        let found = found?;
-        if found.file_name().to_string_lossy().ends_with(TEMP_SUFFIX) {
-            fs::remove_dir_all(found.path())?;
+pub(super) fn remove_temp_folders(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    for name in disk.list(dir)? {
+        if name.ends_with(TEMP_SUFFIX) {
+            disk.remove_tree(&dir.join(name))?;
         }
     }
     Ok(())
@@ -45,6 +44,7 @@ fn temp_path(path: &Path) -> PathBuf {
 
 /// A folder that is being built; removed when dropped before it was published.
 pub(super) struct TempFolder {
+    disk: Arc<dyn Disk>,
     target: PathBuf,
     path: PathBuf,
     published: bool,
@@ -52,12 +52,13 @@ pub(super) struct TempFolder {
 
 impl TempFolder {
     /// Creates the folder that becomes `target`, empty. What an earlier attempt left is removed.
-    pub(super) fn create(target: PathBuf) -> io::Result<Self> {
+    pub(super) fn create(disk: Arc<dyn Disk>, target: PathBuf) -> io::Result<Self> {
         let path = temp_path(&target);
-        remove_if_there(&path)?;
-        remove_if_there(&target)?;
-        fs::create_dir(&path)?;
+        remove_if_there(&*disk, &path)?;
+        remove_if_there(&*disk, &target)?;
+        disk.create_dir(&path)?;
         Ok(Self {
+            disk,
             target,
             path,
             published: false,
@@ -70,10 +71,10 @@ impl TempFolder {
 
     /// Makes all that is in the folder durable, gives it its name and returns its path.
     pub(super) fn publish(mut self) -> io::Result<PathBuf> {
-        sync_all(&self.path)?;
-        fs::rename(&self.path, &self.target)?;
+        self.disk.sync_tree(&self.path)?;
+        self.disk.rename(&self.path, &self.target)?;
         self.published = true;
-        sync_parent(&self.target)?;
+        sync_parent(&*self.disk, &self.target)?;
         Ok(self.target.clone())
     }
 }
@@ -81,7 +82,7 @@ impl TempFolder {
 impl Drop for TempFolder {
     fn drop(&mut self) {
         if !self.published
-            && let Err(error) = fs::remove_dir_all(&self.path)
+            && let Err(error) = self.disk.remove_tree(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove an unfinished folder");
         }
@@ -90,59 +91,35 @@ impl Drop for TempFolder {
 
 /// Removes the folder `path` and all that is in it. It has its name until it is removed or a crash shows it
 /// as a temporary one, never with a part of its files.
-pub(super) fn remove_folder(path: &Path) -> io::Result<()> {
+pub(super) fn remove_folder(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     let temp = temp_path(path);
-    remove_if_there(&temp)?;
-    fs::rename(path, &temp)?;
-    fs::remove_dir_all(&temp)
+    remove_if_there(disk, &temp)?;
+    disk.rename(path, &temp)?;
+    disk.remove_tree(&temp)
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
+fn remove_if_there(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    match disk.remove_tree(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
 /// Makes the names in the folder that contains `path` durable.
-pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
+pub(super) fn sync_parent(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     let parent = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         Some(_) | None => Path::new("."),
     };
-    File::open(parent)?.sync_all()
-}
-
-fn sync_all(folder: &Path) -> io::Result<()> {
-    for found in fs::read_dir(folder)? {
-        let path = found?.path();
-        if path.is_dir() {
-            sync_all(&path)?;
-        } else {
-            File::open(&path)?.sync_all()?;
-        }
-    }
-    File::open(folder)?.sync_all()
-}
-
-/// The bytes of all files in `folder`.
-pub(super) fn folder_bytes(folder: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for found in fs::read_dir(folder)? {
-        let found = found?;
-        let meta = found.metadata()?;
-        bytes += if meta.is_dir() {
-            folder_bytes(&found.path())?
-        } else {
-            meta.len()
-        };
-    }
-    Ok(bytes)
+    disk.sync_dir(parent)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::platform::OsDisk;
 
     #[test]
     fn names_round_trip_and_no_others_parse() {
@@ -164,7 +141,7 @@ mod tests {
     fn a_folder_appears_when_it_is_published() {
         let dir = tempfile::tempdir().expect("a folder");
         let target = dir.path().join("target");
-        let abandoned = TempFolder::create(target.clone()).expect("created");
+        let abandoned = TempFolder::create(Arc::new(OsDisk), target.clone()).expect("created");
         let path = abandoned.path().to_owned();
         fs::write(path.join("file"), "1").expect("written");
         drop(abandoned);
@@ -172,17 +149,17 @@ mod tests {
 
         fs::create_dir(&path).expect("a leftover");
         fs::write(path.join("old"), "1").expect("written");
-        let temp = TempFolder::create(target.clone()).expect("created");
+        let temp = TempFolder::create(Arc::new(OsDisk), target.clone()).expect("created");
         fs::create_dir(temp.path().join("inner")).expect("created");
         fs::write(temp.path().join("inner/file"), "12345").expect("written");
         temp.publish().expect("published");
         assert!(!path.exists());
-        assert_eq!(folder_bytes(&target).expect("measured"), 5);
-        remove_folder(&target).expect("removed");
-        TempFolder::create(target)
+        assert_eq!(OsDisk.tree_bytes(&target).expect("measured"), 5);
+        remove_folder(&OsDisk, &target).expect("removed");
+        TempFolder::create(Arc::new(OsDisk), target)
             .map(std::mem::forget)
             .expect("a crash while building");
-        remove_temp_folders(dir.path()).expect("removed");
+        remove_temp_folders(&OsDisk, dir.path()).expect("removed");
         assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 0);
     }
 }

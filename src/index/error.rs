@@ -97,12 +97,6 @@ impl BuildError {
     }
 }
 
-impl From<sled::Error> for BuildError {
-    fn from(error: sled::Error) -> Self {
-        Self::Io(sled_io(error))
-    }
-}
-
 /// The error of sled as one of the system's, of the same kind if it was one.
 pub(super) fn sled_io(error: sled::Error) -> io::Error {
     if let sled::Error::Io(error) = error {
@@ -155,8 +149,8 @@ impl Fault {
     }
 }
 
-impl From<sled::Error> for Fault {
-    fn from(error: sled::Error) -> Self {
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
         Self::new(error.to_string())
     }
 }

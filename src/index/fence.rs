@@ -11,10 +11,9 @@
 //! tree `offset (u64), length (u32)`, little-endian. The last run has an empty fence.
 
 use std::{
-    fs::File,
     io::{self, BufWriter, Write},
-    os::unix::fs::FileExt,
     path::Path,
+    sync::Arc,
 };
 
 use sled::IVec;
@@ -22,7 +21,9 @@ use sled::IVec;
 use super::{
     error::{BuildError, Fault},
     manifest::Runs,
+    store::Tree,
 };
+use crate::platform::{Disk, DiskFile, DiskWriter};
 
 const LEN_BYTES: usize = 2;
 const CRC_BYTES: usize = 4;
@@ -36,8 +37,8 @@ const SYNC_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Fills a tree and its file with runs in ascending order.
 pub(super) struct FencedWriter {
-    tree: sled::Tree,
-    file: BufWriter<File>,
+    tree: Tree,
+    file: BufWriter<DiskWriter>,
     /// The length of the file, and of what of it is synced.
     bytes: u64,
     synced: u64,
@@ -48,8 +49,8 @@ pub(super) struct FencedWriter {
 
 impl FencedWriter {
     /// Writes into `tree`, which is empty, and a new file at `path`.
-    pub(super) fn create(tree: sled::Tree, path: &Path) -> io::Result<Self> {
-        let file = File::create_new(path)?;
+    pub(super) fn create(tree: Tree, disk: &dyn Disk, path: &Path) -> io::Result<Self> {
+        let file = DiskWriter::new(disk.create(path)?);
         Ok(Self {
             tree,
             file: BufWriter::with_capacity(WRITE_BYTES, file),
@@ -110,7 +111,7 @@ impl FencedWriter {
         self.bytes += u64::from(len);
         if self.bytes - self.synced >= SYNC_BYTES {
             self.file.flush()?;
-            self.file.get_ref().sync_data()?;
+            self.file.get_ref().file().sync_data()?;
             self.synced = self.bytes;
         }
         Ok(())
@@ -146,15 +147,15 @@ impl Place {
 
 /// A filled tree and its file, for lookups.
 pub(super) struct Fenced {
-    tree: sled::Tree,
-    file: File,
+    tree: Tree,
+    file: Arc<dyn DiskFile>,
     /// The key of the first run; empty if there is none.
     first: Vec<u8>,
 }
 
 impl Fenced {
     /// `first` is what [`FencedWriter::finish`] returned, `file` what it wrote.
-    pub(super) fn new(tree: sled::Tree, file: File, first: Vec<u8>) -> Self {
+    pub(super) fn new(tree: Tree, file: Arc<dyn DiskFile>, first: Vec<u8>) -> Self {
         Self { tree, file, first }
     }
 
@@ -173,10 +174,9 @@ impl Fenced {
         if self.first.is_empty() || probe < self.first.as_slice() {
             return Ok(None);
         }
-        let Some(found) = self.tree.range(..=probe).next_back() else {
+        let Some((key, place)) = self.tree.floor(probe)? else {
             return Err(Fault::new("the first run is lost"));
         };
-        let (key, place) = found?;
         let run = self.read(key, &place)?;
         if !run.fence().is_empty() && run.fence() <= probe {
             return Err(Fault::new("a run is lost"));
@@ -248,6 +248,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::platform::OsDisk;
 
     /// Runs in a folder of their own.
     struct Filled {
@@ -263,7 +264,8 @@ mod tests {
             let db = sled::Config::new().temporary(true).open().expect("a store");
             let tree = db.open_tree("runs").expect("a tree");
             let path = dir.path().join("runs");
-            let mut writer = FencedWriter::create(tree.clone(), &path).expect("created");
+            let mut writer =
+                FencedWriter::create(Tree::Sled(tree.clone()), &OsDisk, &path).expect("created");
             for key in keys {
                 let body = format!("body of {key}");
                 writer
@@ -271,10 +273,10 @@ mod tests {
                     .expect("written");
             }
             let Runs { first, bytes } = writer.finish().expect("written");
-            let file = File::open(&path).expect("opens");
-            assert_eq!(file.metadata().expect("readable").len(), bytes);
+            let file = OsDisk.open_read(&path).expect("opens");
+            assert_eq!(file.len().expect("readable"), bytes);
             Self {
-                runs: Fenced::new(tree.clone(), file, first),
+                runs: Fenced::new(Tree::Sled(tree.clone()), file, first),
                 tree,
                 dir,
                 _db: db,

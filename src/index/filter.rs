@@ -4,10 +4,11 @@
 //! touches one cache line. Owns the filter and its file. Never decides that a key is present.
 
 use std::{
-    fs::File,
     io::{self, BufReader, BufWriter, Read, Write},
     path::Path,
 };
+
+use crate::platform::{Disk, DiskReader, DiskWriter};
 
 /// One cache line.
 type Block = [u64; WORDS];
@@ -23,6 +24,8 @@ const REMIX: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The first bytes of the file: name and version of the format. The number of blocks (u64), the blocks
 /// (eight u64 each) and the CRC32C (u32) of all that follow, little-endian.
 const MAGIC: [u8; 8] = *b"olbloom1";
+/// How much of the file is read or written at a time.
+const BUFFER_BYTES: usize = 256 * 1024;
 
 /// A set of key hashes that may say yes for a hash that is not in it, never no for one that is.
 pub(super) struct Filter {
@@ -58,8 +61,9 @@ impl Filter {
     }
 
     /// Writes it to a new file, without syncing it.
-    pub(super) fn save(&self, path: &Path) -> io::Result<()> {
-        let mut file = BufWriter::new(File::create_new(path)?);
+    pub(super) fn save(&self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
+        let file = DiskWriter::new(disk.create(path)?);
+        let mut file = BufWriter::with_capacity(BUFFER_BYTES, file);
         let mut crc = 0;
         let mut put = |bytes: &[u8]| {
             crc = crc32c::crc32c_append(crc, bytes);
@@ -76,13 +80,13 @@ impl Filter {
 
     /// Reads one that was saved. A file that differs from what was saved is [`io::ErrorKind::InvalidData`]
     /// or [`io::ErrorKind::UnexpectedEof`].
-    pub(super) fn load(path: &Path) -> io::Result<Self> {
+    pub(super) fn load(disk: &dyn Disk, path: &Path) -> io::Result<Self> {
         const HEADER_BYTES: u64 = 16;
         const CRC_BYTES: u64 = 4;
         let invalid = |reason| io::Error::new(io::ErrorKind::InvalidData, reason);
-        let file = File::open(path)?;
-        let len = file.metadata()?.len();
-        let mut file = BufReader::new(file);
+        let file = DiskReader::new(disk.open_read(path)?)?;
+        let len = file.file_bytes();
+        let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
         let mut header = [0; HEADER_BYTES as usize];
         file.read_exact(&mut header)?;
         let mut crc = crc32c::crc32c(&header);
@@ -151,6 +155,7 @@ mod tests {
     use xxhash_rust::xxh3::xxh3_64;
 
     use super::*;
+    use crate::platform::OsDisk;
 
     fn hash(at: u64) -> u64 {
         xxh3_64(&at.to_le_bytes())
@@ -176,8 +181,8 @@ mod tests {
     fn a_saved_one_is_the_same_and_damage_is_seen() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("filter");
-        filled(500).save(&path).expect("saved");
-        let loaded = Filter::load(&path).expect("loaded");
+        filled(500).save(&OsDisk, &path).expect("saved");
+        let loaded = Filter::load(&OsDisk, &path).expect("loaded");
         assert_eq!(loaded.blocks, filled(500).blocks);
 
         let whole = std::fs::read(&path).expect("read");
@@ -185,9 +190,9 @@ mod tests {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x10;
             std::fs::write(&path, bytes).expect("written");
-            assert!(Filter::load(&path).is_err(), "byte {at}");
+            assert!(Filter::load(&OsDisk, &path).is_err(), "byte {at}");
         }
         std::fs::write(&path, &whole[..whole.len() - 1]).expect("written");
-        assert!(Filter::load(&path).is_err());
+        assert!(Filter::load(&OsDisk, &path).is_err());
     }
 }

@@ -6,43 +6,33 @@
 //! damaged. Building is [`Builder`](super::builder::Builder)'s.
 
 use std::{
-    fs::{self, File},
     io,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
-    thread,
-    time::{Duration, Instant},
 };
 
 use super::{
     Entry, disk,
-    error::{Fault, IndexError, is_environment, is_locked, sled_io},
+    error::{Fault, IndexError, is_environment},
     fence::{Fenced, Run},
     filter::Filter,
     manifest::{Manifest, Runs},
     run, slices,
+    store::Store,
 };
-use crate::event::{Key, Sequence};
+use crate::{
+    event::{Key, Sequence},
+    platform::Disk,
+};
 
 pub(super) const FILTER_FILE: &str = "filter";
-const STORE_FOLDER: &str = "sled";
-/// sled's main file in its folder.
-const STORE_FILE: &str = "db";
 /// Names of trees, each of which leads to the runs in the file of its name.
 pub(super) const KEYS_TREE: &str = "keys";
 pub(super) const SLICES_TREE: &str = "slices";
 /// Written when a generation turns out damaged, so that the next start removes it. Holds the reason.
 const DAMAGED_FILE: &str = "damaged";
-
-/// What sled may cache, in bytes: this much for each key, within the limits. Enough for all it has.
-const CACHE_BYTES_PER_KEY: u64 = 4;
-const CACHE_BYTES_MIN: u64 = 4 * 1024 * 1024;
-const CACHE_BYTES_MAX: u64 = 128 * 1024 * 1024;
-/// How long to wait for a store that was closed to give up its lock: sled does so in the background.
-const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
-const LOCK_POLL: Duration = Duration::from_millis(2);
 
 /// Why a folder is not a generation that can be used.
 pub(super) enum Unusable {
@@ -70,6 +60,7 @@ impl From<io::Error> for Unusable {
 
 /// An open generation.
 pub(super) struct Generation {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
     range: Range<Sequence>,
     key_count: u64,
@@ -83,30 +74,31 @@ pub(super) struct Generation {
 
 impl Generation {
     /// Opens and checks the one in the folder `path` whose name says `range`.
-    pub(super) fn open(path: &Path, range: Range<Sequence>) -> Result<Self, Unusable> {
-        if let Ok(reason) = fs::read_to_string(path.join(DAMAGED_FILE)) {
+    pub(super) fn open(
+        disk: &Arc<dyn Disk>,
+        path: &Path,
+        range: Range<Sequence>,
+    ) -> Result<Self, Unusable> {
+        if let Ok(reason) = disk.read(&path.join(DAMAGED_FILE)) {
+            let reason = String::from_utf8_lossy(&reason);
             return Err(Fault::new(format!("marked as damaged: {reason}")).into());
         }
-        let manifest = Manifest::load(path)??;
+        let manifest = Manifest::load(&**disk, path)??;
         if manifest.range() != range {
             return Err(Fault::new("its manifest is of another folder").into());
         }
-        let store_folder = path.join(STORE_FOLDER);
-        let store_bytes = fs::metadata(store_folder.join(STORE_FILE))?.len();
-        if store_bytes < manifest.store_bytes {
+        if Store::bytes(&**disk, path)? < manifest.store_bytes {
             return Err(Fault::new("its store was cut off").into());
         }
-        let filter = Filter::load(&path.join(FILTER_FILE))?;
-        remove_unfinished_snapshots(&store_folder)?;
-        let db = open_store(path, manifest.keys)?;
-        let names = db.tree_names();
+        let filter = Filter::load(&**disk, &path.join(FILTER_FILE))?;
+        let store = Store::open(&**disk, path, manifest.keys)?;
         let runs = |name: &str, written: Runs| {
-            if !names.iter().any(|found| found == name.as_bytes()) {
+            if !store.has_tree(name) {
                 return Err(Fault::new(format!("its tree {name} is lost")).into());
             }
-            let tree = db.open_tree(name).map_err(sled_io)?;
-            let file = File::open(path.join(name))?;
-            if file.metadata()?.len() != written.bytes {
+            let tree = store.open_tree(name)?;
+            let file = disk.open_read(&path.join(name))?;
+            if file.len()? != written.bytes {
                 return Err(Fault::new(format!("its file {name} has another length")).into());
             }
             Ok::<_, Unusable>(Fenced::new(tree, file, written.first))
@@ -116,10 +108,11 @@ impl Generation {
         keys.first()?;
         slices.first()?;
         Ok(Self {
+            disk: Arc::clone(disk),
             path: path.to_owned(),
             range,
             key_count: manifest.keys,
-            bytes: disk::folder_bytes(path)?,
+            bytes: disk.tree_bytes(path)?,
             filter,
             keys,
             slices,
@@ -227,9 +220,11 @@ impl Generation {
 
     /// Closes the store and removes the folder.
     pub(super) fn remove(self) -> io::Result<()> {
-        let Self { path, keys, .. } = self;
+        let Self {
+            disk, path, keys, ..
+        } = self;
         drop(keys);
-        disk::remove_folder(&path)
+        disk::remove_folder(&*disk, &path)
     }
 
     /// Runs `read`; if it finds damage, here or as a panic of sled's (it asserts what it reads), the
@@ -257,7 +252,7 @@ impl Generation {
             let (path, reason) = (self.path.display(), &*fault.0);
             tracing::error!(%path, reason, "an index generation is damaged");
             let file = self.path.join(DAMAGED_FILE);
-            if let Err(error) = fs::write(file, reason) {
+            if let Err(error) = self.disk.write_new(&file, reason.as_bytes()) {
                 tracing::error!(%path, %error, "cannot mark the damaged generation");
             }
             fault
@@ -265,49 +260,14 @@ impl Generation {
     }
 }
 
-/// Opens or creates the store of the generation in `folder`.
-pub(super) fn open_store(folder: &Path, keys: u64) -> io::Result<sled::Db> {
-    let config = || {
-        sled::Config::new()
-            .path(folder.join(STORE_FOLDER))
-            .cache_capacity((keys * CACHE_BYTES_PER_KEY).clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX))
-            .flush_every_ms(None)
-    };
-    let begin = Instant::now();
-    loop {
-        match config().open().map_err(sled_io) {
-            Err(error) if is_locked(&error) && begin.elapsed() < LOCK_WAIT_MAX => {
-                thread::sleep(LOCK_POLL);
-            }
-            done => return done,
-        }
-    }
-}
-
-/// The length of the main file of the closed store in `folder`.
-pub(super) fn store_bytes(folder: &Path) -> io::Result<u64> {
-    Ok(fs::metadata(folder.join(STORE_FOLDER).join(STORE_FILE))?.len())
-}
-
-/// A kill while sled writes a snapshot leaves a file that sled later takes for a damaged one; it is derived
-/// from the main file.
-fn remove_unfinished_snapshots(store_folder: &Path) -> io::Result<()> {
-    for found in fs::read_dir(store_folder)? {
-        let found = found?;
-        let name = found.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
-            fs::remove_file(found.path())?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tempfile::TempDir;
 
     use super::*;
+    use crate::index::testing::os_disk;
     use crate::index::testing::{batch_of, build, entry, key, key_at, topic_at};
 
     const RANGE: Range<Sequence> = 101..1_101;
@@ -323,7 +283,7 @@ mod tests {
     fn reopen(generation: Generation) -> Result<Generation, Unusable> {
         let path = generation.path().to_owned();
         drop(generation);
-        Generation::open(&path, RANGE)
+        Generation::open(&os_disk(), &path, RANGE)
     }
 
     fn reason<T>(outcome: Result<T, Unusable>) -> String {
@@ -395,7 +355,7 @@ mod tests {
             let (_dir, generation) = built();
             let path = generation.path().to_owned();
             drop(generation);
-            let db = open_store(&path, 1).expect("open");
+            let db = sled::open(path.join("sled")).expect("open");
             let tree = db.open_tree(if slices { SLICES_TREE } else { KEYS_TREE });
             let tree = tree.expect("a tree");
             let (lost, _) = tree.iter().nth(2).expect("some runs").expect("readable");
@@ -403,7 +363,8 @@ mod tests {
             db.flush().expect("flushed");
             drop((tree, db));
 
-            let generation = Generation::open(&path, RANGE).unwrap_or_else(|_| panic!("opens"));
+            let generation =
+                Generation::open(&os_disk(), &path, RANGE).unwrap_or_else(|_| panic!("opens"));
             let mut failed = false;
             for sequence in RANGE {
                 let outcome = if slices {
@@ -459,7 +420,7 @@ mod tests {
             let path = generation.path().to_owned();
             drop(generation);
             corrupt(&path.join(file), change);
-            let found = reason(Generation::open(&path, RANGE));
+            let found = reason(Generation::open(&os_disk(), &path, RANGE));
             assert!(
                 found.starts_with(expected) || file == "sled/db",
                 "{file}: {found}"
@@ -470,11 +431,11 @@ mod tests {
         let path = generation.path().to_owned();
         drop(generation);
         assert_eq!(
-            reason(Generation::open(&path, 101..1_100)),
+            reason(Generation::open(&os_disk(), &path, 101..1_100)),
             "its manifest is of another folder"
         );
         fs::remove_file(path.join("generation.json")).expect("removed");
-        assert_ne!(reason(Generation::open(&path, RANGE)), "usable");
+        assert_ne!(reason(Generation::open(&os_disk(), &path, RANGE)), "usable");
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //!
 //! Owns the file `generation.json`. A generation without a whole manifest was not finished.
 
-use std::{fs, io, ops::Range, path::Path};
+use std::{io, ops::Range, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use super::error::Fault;
-use crate::event::Sequence;
+use crate::{event::Sequence, platform::Disk};
 
 const FILE: &str = "generation.json";
 const FORMAT: u32 = 2;
@@ -65,13 +65,13 @@ impl Manifest {
     }
 
     /// Writes it to a new file in `folder`, without syncing it.
-    pub(super) fn save(&self, folder: &Path) -> io::Result<()> {
-        fs::write(folder.join(FILE), self.json())
+    pub(super) fn save(&self, disk: &dyn Disk, folder: &Path) -> io::Result<()> {
+        disk.write_new(&folder.join(FILE), &self.json()).map(drop)
     }
 
     /// Reads the one in `folder`.
-    pub(super) fn load(folder: &Path) -> io::Result<Result<Self, Fault>> {
-        let json = fs::read(folder.join(FILE))?;
+    pub(super) fn load(disk: &dyn Disk, folder: &Path) -> io::Result<Result<Self, Fault>> {
+        let json = disk.read(&folder.join(FILE))?;
         Ok(Self::parse(&json))
     }
 

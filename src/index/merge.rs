@@ -15,7 +15,7 @@ use super::{
     run::RunCursor,
     slices,
 };
-use crate::event::Sequence;
+use crate::{event::Sequence, platform::Disk};
 
 /// The generations to merge next, if any.
 pub(super) fn candidates(view: &View, options: IndexOptions) -> Option<Vec<Arc<Generation>>> {
@@ -82,6 +82,7 @@ fn tier(keys: u64, options: IndexOptions) -> u32 {
 /// Merges adjacent `parents` into one generation in the folder `dir`. Calls `go_on` between runs; an error
 /// of it ends the merge.
 pub(super) fn merge(
+    disk: &Arc<dyn Disk>,
     dir: &Path,
     parents: &[Arc<Generation>],
     mut go_on: impl FnMut() -> Result<(), BuildError>,
@@ -91,7 +92,7 @@ pub(super) fn merge(
     };
     let range = first.range().start..last.range().end;
     let keys_max = parents.iter().map(|parent| parent.key_count()).sum();
-    let mut builder = Builder::create(dir, range, keys_max)?;
+    let mut builder = Builder::create(disk, dir, range, keys_max)?;
     merge_keys(parents, &mut builder, &mut go_on)?;
     merge_slices(parents, &mut builder, &mut go_on)?;
     builder.finish()

@@ -13,6 +13,7 @@ use super::{
     IndexOptions, builder::caught, control::Control, error::BuildError, generation::Generation,
     merge, parts::Parts,
 };
+use crate::platform::{Job, Platform, Step};
 
 /// How long to wait after a failed merge: it may have written much before it failed.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -21,60 +22,72 @@ const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 /// What the thread works with.
 pub(super) struct Merger {
+    platform: Platform,
     dir: PathBuf,
     options: IndexOptions,
     parts: Arc<Parts>,
     control: Arc<Control>,
     /// Replaced generations that a view may still show.
     retired: Vec<Arc<Generation>>,
+    /// How often the threads had been woken when this one last looked for work.
+    wakes: u64,
+    /// When to try again after a failed merge.
+    retry_at: Option<Instant>,
+}
+
+impl Job for Merger {
+    /// Removes what is replaced and merges what is to be merged next.
+    fn step(&mut self) -> Step {
+        self.remove_unseen();
+        if self.control.is_stopping() {
+            return Step::Ended;
+        }
+        self.wakes = self.control.wakes();
+        if self
+            .retry_at
+            .is_some_and(|at| self.platform.jobs.now() < at)
+        {
+            return Step::Idle;
+        }
+        self.retry_at = None;
+        match self.merge_next() {
+            // The damaged parent is a candidate no more.
+            Ok(true) | Err(BuildError::Parent(_)) => Step::Worked,
+            Ok(false) => Step::Idle,
+            Err(BuildError::Stopped) => Step::Ended,
+            Err(BuildError::Io(error)) => {
+                tracing::warn!(%error, "merging failed; trying again later");
+                self.retry_at = Some(self.platform.jobs.now() + RETRY_AFTER);
+                Step::Idle
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        let look_at = (!self.retired.is_empty()).then(|| self.platform.jobs.now() + LOOK_AFTER);
+        let until = self.retry_at.into_iter().chain(look_at).min();
+        self.control.wait(self.wakes, until);
+    }
 }
 
 impl Merger {
     pub(super) fn new(
+        platform: Platform,
         dir: PathBuf,
         options: IndexOptions,
         parts: Arc<Parts>,
         control: Arc<Control>,
     ) -> Self {
         Self {
+            platform,
             dir,
             options,
             parts,
             control,
             retired: Vec::new(),
+            wakes: 0,
+            retry_at: None,
         }
-    }
-
-    /// Merges what is to be merged until it is told to stop.
-    pub(super) fn run(mut self) {
-        let mut merge_at = Instant::now();
-        loop {
-            let wakes = self.control.wakes();
-            self.remove_unseen();
-            let now = Instant::now();
-            let mut look_at = (now < merge_at).then_some(merge_at);
-            if look_at.is_none() {
-                match self.merge_next() {
-                    Ok(false) => {}
-                    // The damaged parent is a candidate no more.
-                    Ok(true) | Err(BuildError::Parent(_)) => continue,
-                    Err(BuildError::Stopped) => break,
-                    Err(BuildError::Io(error)) => {
-                        tracing::warn!(%error, "merging failed; trying again later");
-                        merge_at = now + RETRY_AFTER;
-                        look_at = Some(merge_at);
-                    }
-                }
-            }
-            let unseen_at = (!self.retired.is_empty()).then_some(now + LOOK_AFTER);
-            if self
-                .control
-                .wait(wakes, look_at.into_iter().chain(unseen_at).min())
-            {
-                break;
-            }
-        }
-        self.remove_unseen();
     }
 
     /// Merges what is to be merged next. False if nothing is.
@@ -92,7 +105,7 @@ impl Merger {
             }
             Ok(())
         };
-        let merged = caught(|| merge::merge(&self.dir, &parents, go_on))?;
+        let merged = caught(|| merge::merge(&self.platform.disk, &self.dir, &parents, go_on))?;
         merged.log("merged");
         self.parts.publish(Arc::new(merged));
         self.retired.extend(parents);

@@ -23,17 +23,19 @@ mod manifest;
 mod merge;
 mod merger;
 mod parts;
+#[cfg(any(test, feature = "simulation"))]
+mod plain;
 mod reader;
 mod rebuild;
 mod recent;
 mod run;
 mod sealer;
 mod slices;
+mod store;
 mod survey;
 mod threads;
 
 use std::{
-    fs,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -45,7 +47,10 @@ pub use reader::IndexReader;
 pub use rebuild::Rebuild;
 pub use survey::Rejected;
 
-use crate::event::{FIRST_SEQUENCE, Key, Sequence};
+use crate::{
+    event::{FIRST_SEQUENCE, Key, Sequence},
+    platform::{Disk, Platform},
+};
 use generation::Generation;
 use parts::Parts;
 use recent::Recent;
@@ -85,6 +90,7 @@ impl Default for IndexOptions {
 
 /// The writer's side of the index. There is one; it runs the threads that seal and merge.
 pub struct Index {
+    platform: Platform,
     dir: PathBuf,
     options: IndexOptions,
     parts: Arc<Parts>,
@@ -100,25 +106,31 @@ impl Index {
     /// Opens the index in the folder `dir`, which is created if it is missing, for a log whose durable tail
     /// is `tail`. Generations that are damaged, unfinished, superseded or ahead of the tail are removed, and
     /// a warning logged. Before anything else, rebuild what is [`Index::missing`].
-    pub fn open(dir: &Path, options: IndexOptions, tail: Sequence) -> Result<Self, OpenError> {
+    pub fn open(
+        platform: &Platform,
+        dir: &Path,
+        options: IndexOptions,
+        tail: Sequence,
+    ) -> Result<Self, OpenError> {
+        let disk = &*platform.disk;
         assert!(options.keys_per_generation > 0, "a generation holds keys");
         assert!(options.merge_fanout >= 2, "a merge has two parents or more");
-        fs::create_dir_all(dir).map_err(OpenError::io(dir))?;
-        disk::sync_parent(dir).map_err(OpenError::io(dir))?;
-        disk::remove_temp_folders(dir).map_err(OpenError::io(dir))?;
+        disk.create_dir(dir).map_err(OpenError::io(dir))?;
+        disk::remove_temp_folders(disk, dir).map_err(OpenError::io(dir))?;
         let Survey {
             generations,
             rejected,
-        } = survey::survey(dir, tail)?;
+        } = survey::survey(platform, dir, tail)?;
         for Rejected { path, reason } in rejected {
             let reason = &*reason;
             tracing::warn!(path = %path.display(), reason, "removing an index generation");
-            disk::remove_folder(&path).map_err(OpenError::io(&path))?;
+            disk::remove_folder(disk, &path).map_err(OpenError::io(&path))?;
         }
         let missing = gaps(&generations, tail);
         let parts = Arc::new(Parts::new(generations));
-        let threads = Threads::spawn(dir, options, &parts).map_err(OpenError::io(dir))?;
+        let threads = Threads::spawn(platform, dir, options, &parts).map_err(OpenError::io(dir))?;
         Ok(Self {
+            platform: platform.clone(),
             dir: dir.to_owned(),
             options,
             recent: Recent::with_capacity(options.keys_per_generation),
@@ -212,26 +224,30 @@ impl Index {
     /// Blocks until fewer than `frozen` parts wait to be sealed. Fails when the last seal failed.
     fn wait_for_fewer_than(&self, frozen: usize) -> Result<(), IndexError> {
         let waits = || self.parts.frozen_count() >= frozen;
-        self.threads.control().wait_while(waits)
+        self.threads.wait_while(waits)
     }
 }
 
 /// Opens the generations in the folder `dir` to look into them, while no server runs: removes nothing,
 /// rebuilds nothing, and says which generations cannot be used. Lookups see what is sealed only; a lookup
 /// that finds damage marks the generation, so that the next [`Index::open`] rebuilds it.
-pub fn inspect(dir: &Path, tail: Sequence) -> Result<(IndexReader, Vec<Rejected>), OpenError> {
+pub fn inspect(
+    platform: &Platform,
+    dir: &Path,
+    tail: Sequence,
+) -> Result<(IndexReader, Vec<Rejected>), OpenError> {
     let Survey {
         generations,
         rejected,
-    } = survey::survey(dir, tail)?;
+    } = survey::survey(platform, dir, tail)?;
     let parts = Arc::new(Parts::new(generations));
     Ok((IndexReader::new(parts), rejected))
 }
 
 /// Where the last generation in the folder `dir` ends, by its name, whole or not; the first sequence if there
 /// is none. All below was durable in the log when it was sealed.
-pub fn covered_to(dir: &Path) -> Result<Sequence, OpenError> {
-    let folders = survey::folders(dir).map_err(OpenError::io(dir))?;
+pub fn covered_to(disk: &dyn Disk, dir: &Path) -> Result<Sequence, OpenError> {
+    let folders = survey::folders(disk, dir).map_err(OpenError::io(dir))?;
     let ends = folders.iter().map(|(_, range)| range.end);
     Ok(ends.max().unwrap_or(FIRST_SEQUENCE))
 }
@@ -253,12 +269,15 @@ fn gaps(generations: &[Arc<Generation>], tail: Sequence) -> Vec<Range<Sequence>>
 mod testing {
     //! What the tests of the index share.
 
-    use std::{ops::Range, path::Path};
+    use std::{ops::Range, path::Path, sync::Arc};
 
     use super::{
         Entry, generation::Generation, parts::Frozen, recent::Recent, sealer, slices::RecentSlices,
     };
-    use crate::event::{EventId, Key, Sequence, Topic};
+    use crate::{
+        event::{EventId, Key, Sequence, Topic},
+        platform::{Disk, OsDisk},
+    };
 
     pub(super) fn topic(name: &str) -> Topic {
         Topic::new(name).expect("valid")
@@ -299,7 +318,11 @@ mod testing {
             keys,
             slices,
         };
-        sealer::build(dir, &frozen, || Ok(())).expect("built")
+        sealer::build(&os_disk(), dir, &frozen, || Ok(())).expect("built")
+    }
+
+    pub(super) fn os_disk() -> Arc<dyn Disk> {
+        Arc::new(OsDisk)
     }
 
     /// The first sequence of the batch of two that holds `sequence`.

@@ -77,8 +77,8 @@ impl<'a> Rebuild<'a> {
             keys: std::mem::replace(&mut self.keys, Recent::with_capacity(capacity)),
             slices: std::mem::take(&mut self.slices),
         };
-        let generation =
-            sealer::build(dir, &frozen, || Ok(())).map_err(|error| error.into_index_error(dir))?;
+        let generation = sealer::build(&self.index.platform.disk, dir, &frozen, || Ok(()))
+            .map_err(|error| error.into_index_error(dir))?;
         self.index.parts.publish(Arc::new(generation));
         self.index.recent_from = self.index.parts.view().sealed_to();
         self.index.threads.control().wake();

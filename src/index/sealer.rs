@@ -16,6 +16,7 @@ use super::{
     generation::Generation,
     parts::{Frozen, Parts},
 };
+use crate::platform::{Disk, Job, Platform, Step};
 
 /// How long to wait after a failed seal.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -23,12 +24,13 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Builds the generation of a frozen part in the folder `dir`. Calls `go_on` between runs; an error of it
 /// ends the build.
 pub(super) fn build(
+    disk: &Arc<dyn Disk>,
     dir: &Path,
     frozen: &Frozen,
     go_on: impl Fn() -> Result<(), BuildError>,
 ) -> Result<Generation, BuildError> {
     let keys = frozen.keys.len() as u64;
-    let mut builder = Builder::create(dir, frozen.range.clone(), keys)?;
+    let mut builder = Builder::create(disk, dir, frozen.range.clone(), keys)?;
     for (key, entry) in frozen.keys.sorted() {
         if builder.push_key(key, entry)? {
             go_on()?;
@@ -42,45 +44,81 @@ pub(super) fn build(
 
 /// What the thread works with.
 pub(super) struct Sealer {
-    pub(super) dir: PathBuf,
-    pub(super) parts: Arc<Parts>,
-    pub(super) control: Arc<Control>,
+    platform: Platform,
+    dir: PathBuf,
+    parts: Arc<Parts>,
+    control: Arc<Control>,
+    /// How often the threads had been woken when this one last looked for work.
+    wakes: u64,
+    /// When to try again after a failed seal.
+    retry_at: Option<Instant>,
 }
 
-impl Sealer {
-    /// Seals what is frozen until it is told to stop.
-    pub(super) fn run(self) {
-        loop {
-            let wakes = self.control.wakes();
-            let retry_at = match caught(|| self.seal_frozen()) {
-                Ok(()) => None,
-                Err(BuildError::Stopped) => return,
-                Err(error) => {
-                    self.report(Some(error.into_index_error(&self.dir)));
-                    Some(Instant::now() + RETRY_AFTER)
-                }
-            };
-            if self.control.wait(wakes, retry_at) {
-                return;
+impl Job for Sealer {
+    /// Seals the oldest frozen part.
+    fn step(&mut self) -> Step {
+        if self.control.is_stopping() {
+            return Step::Ended;
+        }
+        self.wakes = self.control.wakes();
+        if self
+            .retry_at
+            .is_some_and(|at| self.platform.jobs.now() < at)
+        {
+            return Step::Idle;
+        }
+        self.retry_at = None;
+        match caught(|| self.seal_oldest()) {
+            Ok(true) => Step::Worked,
+            Ok(false) => Step::Idle,
+            Err(BuildError::Stopped) => Step::Ended,
+            Err(error) => {
+                self.report(Some(error.into_index_error(&self.dir)));
+                self.retry_at = Some(self.platform.jobs.now() + RETRY_AFTER);
+                Step::Idle
             }
         }
     }
 
-    /// Seals all frozen parts, the oldest first.
-    fn seal_frozen(&self) -> Result<(), BuildError> {
-        while let Some(frozen) = self.parts.oldest_frozen() {
-            let generation = Arc::new(build(&self.dir, &frozen, || {
-                if self.control.is_stopping() {
-                    return Err(BuildError::Stopped);
-                }
-                Ok(())
-            })?);
-            generation.log("sealed");
-            self.parts.publish(generation);
-            self.report(None);
-            self.control.wake();
+    fn wait(&mut self) {
+        self.control.wait(self.wakes, self.retry_at);
+    }
+}
+
+impl Sealer {
+    pub(super) fn new(
+        platform: Platform,
+        dir: PathBuf,
+        parts: Arc<Parts>,
+        control: Arc<Control>,
+    ) -> Self {
+        Self {
+            platform,
+            dir,
+            parts,
+            control,
+            wakes: 0,
+            retry_at: None,
         }
-        Ok(())
+    }
+
+    /// Seals the oldest frozen part. False if there is none.
+    fn seal_oldest(&self) -> Result<bool, BuildError> {
+        let Some(frozen) = self.parts.oldest_frozen() else {
+            return Ok(false);
+        };
+        let go_on = || {
+            if self.control.is_stopping() {
+                return Err(BuildError::Stopped);
+            }
+            Ok(())
+        };
+        let generation = build(&self.platform.disk, &self.dir, &frozen, go_on)?;
+        generation.log("sealed");
+        self.parts.publish(Arc::new(generation));
+        self.report(None);
+        self.control.wake();
+        Ok(true)
     }
 
     /// Keeps the outcome of a seal for the writer, and logs it if it is another than before.

@@ -4,8 +4,9 @@
 
 use std::{
     cmp::Reverse,
-    fs, io,
+    io,
     ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -16,7 +17,10 @@ use super::{
     error::{Fault, OpenError},
     generation::{Generation, Unusable},
 };
-use crate::event::Sequence;
+use crate::{
+    event::Sequence,
+    platform::{Disk, Platform},
+};
 
 /// A folder of a generation that cannot be used.
 #[derive(Clone, Debug)]
@@ -35,7 +39,7 @@ pub(super) struct Survey {
 }
 
 /// Opens the generations in the folder `dir` that end at or below `tail`.
-pub(super) fn survey(dir: &Path, tail: Sequence) -> Result<Survey, OpenError> {
+pub(super) fn survey(platform: &Platform, dir: &Path, tail: Sequence) -> Result<Survey, OpenError> {
     let mut rejected = Vec::new();
     let mut reject = |path: &Path, fault: Fault| {
         rejected.push(Rejected {
@@ -44,7 +48,7 @@ pub(super) fn survey(dir: &Path, tail: Sequence) -> Result<Survey, OpenError> {
         });
     };
     let mut found = Vec::new();
-    for (path, range) in folders(dir).map_err(OpenError::io(dir))? {
+    for (path, range) in folders(&*platform.disk, dir).map_err(OpenError::io(dir))? {
         if range.end > tail {
             let reason = format!("it is ahead of the log, which ends at {tail}");
             reject(&path, Fault::new(reason));
@@ -53,7 +57,7 @@ pub(super) fn survey(dir: &Path, tail: Sequence) -> Result<Survey, OpenError> {
         }
     }
     let mut opened = Vec::new();
-    for (path, outcome) in open_all(found) {
+    for (path, outcome) in open_all(platform, found) {
         match outcome {
             Ok(generation) => opened.push(generation),
             Err(Unusable::Damaged(fault)) => reject(&path, fault),
@@ -84,38 +88,40 @@ pub(super) fn survey(dir: &Path, tail: Sequence) -> Result<Survey, OpenError> {
 }
 
 /// The folders in `dir`, if there is one, that have the name of a generation.
-pub(super) fn folders(dir: &Path) -> io::Result<Vec<(PathBuf, Range<Sequence>)>> {
-    let mut folders = Vec::new();
-    if !dir.exists() {
-        return Ok(folders);
-    }
-    for found in fs::read_dir(dir)? {
-        let found = found?;
-        if let Some(range) = disk::parse_folder_name(&found.file_name().to_string_lossy()) {
-            folders.push((found.path(), range));
-        }
-    }
-    Ok(folders)
+pub(super) fn folders(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(PathBuf, Range<Sequence>)>> {
+    let names = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names?,
+    };
+    let folder = |name: &String| Some((dir.join(name), disk::parse_folder_name(name)?));
+    Ok(names.iter().filter_map(folder).collect())
 }
 
 /// Opens generations, as many at a time as there are processors.
 fn open_all(
+    platform: &Platform,
     folders: Vec<(PathBuf, Range<Sequence>)>,
 ) -> Vec<(PathBuf, Result<Generation, Unusable>)> {
-    let at_a_time = thread::available_parallelism().map_or(1, usize::from);
+    let at_a_time = platform.jobs.parallelism();
+    let open = |(path, range): &(PathBuf, Range<Sequence>)| {
+        // The store asserts what it reads: its panic says that the files are damaged.
+        let opened = || Generation::open(&platform.disk, path, range.clone());
+        catch_unwind(AssertUnwindSafe(opened))
+            .unwrap_or_else(|_| Err(Fault::new("sled panicked").into()))
+    };
     let mut opened = Vec::with_capacity(folders.len());
     for group in folders.chunks(at_a_time) {
+        let [first, others @ ..] = group else {
+            break;
+        };
         thread::scope(|scope| {
-            let threads: Vec<_> = group
+            let others: Vec<_> = others
                 .iter()
-                .map(|(path, range)| scope.spawn(|| Generation::open(path, range.clone())))
+                .map(|other| (other, scope.spawn(|| open(other))))
                 .collect();
-            for ((path, _), thread) in group.iter().zip(threads) {
-                // sled asserts what it reads: its panic says that the files are damaged.
-                let outcome = thread
-                    .join()
-                    .unwrap_or_else(|_| Err(Fault::new("sled panicked").into()));
-                opened.push((path.clone(), outcome));
+            opened.push((first.0.clone(), open(first)));
+            for ((path, _), thread) in others {
+                opened.push((path.clone(), thread.join().expect("panics are caught")));
             }
         });
     }

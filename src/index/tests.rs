@@ -31,7 +31,7 @@ fn dir() -> TempDir {
 
 /// An index in `dir` of the events below `tail`, with nothing missing.
 fn open(dir: &Path, tail: Sequence) -> Index {
-    let mut index = Index::open(dir, OPTIONS, tail).expect("opens");
+    let mut index = Index::open(&Platform::default(), dir, OPTIONS, tail).expect("opens");
     for range in index.missing() {
         let mut rebuild = index.rebuild(range.clone());
         for first in range.step_by(BATCH as usize) {
@@ -239,7 +239,7 @@ fn lost_generations_are_rebuilt() {
     fs::write(damaged.join("filter"), "").expect("written");
     fs::create_dir(dir.path().join("left.tmp")).expect("created");
 
-    let (reader, rejected) = inspect(dir.path(), 651).expect("opens");
+    let (reader, rejected) = inspect(&Platform::default(), dir.path(), 651).expect("opens");
     let mut found: Vec<_> = rejected.iter().map(|one| one.reason.to_string()).collect();
     found.sort();
     assert!(
@@ -251,7 +251,7 @@ fn lost_generations_are_rebuilt() {
     assert!(damaged.exists(), "an inspection removes nothing");
     drop(reader);
 
-    let index = Index::open(dir.path(), OPTIONS, 651).expect("opens");
+    let index = Index::open(&Platform::default(), dir.path(), OPTIONS, 651).expect("opens");
     assert_eq!(index.missing(), [301..551, 601..651]);
     assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 2);
     drop(index);
@@ -282,8 +282,10 @@ fn of_a_merge_that_was_cut_short_the_greater_is_kept() {
 fn a_reader_that_is_left_keeps_the_index_from_opening_and_nothing_is_removed() {
     let dir = dir();
     drop(build(dir.path(), 1..101));
-    let (reader, _) = inspect(dir.path(), 101).expect("opens");
-    let error = Index::open(dir.path(), OPTIONS, 101).err().expect("locked");
+    let (reader, _) = inspect(&Platform::default(), dir.path(), 101).expect("opens");
+    let error = Index::open(&Platform::default(), dir.path(), OPTIONS, 101)
+        .err()
+        .expect("locked");
     let OpenError::Io { source, .. } = error;
     assert!(
         source.to_string().contains("could not acquire lock"),

@@ -1,54 +1,63 @@
 //! Threads: those of an index, from its start to its end.
 
-use std::{
-    io,
-    path::Path,
-    sync::Arc,
-    thread::{self, JoinHandle},
-};
+use std::{io, path::Path, sync::Arc};
 
 use super::{IndexOptions, control::Control, merger::Merger, parts::Parts, sealer::Sealer};
+use crate::platform::{Job, Jobs, Platform, Running};
 
 /// The handle of the threads; stops and joins them when dropped.
 pub(super) struct Threads {
+    jobs: Arc<dyn Jobs>,
     control: Arc<Control>,
-    threads: Vec<JoinHandle<()>>,
+    running: Vec<Box<dyn Running>>,
 }
 
 impl Threads {
-    pub(super) fn spawn(dir: &Path, options: IndexOptions, parts: &Arc<Parts>) -> io::Result<Self> {
+    pub(super) fn spawn(
+        platform: &Platform,
+        dir: &Path,
+        options: IndexOptions,
+        parts: &Arc<Parts>,
+    ) -> io::Result<Self> {
+        let control = Arc::<Control>::default();
         let mut threads = Self {
-            control: Arc::default(),
-            threads: Vec::new(),
-        };
-        let control = Arc::clone(&threads.control);
-        let sealer = Sealer {
-            dir: dir.to_owned(),
-            parts: Arc::clone(parts),
+            jobs: Arc::clone(&platform.jobs),
             control: Arc::clone(&control),
+            running: Vec::new(),
         };
-        let merger = Merger::new(dir.to_owned(), options, Arc::clone(parts), control);
-        threads.add("index-sealer", || sealer.run())?;
-        threads.add("index-merger", || merger.run())?;
+        let (platform, dir) = (platform.clone(), dir.to_owned());
+        let sealer = Sealer::new(
+            platform.clone(),
+            dir.clone(),
+            Arc::clone(parts),
+            Arc::clone(&control),
+        );
+        let merger = Merger::new(platform, dir, options, Arc::clone(parts), control);
+        threads.add("index-sealer", sealer)?;
+        threads.add("index-merger", merger)?;
         Ok(threads)
     }
 
-    fn add(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let thread = thread::Builder::new().name(name.to_owned());
-        self.threads.push(thread.spawn(run)?);
+    fn add(&mut self, name: &str, job: impl Job) -> io::Result<()> {
+        self.running.push(self.jobs.spawn(name, Box::new(job))?);
         Ok(())
     }
 
     pub(super) fn control(&self) -> &Control {
         &self.control
     }
+
+    /// Blocks while `waits`, which a thread ends before it wakes. Fails when the last seal failed.
+    pub(super) fn wait_while(&self, waits: impl Fn() -> bool) -> Result<(), super::IndexError> {
+        self.control.wait_while(&*self.jobs, waits)
+    }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
         self.control.stop();
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
+        for running in self.running.drain(..) {
+            if running.join().is_err() {
                 tracing::error!("a thread of the index panicked");
             }
         }

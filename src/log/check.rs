@@ -10,11 +10,14 @@ use std::{
 };
 
 use super::{
-    Batch, Disk, OpenError, directory,
+    Batch, OpenError, directory,
     segment::{SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path},
     walk::{RunEnd, SCAN_BYTES, Walk},
 };
-use crate::event::{FIRST_SEQUENCE, Sequence};
+use crate::{
+    event::{FIRST_SEQUENCE, Sequence},
+    platform::Disk,
+};
 
 /// A place of the log that is not as it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,9 +160,10 @@ mod tests {
 
     use super::*;
     use crate::log::{
-        Log as _, OsDisk,
+        Log as _,
         support::{append_many, batch_at, flip, frames, open, segments},
     };
+    use crate::platform::OsDisk;
 
     fn run(dir: &Path) -> (Checked, Vec<Sequence>) {
         let mut met = Vec::new();

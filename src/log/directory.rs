@@ -5,10 +5,13 @@
 use std::{io, path::Path};
 
 use super::{
-    Disk, OpenError,
+    OpenError,
     segment::{BadHeader, SEGMENT_HEADER_BYTES, SegmentHeader, parse_segment_name, segment_path},
 };
-use crate::event::{FIRST_SEQUENCE, Sequence};
+use crate::{
+    event::{FIRST_SEQUENCE, Sequence},
+    platform::Disk,
+};
 
 /// The name of a segment that is being set aside. One that is found when a log is opened is a leftover.
 pub(super) const NEXT_NAME: &str = "next.tmp";

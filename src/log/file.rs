@@ -4,7 +4,6 @@
 //! written after a failed write or sync. One writer per directory; locking it is for who opens it.
 
 use std::{
-    hash::{BuildHasher as _, RandomState},
     io,
     path::{Path, PathBuf},
     sync::{
@@ -15,7 +14,7 @@ use std::{
 };
 
 use super::{
-    AppendError, Batch, Disk, DiskFile, FileReader, Log, OpenError,
+    AppendError, Batch, FileReader, Log, OpenError,
     directory::NEXT_NAME,
     frame::{ALIGN, Frame, PREFIX_BYTES},
     prepare::{NotPrepared, Prepared, Preparer},
@@ -23,7 +22,10 @@ use super::{
     recovery::{self, at},
     segment::{SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path},
 };
-use crate::event::{FIRST_SEQUENCE, Sequence};
+use crate::{
+    event::{FIRST_SEQUENCE, Sequence},
+    platform::{Disk, DiskFile, Platform},
+};
 
 /// Segments are a multiple of this many bytes.
 const BLOCK_BYTES: u64 = 4096;
@@ -65,6 +67,7 @@ pub struct FileLog {
     active: Active,
     tail: Sequence,
     preparer: Preparer,
+    random: fn() -> u64,
     /// Why nothing is appended any more.
     failed: Option<AppendError>,
 }
@@ -81,25 +84,22 @@ impl FileLog {
     /// Opens the log in `dir`, or makes a new one if there is none, and removes what an interrupted append
     /// left behind.
     pub fn open(
+        platform: &Platform,
         dir: &Path,
-        disk: Arc<dyn Disk>,
         options: &FileLogOptions,
     ) -> Result<Self, OpenError> {
+        let disk = &*platform.disk;
         assert!(
             options.segment_bytes_min <= options.segment_bytes_max,
             "a segment has a size"
         );
         disk.create_dir(dir).map_err(at(dir))?;
-        let mut recovered = recovery::recover(&*disk, dir, options.tail_min)?;
+        let mut recovered = recovery::recover(disk, dir, options.tail_min)?;
         let file_bytes = recovered.segments.iter().map(|s| s.header.file_bytes);
         let storage_bytes = Arc::new(AtomicU64::new(file_bytes.sum()));
-        let mut preparer = Preparer::start(
-            disk.clone(),
-            dir.into(),
-            storage_bytes.clone(),
-            options.retry_after,
-        )
-        .map_err(at(dir))?;
+        let mut preparer =
+            Preparer::start(platform, dir, storage_bytes.clone(), options.retry_after)
+                .map_err(at(dir))?;
         let active = match (recovered.segments.last(), recovered.last) {
             (Some(segment), Some((file, offset))) => Active {
                 segment: segment.clone(),
@@ -113,13 +113,13 @@ impl FileLog {
                     at(dir)(io::Error::new(cause.kind(), cause))
                 })?;
                 let header = SegmentHeader {
-                    log_id: random(),
-                    salt: random(),
+                    log_id: (platform.random)(),
+                    salt: (platform.random)(),
                     first_sequence: FIRST_SEQUENCE,
                     previous: 0,
                     file_bytes: prepared.bytes,
                 };
-                let active = begin(&*disk, dir, prepared, header).map_err(at(dir))?;
+                let active = begin(disk, dir, prepared, header).map_err(at(dir))?;
                 recovered.segments.push(active.segment.clone());
                 active
             }
@@ -129,7 +129,7 @@ impl FileLog {
             segment_bytes_min: options.segment_bytes_min,
             segment_bytes_max: options.segment_bytes_max,
             shared: Arc::new(Shared {
-                disk,
+                disk: Arc::clone(&platform.disk),
                 id: active.segment.header.log_id,
                 segments: RwLock::new(recovered.segments),
                 tail: AtomicU64::new(recovered.tail),
@@ -138,6 +138,7 @@ impl FileLog {
             active,
             tail: recovered.tail,
             preparer,
+            random: platform.random,
             failed: None,
         };
         // What goes wrong with it is for the append that needs it.
@@ -211,7 +212,7 @@ impl FileLog {
         let replaces = last.first_sequence == self.tail;
         let header = SegmentHeader {
             log_id: self.shared.id,
-            salt: random(),
+            salt: (self.random)(),
             first_sequence: self.tail,
             previous: if replaces {
                 last.previous
@@ -266,11 +267,6 @@ fn failed(path: &Path, error: io::Error) -> AppendError {
     }
 }
 
-/// A number that no publisher can guess: the standard library seeds its hashers from the system.
-fn random() -> u64 {
-    RandomState::new().hash_one("oncelog")
-}
-
 impl Log for FileLog {
     type Reader = FileReader;
 
@@ -304,10 +300,12 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::log::{
-        LogReader as _, OsDisk,
-        faulty::FaultyDisk,
-        support::{append_many, assert_whole, batch, batch_at, event, open, segments, small},
+    use crate::{
+        log::{
+            LogReader as _,
+            support::{append_many, assert_whole, batch, batch_at, event, open, segments, small},
+        },
+        platform::faulty::FaultyDisk,
     };
 
     #[test]
@@ -350,7 +348,7 @@ mod tests {
             segment_bytes_max: 4 * 4096,
             ..small()
         };
-        let mut log = FileLog::open(dir.path(), Arc::new(OsDisk), &options).expect("opens");
+        let mut log = FileLog::open(&Platform::default(), dir.path(), &options).expect("opens");
         let mut sizes = Vec::new();
         while sizes.last() != Some(&(4 * 4096)) {
             append_many(&mut log, 50);
@@ -388,7 +386,7 @@ mod tests {
     fn a_batch_costs_one_sync() {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = FaultyDisk::default();
-        let mut log = FileLog::open(dir.path(), Arc::new(disk.clone()), &small()).expect("opens");
+        let mut log = FileLog::open(&disk.platform(), dir.path(), &small()).expect("opens");
         let before = disk.data_syncs();
         append_many(&mut log, 20);
         assert_eq!(disk.data_syncs() - before, 20);
@@ -399,8 +397,7 @@ mod tests {
         for fail in [FaultyDisk::fail_syncs, FaultyDisk::fail_writes] {
             let dir = tempfile::tempdir().expect("a directory");
             let disk = FaultyDisk::default();
-            let mut log =
-                FileLog::open(dir.path(), Arc::new(disk.clone()), &small()).expect("opens");
+            let mut log = FileLog::open(&disk.platform(), dir.path(), &small()).expect("opens");
             append_many(&mut log, 3);
             let tail = log.tail();
             fail(&disk, true);
@@ -420,7 +417,7 @@ mod tests {
     fn a_full_disk_heals() {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = FaultyDisk::default();
-        let mut log = FileLog::open(dir.path(), Arc::new(disk.clone()), &small()).expect("opens");
+        let mut log = FileLog::open(&disk.platform(), dir.path(), &small()).expect("opens");
         disk.no_space(true);
         let full = loop {
             if let Err(error) = log.append(&batch_at(log.tail())) {
@@ -449,7 +446,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = FaultyDisk::default();
         disk.no_space(true);
-        let error = FileLog::open(dir.path(), Arc::new(disk), &small()).err();
+        let error = FileLog::open(&disk.platform(), dir.path(), &small()).err();
         assert!(matches!(
             error,
             Some(OpenError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull

@@ -8,9 +8,6 @@ mod batch;
 mod builder;
 mod check;
 mod directory;
-mod disk;
-#[doc(hidden)]
-pub mod faulty;
 mod file;
 mod frame;
 mod header;
@@ -29,7 +26,6 @@ use thiserror::Error;
 pub use batch::Batch;
 pub use builder::{BATCH_BYTES_MAX, BatchBuilder};
 pub use check::{Checked, Damage, check};
-pub use disk::{Disk, DiskFile, OsDisk};
 pub use file::{FileLog, FileLogOptions};
 pub use header::NotABatch;
 pub use reader::FileReader;

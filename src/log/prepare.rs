@@ -1,21 +1,21 @@
 //! Sets the space of the next segment aside while the current one fills.
 //!
-//! Owns [`Preparer`] and its thread, which writes a file full of zeros and syncs it: an append into such a
+//! Owns [`Preparer`] and its job, which writes a file full of zeros and syncs it: an append into such a
 //! file changes no metadata, and meets no full disk. Gives the file neither header nor name.
 
 use std::{
     io, mem,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{Receiver, Sender, TryRecvError, channel},
     },
-    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use super::{Disk, DiskFile, directory::NEXT_NAME};
+use super::directory::NEXT_NAME;
+use crate::platform::{Disk, DiskFile, Job, Jobs, Platform, Running, Step};
 
 /// What is written at once, in bytes.
 const CHUNK_BYTES: usize = 1024 * 1024;
@@ -44,12 +44,13 @@ pub(super) struct Preparer {
     /// `None` only while dropped.
     requests: Option<Sender<Request>>,
     results: Receiver<io::Result<Prepared>>,
-    thread: Option<JoinHandle<()>>,
+    jobs: Arc<dyn Jobs>,
+    worker: Option<Box<dyn Running>>,
 }
 
 enum State {
     Idle,
-    /// The thread is at it; `retry` holds why the try before had no space.
+    /// The job is at it; `retry` holds why the try before had no space.
     Working {
         retry: Option<Arc<io::Error>>,
     },
@@ -67,38 +68,35 @@ struct Request {
 }
 
 impl Preparer {
-    /// Starts the thread. `storage_bytes` is kept up to date with what it makes; after a try that had no
+    /// Starts the job. `storage_bytes` is kept up to date with what it makes; after a try that had no
     /// space, the next is made after `retry_after`.
     pub fn start(
-        disk: Arc<dyn Disk>,
-        dir: PathBuf,
+        platform: &Platform,
+        dir: &Path,
         storage_bytes: Arc<AtomicU64>,
         retry_after: Duration,
     ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (requests, requested) = channel::<Request>();
+        let (requests, requested) = channel();
         let (done, results) = channel();
         let worker = Worker {
-            disk,
+            disk: Arc::clone(&platform.disk),
             path: dir.join(NEXT_NAME),
             storage_bytes,
             stop: stop.clone(),
+            requested,
+            request: None,
+            done,
         };
-        let thread = thread::Builder::new().name("log-prepare".into());
-        let thread = thread.spawn(move || {
-            for request in requested {
-                if done.send(worker.prepare(request)).is_err() {
-                    return;
-                }
-            }
-        })?;
+        let worker = platform.jobs.spawn("log-prepare", Box::new(worker))?;
         Ok(Self {
             state: State::Idle,
             retry_after,
             stop,
             requests: Some(requests),
             results,
-            thread: Some(thread),
+            jobs: Arc::clone(&platform.jobs),
+            worker: Some(worker),
         })
     }
 
@@ -107,7 +105,9 @@ impl Preparer {
     pub fn nudge(&mut self, bytes: u64) -> Result<(), NotPrepared> {
         self.state = match mem::replace(&mut self.state, State::Idle) {
             State::Idle => self.request(bytes, None, None),
-            State::NoSpace { since, cause } if since.elapsed() >= self.retry_after => {
+            State::NoSpace { since, cause }
+                if self.jobs.now().saturating_duration_since(since) >= self.retry_after =>
+            {
                 self.request(bytes, None, Some(cause))
             }
             State::Working { retry } => match self.results.try_recv() {
@@ -129,10 +129,16 @@ impl Preparer {
             self.state = match mem::replace(&mut self.state, State::Idle) {
                 State::Ready(prepared) if prepared.bytes >= bytes_min => return Ok(prepared),
                 State::Ready(shorter) => self.request(bytes, Some(shorter), None),
-                State::Working { retry: None } => match self.results.recv() {
-                    Ok(result) => self.done(result)?,
-                    Err(_) => return Err(gone()),
-                },
+                State::Working { retry: None } => {
+                    if self.jobs.help() {
+                        self.state = State::Working { retry: None };
+                        continue;
+                    }
+                    match self.results.recv() {
+                        Ok(result) => self.done(result)?,
+                        Err(_) => return Err(gone()),
+                    }
+                }
                 State::Working { retry: Some(cause) } => {
                     self.state = State::Working {
                         retry: Some(cause.clone()),
@@ -158,7 +164,7 @@ impl Preparer {
         retry: Option<Arc<io::Error>>,
     ) -> State {
         if let Some(requests) = &self.requests {
-            // If the thread is gone, waiting for its result says so.
+            // If the job is gone, waiting for its result says so.
             let _ = requests.send(Request { bytes, shorter });
         }
         State::Working { retry }
@@ -168,7 +174,7 @@ impl Preparer {
         match result {
             Ok(prepared) => Ok(State::Ready(prepared)),
             Err(error) if is_no_space(&error) => Ok(State::NoSpace {
-                since: Instant::now(),
+                since: self.jobs.now(),
                 cause: Arc::new(error),
             }),
             Err(error) => Err(NotPrepared::Failed(Arc::new(error))),
@@ -177,7 +183,7 @@ impl Preparer {
 }
 
 fn gone() -> NotPrepared {
-    let error = io::Error::other("the thread that prepares segments is gone");
+    let error = io::Error::other("what prepares segments is gone");
     NotPrepared::Failed(Arc::new(error))
 }
 
@@ -193,9 +199,9 @@ impl Drop for Preparer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.requests = None;
-        if let Some(thread) = self.thread.take() {
+        if let Some(worker) = self.worker.take() {
             // It panics only where the panic was reported already.
-            let _ = thread.join();
+            let _ = worker.join();
         }
     }
 }
@@ -205,6 +211,32 @@ struct Worker {
     path: PathBuf,
     storage_bytes: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
+    requested: Receiver<Request>,
+    /// One that was waited for.
+    request: Option<Request>,
+    done: Sender<io::Result<Prepared>>,
+}
+
+impl Job for Worker {
+    fn step(&mut self) -> Step {
+        let requested = match self.request.take() {
+            Some(request) => Ok(request),
+            None => self.requested.try_recv(),
+        };
+        match requested {
+            Ok(request) => {
+                // Nobody waits for it if the log has been closed.
+                let _ = self.done.send(self.prepare(request));
+                Step::Worked
+            }
+            Err(TryRecvError::Empty) => Step::Idle,
+            Err(TryRecvError::Disconnected) => Step::Ended,
+        }
+    }
+
+    fn wait(&mut self) {
+        self.request = self.requested.recv().ok();
+    }
 }
 
 impl Worker {
@@ -260,13 +292,14 @@ impl Worker {
 mod tests {
     use std::{fs, path::Path};
 
+    use std::thread;
+
     use super::*;
-    use crate::log::faulty::FaultyDisk;
+    use crate::platform::faulty::FaultyDisk;
 
     fn start(disk: &FaultyDisk, dir: &Path) -> (Preparer, Arc<AtomicU64>) {
         let bytes = Arc::new(AtomicU64::new(0));
-        let disk = Arc::new(disk.clone());
-        let preparer = Preparer::start(disk, dir.into(), bytes.clone(), Duration::ZERO);
+        let preparer = Preparer::start(&disk.platform(), dir, bytes.clone(), Duration::ZERO);
         (preparer.expect("starts"), bytes)
     }
 

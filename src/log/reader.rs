@@ -13,11 +13,14 @@ use std::{
 };
 
 use super::{
-    Batch, Disk, LogReader, ReadError,
+    Batch, LogReader, ReadError,
     segment::Segment,
     walk::{NoBatch, Walk},
 };
-use crate::event::{FIRST_SEQUENCE, Sequence, Topic};
+use crate::{
+    event::{FIRST_SEQUENCE, Sequence, Topic},
+    platform::Disk,
+};
 
 /// What is read at once at a place of the log that was not expected, in bytes: small batches whole.
 const RANDOM_BYTES: usize = 16 * 1024;
@@ -182,9 +185,10 @@ mod tests {
 
     use super::*;
     use crate::log::{
-        FileLog, FileLogOptions, Log as _, OsDisk,
+        FileLog, FileLogOptions, Log as _,
         support::{append_many, batch, batch_at, event, flip, frames, open, segments, topic},
     };
+    use crate::platform::Platform;
 
     #[test]
     fn every_sequence_is_found_in_any_order() {
@@ -215,7 +219,7 @@ mod tests {
     fn one_topic_is_read_by_itself() {
         let dir = tempfile::tempdir().expect("a directory");
         let options = FileLogOptions::default();
-        let mut log = FileLog::open(dir.path(), Arc::new(OsDisk), &options).expect("opens");
+        let mut log = FileLog::open(&Platform::default(), dir.path(), &options).expect("opens");
         let events: Vec<_> = (0..100)
             .map(|index| {
                 let topic = ["a", "b", "c"][index % 3];
@@ -259,7 +263,7 @@ mod tests {
     fn reading_in_order_reads_each_byte_about_once() {
         let dir = tempfile::tempdir().expect("a directory");
         let options = FileLogOptions::default();
-        let mut log = FileLog::open(dir.path(), Arc::new(OsDisk), &options).expect("opens");
+        let mut log = FileLog::open(&Platform::default(), dir.path(), &options).expect("opens");
         append_many(&mut log, 500);
         let reader = log.reader();
         let mut sequence = FIRST_SEQUENCE;

@@ -7,12 +7,15 @@
 use std::{io, path::Path, sync::Arc};
 
 use super::{
-    Disk, DiskFile, OpenError,
+    OpenError,
     directory::{self, NEXT_NAME},
     segment::{SEGMENT_HEADER_BYTES, Segment, segment_path},
     walk::{RunEnd, SCAN_BYTES, Walk},
 };
-use crate::event::{FIRST_SEQUENCE, Sequence};
+use crate::{
+    event::{FIRST_SEQUENCE, Sequence},
+    platform::{Disk, DiskFile},
+};
 
 /// Zeros are written in steps of this many bytes.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -173,20 +176,21 @@ mod tests {
 
     use super::*;
     use crate::log::{
-        FileLog, FileLogOptions, Log as _, OsDisk,
+        FileLog, FileLogOptions, Log as _,
         frame::Frame,
         segment::SegmentHeader,
         support::{
             append_many, assert_whole, batch, batch_at, event, flip, frames, open, segments, small,
         },
     };
+    use crate::platform::Platform;
 
     fn reopen(dir: &Path, tail_min: Sequence) -> Result<FileLog, OpenError> {
         let options = FileLogOptions {
             tail_min,
             ..small()
         };
-        FileLog::open(dir, Arc::new(OsDisk), &options)
+        FileLog::open(&Platform::default(), dir, &options)
     }
 
     /// Opens a damaged log, which must fail and change nothing, and returns where the damage is.

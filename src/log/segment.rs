@@ -27,8 +27,8 @@ use std::{
 
 use bytes::{Buf, BufMut};
 
-use super::{Disk, DiskFile};
 use crate::event::Sequence;
+use crate::platform::{Disk, DiskFile};
 
 /// The version of the format that is written.
 pub(super) const FORMAT_VERSION: u32 = 1;

@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -12,11 +11,12 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::{
-    Batch, BatchBuilder, FileLog, FileLogOptions, Log as _, LogReader as _, OsDisk,
-    frame::PREFIX_BYTES, segment::SEGMENT_HEADER_BYTES,
+    Batch, BatchBuilder, FileLog, FileLogOptions, Log as _, LogReader as _, frame::PREFIX_BYTES,
+    segment::SEGMENT_HEADER_BYTES,
 };
 use crate::{
     event::{Event, FIRST_SEQUENCE, Sequence, Topic, UnixNanos},
+    platform::Platform,
     proto::v1,
 };
 
@@ -61,7 +61,7 @@ pub fn small() -> FileLogOptions {
 }
 
 pub fn open(dir: &Path) -> FileLog {
-    FileLog::open(dir, Arc::new(OsDisk), &small()).expect("opens")
+    FileLog::open(&Platform::default(), dir, &small()).expect("opens")
 }
 
 /// The batch that `append_many` appends at a sequence: some events of two topics.

@@ -8,12 +8,15 @@ use std::{io, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    Batch, Disk, DiskFile,
+    Batch,
     frame::{ALIGN, Frame, HEAD_BYTES, PREFIX_BYTES},
     header::{Header, NotABatch},
     segment::Segment,
 };
-use crate::event::{Sequence, Topic};
+use crate::{
+    event::{Sequence, Topic},
+    platform::{Disk, DiskFile},
+};
 
 /// What is read ahead when all of a file is read, in bytes.
 pub(super) const SCAN_BYTES: usize = 1024 * 1024;

@@ -1,19 +1,6 @@
 //! The server's clock, as the log needs it: it never goes back.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use crate::event::UnixNanos;
-
-/// A source of the current time.
-pub type TimeSource = fn() -> UnixNanos;
-
-/// The system's clock.
-pub fn system_time() -> UnixNanos {
-    let since_epoch = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    UnixNanos::try_from(since_epoch.as_nanos()).unwrap_or(UnixNanos::MAX)
-}
+use crate::{event::UnixNanos, platform::TimeSource};
 
 /// A clock that gives no time before one it gave, or found in the log.
 pub(super) struct Clock {

@@ -6,6 +6,7 @@
 
 mod clock;
 mod cursor;
+mod look_up;
 mod open;
 mod reader;
 mod request;
@@ -28,7 +29,6 @@ use tokio::{
 };
 
 pub use self::{
-    clock::{TimeSource, system_time},
     cursor::CursorError,
     open::{
         INGEST_BYTES_MAX, OpenError, PartitionOptions, Recovery, TOPICS_MAX, Threads,
@@ -39,12 +39,15 @@ pub use self::{
     stats::{Counters, CountersError, Snapshot, TopicCounters},
 };
 use self::{
-    request::{Message, Request},
+    look_up::LookUp,
+    request::Message,
     stats::{Dropped, Stats},
     tail::DurableTail,
 };
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) use self::{look_up::LookedUp, open::open_locked};
 use crate::{
-    event::{Event, FIRST_SEQUENCE, Key, Sequence, StoredEvent, Topic},
+    event::{Event, Key, Sequence, StoredEvent, Topic},
     index::{Entry, IndexError, IndexReader},
     log::{FileReader, LogReader, ReadError as LogReadError},
 };
@@ -95,7 +98,7 @@ impl<R> Clone for Partition<R> {
 }
 
 /// The outcomes of a submitted request, one per event in order, once all of them are durable.
-pub struct PendingOutcomes(oneshot::Receiver<Result<Vec<Outcome>, PublishError>>);
+pub struct PendingOutcomes(oneshot::Receiver<request::Answer>);
 
 impl Future for PendingOutcomes {
     type Output = Result<Vec<Outcome>, PublishError>;
@@ -122,44 +125,36 @@ impl<R: LogReader> Partition<R> {
         rejection: Rejection,
         permit: OwnedSemaphorePermit,
     ) -> Result<PendingOutcomes, PublishError> {
-        let (events, sealed, looked_to) = self.look_up(events).await?;
-        let (reply, outcomes) = oneshot::channel();
-        let request = Request {
-            events,
-            sealed,
-            looked_to,
-            rejection,
-            permit,
-            reply,
+        let look_up = LookUp::new(&self.0.index, events);
+        let looked_up = if look_up.reads_disk() {
+            let looked_up = spawn_blocking(move || look_up.run()).await;
+            looked_up.map_err(|_| PublishError::Stopping)?
+        } else {
+            look_up.run()
         };
-        let sent = self.0.queue.send(Message::Publish(request)).await;
+        let (message, outcomes) = looked_up.into_message(rejection, permit);
+        let sent = self.0.queue.send(message).await;
         sent.map_err(|_| PublishError::Stopping)?;
         Ok(PendingOutcomes(outcomes))
     }
 
-    /// Looks events up in the sealed parts of the index: filters here, sled on a blocking thread.
-    async fn look_up(
+    /// Begins to look events up, for who submits them step by step.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn look_up(&self, events: Vec<Event>) -> LookUp {
+        LookUp::new(&self.0.index, events)
+    }
+
+    /// Puts looked up events in the queue, or returns none if it is full or closed.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn try_submit(
         &self,
-        events: Vec<Event>,
-    ) -> Result<(Vec<Event>, Vec<Option<Entry>>, Sequence), PublishError> {
-        let view = self.0.index.view();
-        let looked_to = view.sealed_to();
-        let may_contain = |at: &usize| view.may_contain(events[*at].key());
-        let maybe: Vec<usize> = (0..events.len()).filter(may_contain).collect();
-        if maybe.is_empty() {
-            return Ok((events, Vec::new(), looked_to));
-        }
-        let found = spawn_blocking(move || {
-            let mut sealed = vec![None; events.len()];
-            let found = maybe.into_iter().try_for_each(|at| {
-                sealed[at] = view.get(events[at].key())?;
-                Ok::<_, IndexError>(())
-            });
-            // What cannot be read here is left to the writer, which fails on it for all.
-            let looked_to = found.map_or(FIRST_SEQUENCE, |()| looked_to);
-            (events, sealed, looked_to)
-        });
-        found.await.map_err(|_| PublishError::Stopping)
+        looked_up: LookedUp,
+        rejection: Rejection,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<PendingOutcomes> {
+        let (message, outcomes) = looked_up.into_message(rejection, permit);
+        self.0.queue.try_send(message).ok()?;
+        Some(PendingOutcomes(outcomes))
     }
 
     /// Counts events that broke a limit and were not submitted.

@@ -10,7 +10,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, mpsc as std_mpsc},
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -19,10 +19,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{
     Health, Partition, Shared,
-    clock::{Clock, TimeSource, system_time},
+    clock::Clock,
     request::Message,
     stats::{CountersError, Snapshot, Stats},
-    syncer::{self, Syncer, SyncerThread},
+    syncer::{self, Syncer, SyncerJob},
     tail::DurableTail,
     writer::{Pending, Writer},
 };
@@ -30,9 +30,9 @@ use crate::{
     event::{Event, FIRST_SEQUENCE, Sequence, UnixNanos},
     index::{self, Entry, Index, IndexError, IndexOptions},
     log::{
-        self, Batch, Disk, FileLog, FileLogOptions, FileReader, Log, LogReader, OsDisk,
-        ReadError as LogReadError,
+        self, Batch, FileLog, FileLogOptions, FileReader, Log, LogReader, ReadError as LogReadError,
     },
+    platform::{Disk as _, Job, OsDisk, Platform, Running, Step},
 };
 
 /// Requests that may wait for the writer, beside the limit on their bytes.
@@ -60,10 +60,8 @@ pub struct PartitionOptions {
     pub log: FileLogOptions,
     /// The sizes of generations.
     pub index: IndexOptions,
-    /// Where the log's files are.
-    pub disk: Arc<dyn Disk>,
-    /// The clock.
-    pub time: TimeSource,
+    /// What it stands on.
+    pub platform: Platform,
 }
 
 impl PartitionOptions {
@@ -75,8 +73,7 @@ impl PartitionOptions {
             ingest_bytes_max: INGEST_BYTES_MAX,
             log: FileLogOptions::default(),
             index: IndexOptions::default(),
-            disk: Arc::new(OsDisk),
-            time: system_time,
+            platform: Platform::default(),
         }
     }
 }
@@ -98,6 +95,9 @@ pub enum OpenError {
         /// What the system says.
         source: io::Error,
     },
+    /// The system has no room for another thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
     /// The log cannot be opened.
     #[error(transparent)]
     Log(#[from] log::OpenError),
@@ -127,13 +127,14 @@ pub struct Recovery {
 /// The threads behind a partition, and the lock on its data directory.
 pub struct Threads {
     queue: mpsc::Sender<Message>,
-    writer: JoinHandle<()>,
-    syncer: JoinHandle<()>,
-    saver: JoinHandle<()>,
+    writer: Box<dyn Running>,
+    syncer: Box<dyn Running>,
+    saver: Box<dyn Running>,
     stop_saver: std_mpsc::Sender<()>,
     stats: Arc<Stats>,
+    platform: Platform,
     data_dir: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl Threads {
@@ -147,7 +148,9 @@ impl Threads {
                 tracing::error!(?panic, "a thread of the partition has panicked");
             }
         }
-        self.stats.snapshot().save(&self.data_dir)
+        self.stats
+            .snapshot()
+            .save(&*self.platform.disk, &self.data_dir)
     }
 }
 
@@ -176,22 +179,33 @@ pub fn open(
     options: PartitionOptions,
 ) -> Result<(Partition<FileReader>, Threads, Recovery), OpenError> {
     let lock = lock_data_dir(&options.data_dir)?;
+    open_locked(options, Some(lock))
+}
+
+/// The same, for who has the data directory for itself without a lock.
+pub(crate) fn open_locked(
+    options: PartitionOptions,
+    lock: Option<File>,
+) -> Result<(Partition<FileReader>, Threads, Recovery), OpenError> {
+    let platform = &options.platform;
     let log_dir = options.data_dir.join("log");
     let index_dir = options.data_dir.join("index");
-    let snapshot = load_counters(&options.data_dir)?;
+    let snapshot = load_counters(platform, &options.data_dir)?;
 
     // A clean stop and a sealed generation both tell of events that were durable.
-    let tail_min = snapshot.tail.max(index::covered_to(&index_dir)?);
+    let tail_min = snapshot
+        .tail
+        .max(index::covered_to(&*platform.disk, &index_dir)?);
     let log_options = FileLogOptions {
         tail_min,
         ..options.log
     };
-    let log = FileLog::open(&log_dir, options.disk, &log_options)?;
+    let log = FileLog::open(platform, &log_dir, &log_options)?;
     let tail = log.tail();
     let reader = log.reader();
 
-    let mut index = Index::open(&index_dir, options.index, tail)?;
-    let replayed = fill_index(&mut index, &reader)?;
+    let mut index = Index::open(platform, &index_dir, options.index, tail)?;
+    let replayed = fill_index(platform, &mut index, &reader)?;
     let stats = Stats::new(snapshot);
     for batch in batches(&reader, stats.tail()..tail) {
         stats.add_batch(&batch?);
@@ -220,9 +234,10 @@ pub fn open(
         stats: Arc::clone(&stats),
         tail: durable_tail,
     });
-    let syncer_thread = SyncerThread {
+    let syncer_job = SyncerJob {
         syncer: syncer.clone(),
         work: work_end,
+        next: None,
         synced,
         writer: queue.downgrade(),
     };
@@ -230,7 +245,7 @@ pub fn open(
         index,
         topics: stats.topic_names().into_iter().collect::<HashSet<_>>(),
         topics_max: options.topics_max,
-        clock: Clock::new(options.time, last_received_at),
+        clock: Clock::new(platform.time, last_received_at),
         queue: queue_end,
         syncer,
         work,
@@ -241,18 +256,23 @@ pub fn open(
         failed: None,
         health: health.clone(),
     };
-    let saver = {
-        let (stats, data_dir) = (Arc::clone(&stats), options.data_dir.clone());
-        move || save_counters(&stats, &data_dir, &saver_stopped)
+    let saver = Saver {
+        saved: stats.snapshot(),
+        stats: Arc::clone(&stats),
+        platform: platform.clone(),
+        data_dir: options.data_dir.clone(),
+        save_at: platform.jobs.now() + SAVE_INTERVAL,
+        stopped: saver_stopped,
     };
     let threads = Threads {
         queue,
-        writer: spawn("oncelog-writer", health.clone(), || writer.run()),
-        syncer: spawn("oncelog-syncer", health.clone(), || syncer_thread.run()),
-        saver: spawn("oncelog-saver", health, saver),
+        writer: spawn(platform, "oncelog-writer", &health, writer)?,
+        syncer: spawn(platform, "oncelog-syncer", &health, syncer_job)?,
+        saver: spawn(platform, "oncelog-saver", &health, saver)?,
         stop_saver,
         stats,
-        data_dir: options.data_dir,
+        platform: platform.clone(),
+        data_dir: options.data_dir.clone(),
         _lock: lock,
     };
     let recovery = Recovery {
@@ -263,8 +283,8 @@ pub fn open(
 }
 
 /// The counters as last saved. Damaged ones are not used: what is in the log is counted again.
-fn load_counters(data_dir: &Path) -> Result<Snapshot, OpenError> {
-    match Snapshot::load(data_dir) {
+fn load_counters(platform: &Platform, data_dir: &Path) -> Result<Snapshot, OpenError> {
+    match Snapshot::load(&*platform.disk, data_dir) {
         Ok(snapshot) => Ok(snapshot.unwrap_or_default()),
         Err(error @ CountersError::Damaged { .. }) => {
             tracing::warn!(%error, "stored events are counted again from the log; \
@@ -276,9 +296,9 @@ fn load_counters(data_dir: &Path) -> Result<Snapshot, OpenError> {
 }
 
 /// Reads into the index what it is missing. Returns how many events that were.
-fn fill_index(index: &mut Index, log: &FileReader) -> Result<u64, OpenError> {
+fn fill_index(platform: &Platform, index: &mut Index, log: &FileReader) -> Result<u64, OpenError> {
     let mut replayed = 0;
-    let mut reported = Instant::now();
+    let mut reported = platform.jobs.now();
     for range in index.missing() {
         let events = range.end - range.start;
         let mut rebuild = index.rebuild(range.clone());
@@ -297,8 +317,9 @@ fn fill_index(index: &mut Index, log: &FileReader) -> Result<u64, OpenError> {
                 rebuild.insert(event.key(), entry);
                 replayed += 1;
             }
-            if reported.elapsed() >= PROGRESS_INTERVAL {
-                reported = Instant::now();
+            let now = platform.jobs.now();
+            if now.saturating_duration_since(reported) >= PROGRESS_INTERVAL {
+                reported = now;
                 tracing::info!(replayed, events, "reading the log into the index");
             }
         }
@@ -334,40 +355,78 @@ fn last_received_at(log: &FileReader, tail: Sequence) -> Result<UnixNanos, LogRe
 }
 
 /// Saves the counters now and then, so that a crash loses few of those the log does not tell.
-fn save_counters(stats: &Stats, data_dir: &Path, stopped: &std_mpsc::Receiver<()>) {
-    let mut saved = stats.snapshot();
-    while let Err(std_mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(SAVE_INTERVAL) {
-        let snapshot = stats.snapshot();
-        if snapshot == saved {
-            continue;
+struct Saver {
+    stats: Arc<Stats>,
+    platform: Platform,
+    data_dir: PathBuf,
+    saved: Snapshot,
+    save_at: Instant,
+    stopped: std_mpsc::Receiver<()>,
+}
+
+impl Job for Saver {
+    fn step(&mut self) -> Step {
+        if let Err(std_mpsc::TryRecvError::Disconnected) = self.stopped.try_recv() {
+            return Step::Ended;
         }
-        match snapshot.save(data_dir) {
-            Ok(()) => saved = snapshot,
-            Err(error) => tracing::warn!(%error, "the counters are not saved; trying again later"),
+        let now = self.platform.jobs.now();
+        if now < self.save_at {
+            return Step::Idle;
         }
+        self.save_at = now + SAVE_INTERVAL;
+        let snapshot = self.stats.snapshot();
+        if snapshot != self.saved {
+            match snapshot.save(&*self.platform.disk, &self.data_dir) {
+                Ok(()) => self.saved = snapshot,
+                Err(error) => {
+                    tracing::warn!(%error, "the counters are not saved; trying again later");
+                }
+            }
+        }
+        Step::Worked
+    }
+
+    fn wait(&mut self) {
+        let left = self
+            .save_at
+            .saturating_duration_since(self.platform.jobs.now());
+        // It is told of the stop by the end of the channel, which a step sees as well.
+        _ = self.stopped.recv_timeout(left);
     }
 }
 
-/// Tells of a panic: a partition without one of its threads stores nothing.
-struct FailOnPanic(watch::Sender<Health>);
+/// A job that tells of its panic: a partition without one of its jobs stores nothing.
+struct FailOnPanic<J> {
+    job: J,
+    health: watch::Sender<Health>,
+}
 
-impl Drop for FailOnPanic {
+impl<J: Job> Job for FailOnPanic<J> {
+    fn step(&mut self) -> Step {
+        self.job.step()
+    }
+
+    fn wait(&mut self) {
+        self.job.wait();
+    }
+}
+
+impl<J> Drop for FailOnPanic<J> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.send_replace(Health::Failed);
+            self.health.send_replace(Health::Failed);
         }
     }
 }
 
 fn spawn(
+    platform: &Platform,
     name: &str,
-    health: watch::Sender<Health>,
-    run: impl FnOnce() + Send + 'static,
-) -> JoinHandle<()> {
-    let run = move || {
-        let _guard = FailOnPanic(health);
-        run();
-    };
-    let thread = thread::Builder::new().name(name.to_owned());
-    thread.spawn(run).expect("the system has room for a thread")
+    health: &watch::Sender<Health>,
+    job: impl Job,
+) -> Result<Box<dyn Running>, OpenError> {
+    let health = health.clone();
+    let job = Box::new(FailOnPanic { job, health });
+    let spawned = platform.jobs.spawn(name, job);
+    spawned.map_err(OpenError::Thread)
 }

@@ -98,17 +98,8 @@ impl<R: LogReader> Reader<R> {
     /// Reads on, to `until` or the durable tail and to `events_max` events at most. Does not wait for
     /// events.
     pub async fn read(&mut self, until: Sequence, events_max: usize) -> Result<Chunk, ReadError> {
-        let until = until.min(*self.tail.borrow_and_update());
-        let mut scan = Scan {
-            topic: self.topic.clone(),
-            next: self.next,
-            until,
-            events: Vec::new(),
-            events_max,
-            bytes: 0,
-        };
-        scan.over(|sequence| Ok(self.shared.tail.recent(sequence)))?;
-        if scan.next < until && scan.events.is_empty() {
+        let mut scan = self.scan_memory(until, events_max)?;
+        if scan.is_of_log() {
             let shared = Arc::clone(&self.shared);
             let log = Arc::clone(&self.log);
             let scanned = spawn_blocking(move || {
@@ -117,11 +108,42 @@ impl<R: LogReader> Reader<R> {
             });
             scan = scanned.await.map_err(|_| ReadError::Stopping)??;
         }
+        Ok(self.finish(scan))
+    }
+
+    /// The same, reading the log here.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn read_here(
+        &mut self,
+        until: Sequence,
+        events_max: usize,
+    ) -> Result<Chunk, ReadError> {
+        let mut scan = self.scan_memory(until, events_max)?;
+        if scan.is_of_log() {
+            scan.over_log(&self.shared, &*self.log)?;
+        }
+        Ok(self.finish(scan))
+    }
+
+    fn scan_memory(&mut self, until: Sequence, events_max: usize) -> Result<Scan, ReadError> {
+        let mut scan = Scan {
+            topic: self.topic.clone(),
+            next: self.next,
+            until: until.min(*self.tail.borrow_and_update()),
+            events: Vec::new(),
+            events_max,
+            bytes: 0,
+        };
+        scan.over(|sequence| Ok(self.shared.tail.recent(sequence)))?;
+        Ok(scan)
+    }
+
+    fn finish(&mut self, scan: Scan) -> Chunk {
         self.next = scan.next;
-        Ok(Chunk {
+        Chunk {
             events: scan.events,
             caught_up: self.next >= self.shared.tail.get(),
-        })
+        }
     }
 
     /// Waits until the durable tail is past the position.
@@ -143,6 +165,11 @@ struct Scan {
 }
 
 impl Scan {
+    /// Whether there is nothing in memory where it begins.
+    fn is_of_log(&self) -> bool {
+        self.next < self.until && self.events.is_empty()
+    }
+
     fn over_log<R: LogReader>(&mut self, shared: &Shared<R>, log: &R) -> Result<(), ReadError> {
         let Some(topic) = self.topic.clone() else {
             return self.over(|sequence| Ok(log.read(sequence, None).map_err(Arc::new)?));

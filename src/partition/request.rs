@@ -80,8 +80,11 @@ pub(super) struct Request {
     pub rejection: Rejection,
     /// Held until the request is answered.
     pub permit: OwnedSemaphorePermit,
-    pub reply: oneshot::Sender<Result<Vec<Outcome>, PublishError>>,
+    pub reply: oneshot::Sender<Answer>,
 }
+
+/// The outcomes of a request, one per event in order.
+pub(super) type Answer = Result<Vec<Outcome>, PublishError>;
 
 /// What the writer is told.
 pub(super) enum Message {

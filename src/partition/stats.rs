@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     ops::Bound,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,6 +18,7 @@ use thiserror::Error;
 use crate::{
     event::{FIRST_SEQUENCE, Sequence, Topic, UnixNanos},
     log::Batch,
+    platform::Disk,
 };
 
 const FILE_NAME: &str = "counters.json";
@@ -115,9 +116,9 @@ impl Default for Snapshot {
 
 impl Snapshot {
     /// Reads the snapshot of a data directory; `None` if it has none yet.
-    pub fn load(data_dir: &Path) -> Result<Option<Self>, CountersError> {
+    pub fn load(disk: &dyn Disk, data_dir: &Path) -> Result<Option<Self>, CountersError> {
         let path = data_dir.join(FILE_NAME);
-        let text = match fs::read(&path) {
+        let text = match disk.read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(CountersError::io(&path, error)),
@@ -133,16 +134,19 @@ impl Snapshot {
     }
 
     /// Replaces the snapshot of a data directory; durable on return.
-    pub fn save(&self, data_dir: &Path) -> Result<(), CountersError> {
+    pub fn save(&self, disk: &dyn Disk, data_dir: &Path) -> Result<(), CountersError> {
         let path = data_dir.join(FILE_NAME);
         let new = data_dir.join(format!("{FILE_NAME}.new"));
         let write = || {
-            let file = fs::File::create(&new)?;
-            let mut file = io::BufWriter::new(file);
-            serde_json::to_writer(&mut file, self)?;
-            file.into_inner()?.sync_all()?;
-            fs::rename(&new, &path)?;
-            fs::File::open(data_dir)?.sync_all()
+            let content = serde_json::to_vec(self)?;
+            match disk.remove(&new) {
+                // What an attempt before left.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            disk.write_new(&new, &content)?.sync_all()?;
+            disk.rename(&new, &path)?;
+            disk.sync_dir(data_dir)
         };
         write().map_err(|error| CountersError::io(&path, error))
     }
@@ -294,7 +298,10 @@ impl Stats {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::platform::OsDisk;
 
     fn snapshot() -> Snapshot {
         let topic = TopicCounters {
@@ -319,9 +326,9 @@ mod tests {
     #[test]
     fn a_snapshot_survives_its_file() {
         let dir = tempfile::tempdir().expect("a directory");
-        assert_eq!(Snapshot::load(dir.path()).expect("readable"), None);
-        snapshot().save(dir.path()).expect("saved");
-        let loaded = Snapshot::load(dir.path()).expect("readable");
+        assert_eq!(Snapshot::load(&OsDisk, dir.path()).expect("readable"), None);
+        snapshot().save(&OsDisk, dir.path()).expect("saved");
+        let loaded = Snapshot::load(&OsDisk, dir.path()).expect("readable");
         assert_eq!(loaded, Some(snapshot()));
         assert_eq!(Stats::new(snapshot()).snapshot(), snapshot());
     }
@@ -338,12 +345,12 @@ mod tests {
         ] {
             let mut damaged = snapshot();
             damage(&mut damaged);
-            damaged.save(dir.path()).expect("saved");
-            let error = Snapshot::load(dir.path()).expect_err("damaged");
+            damaged.save(&OsDisk, dir.path()).expect("saved");
+            let error = Snapshot::load(&OsDisk, dir.path()).expect_err("damaged");
             assert!(matches!(error, CountersError::Damaged { .. }), "{error}");
         }
         fs::write(dir.path().join(FILE_NAME), "{\"version\":1").expect("written");
-        Snapshot::load(dir.path()).expect_err("cut");
+        Snapshot::load(&OsDisk, dir.path()).expect_err("cut");
     }
 
     #[test]

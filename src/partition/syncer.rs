@@ -1,15 +1,16 @@
 //! The syncer: makes batches durable, one at a time, and only then tells anyone.
 //!
-//! Owns the log. It has a thread of its own, so that the writer gathers the next batch meanwhile; a batch that
-//! has nothing behind it is synced by the writer itself, which spares it the way there and back. After the sync of a batch, and in this order: its topics are in the
-//! index, it is counted, the durable tail moves, and its requests are answered.
+//! Owns the log. It is a job of its own, so that the writer gathers the next batch meanwhile; a batch that has
+//! nothing behind it is synced by the writer itself, which spares it the way there and back. After the sync of a
+//! batch, and in this order: its topics are in the index, it is counted, the durable tail moves, and its requests
+//! are answered.
 
 use std::sync::{Arc, Mutex, MutexGuard, mpsc as std_mpsc};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
-    request::{Message, Outcome, PublishError, Request},
+    request::{Answer, Message, PublishError, Request},
     stats::{Dropped, Stats},
     tail::DurableTail,
 };
@@ -17,6 +18,7 @@ use crate::{
     event::Sequence,
     index::IndexReader,
     log::{AppendError, Batch, Log},
+    platform::{Job, Step},
 };
 
 /// A batch, if there is anything new, and the requests that wait for it.
@@ -34,13 +36,13 @@ pub(super) struct Synced {
 
 /// A request that is decided and not answered yet.
 pub(super) struct Reply {
-    decided: Result<Vec<Outcome>, PublishError>,
-    reply: oneshot::Sender<Result<Vec<Outcome>, PublishError>>,
+    decided: Answer,
+    reply: oneshot::Sender<Answer>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Reply {
-    pub fn new(request: Request, decided: Result<Vec<Outcome>, PublishError>) -> Self {
+    pub fn new(request: Request, decided: Answer) -> Self {
         Self {
             decided,
             reply: request.reply,
@@ -67,7 +69,7 @@ pub(super) struct Syncer<L> {
     pub tail: Arc<DurableTail>,
 }
 
-/// The syncer of the writer and of the thread. Only one of them has work for it at a time.
+/// The syncer of the writer and of the job. Only one of them has work for it at a time.
 pub(super) struct Shared<L>(Arc<Mutex<Syncer<L>>>);
 
 impl<L> Clone for Shared<L> {
@@ -130,27 +132,40 @@ impl<L: Log> Syncer<L> {
     }
 }
 
-/// The thread.
-pub(super) struct SyncerThread<L> {
+/// The job that syncs what the writer hands over. Ends when the writer has gone.
+pub(super) struct SyncerJob<L> {
     pub syncer: Shared<L>,
     pub work: std_mpsc::Receiver<Work>,
+    /// Work that was waited for.
+    pub next: Option<Work>,
     pub synced: std_mpsc::Sender<Synced>,
     /// The writer's queue, to wake it.
     pub writer: mpsc::WeakSender<Message>,
 }
 
-impl<L: Log> SyncerThread<L> {
-    /// Runs until the writer has gone.
-    pub fn run(self) {
-        while let Ok(work) = self.work.recv() {
-            self.syncer.lock().sync(work, |synced| {
-                self.synced.send(synced).expect("the writer outlives us");
-                if let Some(writer) = self.writer.upgrade() {
-                    // A full queue wakes the writer as well.
-                    _ = writer.try_send(Message::Synced);
-                }
-            });
-        }
+impl<L: Log> Job for SyncerJob<L> {
+    fn step(&mut self) -> Step {
+        let work = match self.next.take() {
+            Some(work) => Ok(work),
+            None => self.work.try_recv(),
+        };
+        let work = match work {
+            Ok(work) => work,
+            Err(std_mpsc::TryRecvError::Empty) => return Step::Idle,
+            Err(std_mpsc::TryRecvError::Disconnected) => return Step::Ended,
+        };
+        self.syncer.lock().sync(work, |synced| {
+            self.synced.send(synced).expect("the writer outlives us");
+            if let Some(writer) = self.writer.upgrade() {
+                // A full queue wakes the writer as well.
+                _ = writer.try_send(Message::Synced);
+            }
+        });
+        Step::Worked
+    }
+
+    fn wait(&mut self) {
+        self.next = self.work.recv().ok();
     }
 }
 

@@ -1,6 +1,6 @@
 //! The writer: decides, in order of arrival, what is new.
 //!
-//! One thread that owns the index. It gathers requests into a batch for as long as the
+//! One job that owns the index. It gathers requests into a batch for as long as the
 //! [syncer](super::syncer) is busy with the batch before, and hands the batch over when the syncer is
 //! free: a group commit without a timer, whose groups grow with the load. It waits for no disk, except for a
 //! small batch behind which nothing is queued.
@@ -14,7 +14,10 @@ use std::{
     sync::{Arc, mpsc as std_mpsc},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    watch,
+};
 
 use super::{
     Health,
@@ -27,6 +30,7 @@ use crate::{
     event::{Event, Sequence, Topic},
     index::{Entry, Index, IndexError},
     log::{BatchBuilder, Log},
+    platform::{Job, Step},
 };
 
 /// A batch with this many events takes no further request.
@@ -115,42 +119,39 @@ impl Pending {
     }
 }
 
-impl<L: Log> Writer<L> {
-    /// Runs until it is told to stop and everything in the queue is answered.
-    pub fn run(mut self) {
-        loop {
-            while let Ok(synced) = self.synced.try_recv() {
-                self.after_sync(synced);
-            }
-            if self.syncing.is_some() && self.batch.is_full() {
-                self.await_sync();
-                continue;
-            }
-            match self.queue.try_recv() {
-                Ok(message) => self.take(message),
-                // Nothing more to gather: the batch goes as it is.
-                Err(_) if self.syncing.is_none() && self.batch.is_lone() => self.sync_here(),
-                Err(_) if self.syncing.is_none() && !self.batch.replies.is_empty() => {
-                    self.hand_over()
-                }
-                Err(_) => match self.queue.blocking_recv() {
-                    Some(message) => self.take(message),
-                    None => break,
-                },
-            }
-            if self.syncing.is_none() && self.batch.is_full() {
-                self.hand_over();
-            }
+/// Ends when it was told to stop and everything in the queue is answered.
+impl<L: Log> Job for Writer<L> {
+    fn step(&mut self) -> Step {
+        while let Ok(synced) = self.synced.try_recv() {
+            self.after_sync(synced);
         }
-        while self.syncing.is_some() || !self.batch.replies.is_empty() {
-            if self.syncing.is_some() {
-                self.await_sync();
-            } else {
-                self.hand_over();
-            }
+        if self.syncing.is_some() && self.batch.is_full() {
+            return Step::Idle;
         }
+        match self.queue.try_recv() {
+            Ok(message) => self.take(message),
+            // Nothing more to gather: the batch goes as it is.
+            Err(_) if self.syncing.is_none() && self.batch.is_lone() => self.sync_here(),
+            Err(_) if self.syncing.is_none() && !self.batch.replies.is_empty() => self.hand_over(),
+            Err(TryRecvError::Disconnected) if self.syncing.is_none() => return Step::Ended,
+            Err(_) => return Step::Idle,
+        }
+        if self.syncing.is_none() && self.batch.is_full() {
+            self.hand_over();
+        }
+        Step::Worked
     }
 
+    fn wait(&mut self) {
+        if self.syncing.is_some() && (self.batch.is_full() || self.queue.is_closed()) {
+            self.await_sync();
+        } else if let Some(message) = self.queue.blocking_recv() {
+            self.take(message);
+        }
+    }
+}
+
+impl<L: Log> Writer<L> {
     fn take(&mut self, message: Message) {
         match message {
             Message::Publish(request) => match &self.failed {

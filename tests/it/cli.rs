@@ -5,14 +5,13 @@ use std::{
     io::{BufRead, BufReader},
     net::TcpListener,
     process::{Child, Command, Stdio},
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use oncelog::{
     index::IndexOptions,
-    log::faulty::FaultyDisk,
+    platform::faulty::FaultyDisk,
     proto::v1::{ListEventsRequest, Outcome},
 };
 use serde_json::Value;
@@ -293,7 +292,7 @@ async fn health_is_in_the_exit_status() {
     let disk = FaultyDisk::default();
     let data_dir = DataDir::new();
     let mut options = data_dir.options();
-    options.partition.disk = Arc::new(disk.clone());
+    options.partition.platform = disk.platform();
     let server = TestServer::start_with(data_dir, options).await;
     let endpoint = server.endpoint();
     let health = || run(&mut oncelog(&["health", "--server", &endpoint]));

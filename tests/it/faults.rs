@@ -1,8 +1,6 @@
 //! Disks that fail or are full.
 
-use std::sync::Arc;
-
-use oncelog::log::{FileLogOptions, faulty::FaultyDisk};
+use oncelog::{log::FileLogOptions, platform::faulty::FaultyDisk};
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -15,7 +13,7 @@ use crate::support::{
 async fn start(disk: &FaultyDisk) -> TestServer {
     let data_dir = DataDir::new();
     let mut options = data_dir.options();
-    options.partition.disk = Arc::new(disk.clone());
+    options.partition.platform = disk.platform();
     options.partition.log = FileLogOptions {
         segment_bytes_min: 64 * 1024,
         segment_bytes_max: 64 * 1024,

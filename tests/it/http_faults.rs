@@ -1,10 +1,8 @@
 //! HTTP over a failed disk, damaged data and a stop: what is answered, and how streams end.
 
-use std::sync::Arc;
-
 use http_body_util::BodyExt as _;
 use hyper::{Method, body::Incoming};
-use oncelog::log::faulty::FaultyDisk;
+use oncelog::platform::faulty::FaultyDisk;
 use serde_json::{Value, json};
 
 use crate::{
@@ -34,7 +32,7 @@ async fn a_failed_disk_is_unavailable_and_reads_go_on() {
     let disk = FaultyDisk::default();
     let data_dir = DataDir::new();
     let mut options = data_dir.options();
-    options.partition.disk = Arc::new(disk.clone());
+    options.partition.platform = disk.platform();
     let server = TestServer::start_with(data_dir, options).await;
     let http = Http::from(&server);
     http.publish(&json_event("t", 1)).await.expect(200);

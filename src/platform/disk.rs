@@ -1,6 +1,6 @@
-//! The file system as the log uses it, so that tests can put another in its place.
+//! The file system as the store uses it.
 //!
-//! Owns [`Disk`], [`DiskFile`] and [`OsDisk`], the one of the operating system. Knows nothing of formats.
+//! Owns [`Disk`], [`DiskFile`] and [`OsDisk`], the one of the operating system.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -26,8 +26,34 @@ pub trait Disk: Send + Sync + 'static {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory and all that is in it.
+    fn remove_tree(&self, dir: &Path) -> io::Result<()>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Makes all that is in a directory durable, its own name excepted.
+    fn sync_tree(&self, dir: &Path) -> io::Result<()>;
+    /// The bytes of all files in a directory.
+    fn tree_bytes(&self, dir: &Path) -> io::Result<u64>;
+    /// Whether its paths are those of the operating system, for what does not go through here.
+    fn is_of_os(&self) -> bool {
+        true
+    }
+
+    /// The content of a file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let file = self.open_read(path)?;
+        let len = usize::try_from(file.len()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let mut content = vec![0; len];
+        file.read_exact_at(&mut content, 0)?;
+        Ok(content)
+    }
+
+    /// Creates a file with this content; fails if it exists. Not durable on return.
+    fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.create(path)?;
+        file.write_all_at(content, 0)?;
+        Ok(file)
+    }
 }
 
 /// An open file. Offsets and lengths are in bytes.
@@ -45,6 +71,70 @@ pub trait DiskFile: Send + Sync + 'static {
     /// Whether the length is zero.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
+    }
+}
+
+/// Writes a file from its begin to its end.
+pub struct DiskWriter {
+    file: Arc<dyn DiskFile>,
+    offset: u64,
+}
+
+impl DiskWriter {
+    /// Writes `file`, which is empty.
+    pub fn new(file: Arc<dyn DiskFile>) -> Self {
+        Self { file, offset: 0 }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Arc<dyn DiskFile> {
+        &self.file
+    }
+}
+
+impl io::Write for DiskWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.file.write_all_at(buf, self.offset)?;
+        self.offset += buf.len() as u64;
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads a file from its begin to its end.
+pub struct DiskReader {
+    file: Arc<dyn DiskFile>,
+    offset: u64,
+    len: u64,
+}
+
+impl DiskReader {
+    /// Reads `file`, which does not grow meanwhile.
+    pub fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
+        let len = file.len()?;
+        Ok(Self {
+            file,
+            offset: 0,
+            len,
+        })
+    }
+
+    /// The length of the file.
+    pub fn file_bytes(&self) -> u64 {
+        self.len
+    }
+}
+
+impl io::Read for DiskReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let bytes = (self.len - self.offset).min(buf.len() as u64);
+        let buf = &mut buf[..bytes as usize];
+        self.file.read_exact_at(buf, self.offset)?;
+        self.offset += bytes;
+        Ok(buf.len())
     }
 }
 
@@ -99,8 +189,38 @@ impl Disk for OsDisk {
         fs::remove_file(path)
     }
 
+    fn remove_tree(&self, dir: &Path) -> io::Result<()> {
+        fs::remove_dir_all(dir)
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn sync_tree(&self, dir: &Path) -> io::Result<()> {
+        for found in fs::read_dir(dir)? {
+            let path = found?.path();
+            if path.is_dir() {
+                self.sync_tree(&path)?;
+            } else {
+                File::open(&path)?.sync_all()?;
+            }
+        }
+        self.sync_dir(dir)
+    }
+
+    fn tree_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let mut bytes = 0;
+        for found in fs::read_dir(dir)? {
+            let found = found?;
+            let metadata = found.metadata()?;
+            bytes += if metadata.is_dir() {
+                self.tree_bytes(&found.path())?
+            } else {
+                metadata.len()
+            };
+        }
+        Ok(bytes)
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use super::{Disk, DiskFile, OsDisk};
+use super::{Disk, DiskFile, OsDisk, Platform};
 
 /// The disk of the operating system with faults. Clones share their switches.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +33,14 @@ struct FaultyFile {
 }
 
 impl FaultyDisk {
+    /// The platform of the operating system, but for the disk.
+    pub fn platform(&self) -> Platform {
+        Platform {
+            disk: Arc::new(self.clone()),
+            ..Platform::default()
+        }
+    }
+
     /// Whether writes fail.
     pub fn fail_writes(&self, on: bool) {
         self.switches.fail_writes.store(on, SeqCst);
@@ -112,9 +120,22 @@ impl Disk for FaultyDisk {
         OsDisk.remove(path)
     }
 
+    fn remove_tree(&self, dir: &Path) -> io::Result<()> {
+        OsDisk.remove_tree(dir)
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.switches.sync()?;
         OsDisk.sync_dir(dir)
+    }
+
+    fn sync_tree(&self, dir: &Path) -> io::Result<()> {
+        self.switches.sync()?;
+        OsDisk.sync_tree(dir)
+    }
+
+    fn tree_bytes(&self, dir: &Path) -> io::Result<u64> {
+        OsDisk.tree_bytes(dir)
     }
 }
 

@@ -1,0 +1,160 @@
+//! Store: the ordered maps of a generation, in sled.
+//!
+//! Owns opening sled, its limits and its traps; with `error.rs` the only one that names it. sled opens files by
+//! itself. A disk that is not that of the operating system has them in a file of its own instead.
+
+use std::{
+    io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use sled::IVec;
+
+use super::error::{is_locked, sled_io};
+#[cfg(any(test, feature = "simulation"))]
+use super::plain::{PlainStore, PlainTree};
+use crate::platform::Disk;
+
+const STORE_FOLDER: &str = "sled";
+/// sled's main file in its folder.
+const STORE_FILE: &str = "db";
+
+/// What sled may cache, in bytes: this much for each key, within the limits. Enough for all it has.
+const CACHE_BYTES_PER_KEY: u64 = 4;
+const CACHE_BYTES_MIN: u64 = 4 * 1024 * 1024;
+const CACHE_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// How long to wait for a store that was closed to give up its lock: sled does so in the background.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
+const LOCK_POLL: Duration = Duration::from_millis(2);
+
+/// The store of a generation.
+pub(super) enum Store {
+    Sled(sled::Db),
+    #[cfg(any(test, feature = "simulation"))]
+    Plain(PlainStore),
+}
+
+/// An ordered map.
+#[derive(Clone)]
+pub(super) enum Tree {
+    Sled(sled::Tree),
+    #[cfg(any(test, feature = "simulation"))]
+    Plain(PlainTree),
+}
+
+impl Store {
+    /// Opens or creates the store of the generation in `folder`, which has this many keys.
+    pub(super) fn open(disk: &dyn Disk, folder: &Path, keys: u64) -> io::Result<Self> {
+        #[cfg(any(test, feature = "simulation"))]
+        if !disk.is_of_os() {
+            return Ok(Self::Plain(PlainStore::open(disk, folder)?));
+        }
+        let store_folder = folder.join(STORE_FOLDER);
+        disk.create_dir(&store_folder)?;
+        remove_unfinished_snapshots(disk, &store_folder)?;
+        let config = || {
+            sled::Config::new()
+                .path(&store_folder)
+                .cache_capacity(
+                    (keys * CACHE_BYTES_PER_KEY).clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX),
+                )
+                .flush_every_ms(None)
+        };
+        let begin = Instant::now();
+        loop {
+            match config().open().map_err(sled_io) {
+                Err(error) if is_locked(&error) && begin.elapsed() < LOCK_WAIT_MAX => {
+                    thread::sleep(LOCK_POLL);
+                }
+                done => return Ok(Self::Sled(done?)),
+            }
+        }
+    }
+
+    /// The length of the main file of the closed store in `folder`. It never gets shorter.
+    pub(super) fn bytes(disk: &dyn Disk, folder: &Path) -> io::Result<u64> {
+        #[cfg(any(test, feature = "simulation"))]
+        if !disk.is_of_os() {
+            return PlainStore::bytes(disk, folder);
+        }
+        disk.open_read(&folder.join(STORE_FOLDER).join(STORE_FILE))?
+            .len()
+    }
+
+    /// Whether it has a map of this name.
+    pub(super) fn has_tree(&self, name: &str) -> bool {
+        match self {
+            Self::Sled(db) => {
+                let names = db.tree_names();
+                names.iter().any(|found| found == name.as_bytes())
+            }
+            #[cfg(any(test, feature = "simulation"))]
+            Self::Plain(store) => store.has_tree(name),
+        }
+    }
+
+    /// The map of this name, created if it is missing.
+    pub(super) fn open_tree(&self, name: &str) -> io::Result<Tree> {
+        match self {
+            Self::Sled(db) => Ok(Tree::Sled(db.open_tree(name).map_err(sled_io)?)),
+            #[cfg(any(test, feature = "simulation"))]
+            Self::Plain(store) => Ok(Tree::Plain(store.open_tree(name))),
+        }
+    }
+
+    /// Writes what is in the maps. Not durable on return, whatever sled says of it.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        match self {
+            Self::Sled(db) => db.flush().map(drop).map_err(sled_io),
+            #[cfg(any(test, feature = "simulation"))]
+            Self::Plain(store) => store.flush(),
+        }
+    }
+}
+
+impl Tree {
+    pub(super) fn insert(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Sled(tree) => tree.insert(key, value).map(drop).map_err(sled_io),
+            #[cfg(any(test, feature = "simulation"))]
+            Self::Plain(tree) => {
+                tree.insert(key, value);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> io::Result<Option<IVec>> {
+        match self {
+            Self::Sled(tree) => tree.get(key).map_err(sled_io),
+            #[cfg(any(test, feature = "simulation"))]
+            Self::Plain(tree) => Ok(tree.get(key)),
+        }
+    }
+
+    /// The greatest key at or below `probe`, and its value.
+    pub(super) fn floor(&self, probe: &[u8]) -> io::Result<Option<(IVec, IVec)>> {
+        match self {
+            Self::Sled(tree) => tree
+                .range(..=probe)
+                .next_back()
+                .transpose()
+                .map_err(sled_io),
+            #[cfg(any(test, feature = "simulation"))]
+            Self::Plain(tree) => Ok(tree.floor(probe)),
+        }
+    }
+}
+
+/// A kill while sled writes a snapshot leaves a file that sled later takes for a damaged one; it is derived
+/// from the main file.
+fn remove_unfinished_snapshots(disk: &dyn Disk, store_folder: &Path) -> io::Result<()> {
+    for name in disk.list(store_folder)? {
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            disk.remove(&store_folder.join(name))?;
+        }
+    }
+    Ok(())
+}

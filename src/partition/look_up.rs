@@ -1,0 +1,93 @@
+//! Looking up the events of a request in the sealed parts of the index, before the writer sees them.
+//!
+//! The sealed parts never change, so this needs no lock and runs beside the writer, which then looks only where
+//! this could not.
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::request::{Answer, Message, Rejection, Request};
+use crate::{
+    event::{Event, FIRST_SEQUENCE, Sequence},
+    index::{Entry, IndexError, IndexReader, View},
+};
+
+/// Events whose keys the filters were asked for.
+pub(crate) struct LookUp {
+    events: Vec<Event>,
+    view: View,
+    /// Those that the filters do not exclude.
+    maybe: Vec<usize>,
+}
+
+/// Events and what is sealed of them.
+pub(crate) struct LookedUp {
+    events: Vec<Event>,
+    sealed: Vec<Option<Entry>>,
+    looked_to: Sequence,
+}
+
+impl LookUp {
+    /// Asks the filters, in memory.
+    pub fn new(index: &IndexReader, events: Vec<Event>) -> Self {
+        let view = index.view();
+        let may_contain = |at: &usize| view.may_contain(events[*at].key());
+        let maybe = (0..events.len()).filter(may_contain).collect();
+        Self {
+            events,
+            view,
+            maybe,
+        }
+    }
+
+    /// Whether [`LookUp::run`] reads the disk: not for async workers then.
+    pub fn reads_disk(&self) -> bool {
+        !self.maybe.is_empty()
+    }
+
+    /// Looks up what is left.
+    pub fn run(self) -> LookedUp {
+        let Self {
+            events,
+            view,
+            maybe,
+        } = self;
+        if maybe.is_empty() {
+            return LookedUp {
+                events,
+                sealed: Vec::new(),
+                looked_to: view.sealed_to(),
+            };
+        }
+        let mut sealed = vec![None; events.len()];
+        let found = maybe.into_iter().try_for_each(|at| {
+            sealed[at] = view.get(events[at].key())?;
+            Ok::<_, IndexError>(())
+        });
+        LookedUp {
+            events,
+            sealed,
+            // What cannot be read here is left to the writer, which fails on it for all.
+            looked_to: found.map_or(FIRST_SEQUENCE, |()| view.sealed_to()),
+        }
+    }
+}
+
+impl LookedUp {
+    /// What the writer is told, and where it answers.
+    pub(super) fn into_message(
+        self,
+        rejection: Rejection,
+        permit: OwnedSemaphorePermit,
+    ) -> (Message, oneshot::Receiver<Answer>) {
+        let (reply, answer) = oneshot::channel();
+        let request = Request {
+            events: self.events,
+            sealed: self.sealed,
+            looked_to: self.looked_to,
+            rejection,
+            permit,
+            reply,
+        };
+        (Message::Publish(request), answer)
+    }
+}

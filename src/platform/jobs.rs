@@ -1,0 +1,86 @@
+//! Jobs: what works beside the one who began it, step by step.
+//!
+//! Owns [`Job`], [`Jobs`] and [`Threads`], which gives each job a thread. A job never waits inside a step for
+//! anything but the disk and, through [`Jobs::help`], other jobs; so one thread can run any number of them.
+
+use std::{
+    io,
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Something was done; there may be more.
+    Worked,
+    /// There is nothing to do now.
+    Idle,
+    /// There will never be anything to do again.
+    Ended,
+}
+
+/// A piece of work without end, in steps.
+pub trait Job: Send + 'static {
+    /// Does what there is to do, some of it at least.
+    fn step(&mut self) -> Step;
+    /// Blocks after an idle step until there may be something to do.
+    fn wait(&mut self);
+}
+
+/// Runs jobs.
+pub trait Jobs: Send + Sync + 'static {
+    /// Begins a job.
+    fn spawn(&self, name: &str, job: Box<dyn Job>) -> io::Result<Box<dyn Running>>;
+    /// Called before blocking for another job within a step. If jobs share this thread, one of them makes a step,
+    /// and the answer is true: look again before blocking.
+    fn help(&self) -> bool;
+    /// The time for delays.
+    fn now(&self) -> Instant;
+    /// How many things this is worth doing at a time.
+    fn parallelism(&self) -> usize;
+}
+
+/// A job that was begun.
+pub trait Running: Send + Sync {
+    /// Waits until it has ended. An error is its panic.
+    fn join(self: Box<Self>) -> thread::Result<()>;
+}
+
+/// A thread for each job.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Threads;
+
+impl Jobs for Threads {
+    fn spawn(&self, name: &str, mut job: Box<dyn Job>) -> io::Result<Box<dyn Running>> {
+        let run = move || {
+            loop {
+                match job.step() {
+                    Step::Worked => {}
+                    Step::Idle => job.wait(),
+                    Step::Ended => break,
+                }
+            }
+        };
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(run)?;
+        Ok(Box::new(thread))
+    }
+
+    fn help(&self) -> bool {
+        false
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn parallelism(&self) -> usize {
+        thread::available_parallelism().map_or(1, usize::from)
+    }
+}
+
+impl Running for JoinHandle<()> {
+    fn join(self: Box<Self>) -> thread::Result<()> {
+        JoinHandle::join(*self)
+    }
+}

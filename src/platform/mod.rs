@@ -1,0 +1,61 @@
+//! What the store stands on: files, threads, the clock, chance.
+//!
+//! Owns [`Platform`], through which log, index and partition reach the operating system, so that tests and the
+//! simulation can put something else in its place. Knows nothing of formats.
+
+mod disk;
+#[doc(hidden)]
+pub mod faulty;
+mod jobs;
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+pub use self::{
+    disk::{Disk, DiskFile, DiskReader, DiskWriter, OsDisk},
+    jobs::{Job, Jobs, Running, Step, Threads},
+};
+use crate::event::UnixNanos;
+
+/// A source of the current time.
+pub type TimeSource = fn() -> UnixNanos;
+
+/// Files, threads, the clock and chance. Cheap to clone.
+#[derive(Clone)]
+pub struct Platform {
+    /// Where the files are.
+    pub disk: Arc<dyn Disk>,
+    /// What runs beside each other.
+    pub jobs: Arc<dyn Jobs>,
+    /// The time of day.
+    pub time: TimeSource,
+    /// A number that no one can guess.
+    pub random: fn() -> u64,
+}
+
+impl Default for Platform {
+    /// The operating system.
+    fn default() -> Self {
+        Self {
+            disk: Arc::new(OsDisk),
+            jobs: Arc::new(Threads),
+            time: system_time,
+            random,
+        }
+    }
+}
+
+fn system_time() -> UnixNanos {
+    let since_epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    UnixNanos::try_from(since_epoch.as_nanos()).unwrap_or(UnixNanos::MAX)
+}
+
+/// Every `RandomState` has new keys.
+fn random() -> u64 {
+    RandomState::new().hash_one("oncelog")
+}
