@@ -13,6 +13,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use thiserror::Error;
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
 };
 
 const FILE_NAME: &str = "counters.json";
-const FILE_VERSION: u32 = 1;
+const FILE_VERSION: u32 = 2;
 
 /// Counters over the life of a data directory. Always,
 /// received = unique_processed + duplicate_dropped + rejected.
@@ -71,6 +72,16 @@ pub struct Snapshot {
     /// Over all topics.
     pub counters: Counters,
     topics: BTreeMap<String, TopicCounters>,
+}
+
+/// What is in the file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content<'a> {
+    /// Of the bytes of `snapshot`.
+    crc32c: u32,
+    #[serde(borrow)]
+    snapshot: &'a RawValue,
 }
 
 /// The file of counters cannot be used.
@@ -123,14 +134,33 @@ impl Snapshot {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(CountersError::io(&path, error)),
         };
-        let damaged = |reason: String| CountersError::Damaged {
-            path: path.clone(),
-            reason,
+        match Self::parse(&text) {
+            Ok(snapshot) => Ok(Some(snapshot)),
+            Err(reason) => Err(CountersError::Damaged { path, reason }),
+        }
+    }
+
+    /// Reads and checks the content of the file.
+    pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
+        let content: Content<'_> =
+            serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let json = content.snapshot.get();
+        if crc32c::crc32c(json.as_bytes()) != content.crc32c {
+            return Err("the checksum does not match".to_owned());
+        }
+        let snapshot: Self = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        snapshot.check()?;
+        Ok(snapshot)
+    }
+
+    /// The content of the file.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let snapshot = serde_json::value::to_raw_value(self).expect("numbers and names are JSON");
+        let content = Content {
+            crc32c: crc32c::crc32c(snapshot.get().as_bytes()),
+            snapshot: &snapshot,
         };
-        let snapshot: Self =
-            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-        snapshot.check().map_err(damaged)?;
-        Ok(Some(snapshot))
+        serde_json::to_vec(&content).expect("numbers and names are JSON")
     }
 
     /// Replaces the snapshot of a data directory; durable on return.
@@ -138,13 +168,12 @@ impl Snapshot {
         let path = data_dir.join(FILE_NAME);
         let new = data_dir.join(format!("{FILE_NAME}.new"));
         let write = || {
-            let content = serde_json::to_vec(self)?;
             match disk.remove(&new) {
                 // What an attempt before left.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
             }
-            disk.write_new(&new, &content)?.sync_all()?;
+            disk.write_new(&new, &self.encode())?.sync_all()?;
             disk.rename(&new, &path)?;
             disk.sync_dir(data_dir)
         };
@@ -351,6 +380,19 @@ mod tests {
         }
         fs::write(dir.path().join(FILE_NAME), "{\"version\":1").expect("written");
         Snapshot::load(&OsDisk, dir.path()).expect_err("cut");
+    }
+
+    #[test]
+    fn a_turned_bit_is_noticed() {
+        let content = snapshot().encode();
+        assert_eq!(Snapshot::parse(&content), Ok(snapshot()));
+        for at in 0..content.len() {
+            for bit in 0..8 {
+                let mut damaged = content.clone();
+                damaged[at] ^= 1 << bit;
+                Snapshot::parse(&damaged).expect_err("damaged");
+            }
+        }
     }
 
     #[test]
