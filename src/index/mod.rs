@@ -167,7 +167,7 @@ impl Index {
         if let Some(entry) = self.recent.get(key) {
             return Ok(Some(entry));
         }
-        if self.recent_from <= looked_to {
+        if self.recent_from <= looked_to || planted!(LookedTooFar) {
             return Ok(None);
         }
         self.parts.view().get_from(key, looked_to)

@@ -61,6 +61,12 @@ impl LookUp {
         let mut sealed = vec![None; events.len()];
         let found = maybe.into_iter().try_for_each(|at| {
             sealed[at] = view.get(events[at].key())?;
+            if planted!(FilterTrusted) && sealed[at].is_none() {
+                sealed[at] = Some(Entry {
+                    sequence: FIRST_SEQUENCE,
+                    content_hash: events[at].content_hash(),
+                });
+            }
             Ok::<_, IndexError>(())
         });
         LookedUp {

@@ -28,6 +28,8 @@ use tokio::{
     task::spawn_blocking,
 };
 
+#[cfg(not(any(test, feature = "simulation")))]
+use self::look_up::LookUp;
 pub use self::{
     cursor::CursorError,
     open::{
@@ -38,14 +40,16 @@ pub use self::{
     request::{Outcome, PublishError, Rejection},
     stats::{Counters, CountersError, Snapshot, TopicCounters},
 };
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) use self::{
+    look_up::{LookUp, LookedUp},
+    open::open_locked,
+};
 use self::{
-    look_up::LookUp,
     request::Message,
     stats::{Dropped, Stats},
     tail::DurableTail,
 };
-#[cfg(any(test, feature = "simulation"))]
-pub(crate) use self::{look_up::LookedUp, open::open_locked};
 use crate::{
     event::{Event, Key, Sequence, StoredEvent, Topic},
     index::{Entry, IndexError, IndexReader},

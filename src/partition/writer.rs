@@ -171,7 +171,12 @@ impl<L: Log> Writer<L> {
 
     /// Tells what is new in a request and adds it to the batch.
     fn check(&mut self, request: Request) {
-        if let Err(error) = self.index.seal_if_full(self.durable_tail) {
+        let durable_tail = if planted!(SealAheadOfLog) {
+            self.batch.builder.next_sequence()
+        } else {
+            self.durable_tail
+        };
+        if let Err(error) = self.index.seal_if_full(durable_tail) {
             let error = self.after_index_error(&error);
             _ = request.reply.send(Err(error));
             return;
@@ -203,6 +208,11 @@ impl<L: Log> Writer<L> {
         for (event, outcome) in request.events.iter().zip(&outcomes) {
             self.batch.count(event, *outcome, &self.topics);
         }
+        let is_known = |outcome: &Outcome| matches!(outcome, Outcome::Duplicate(_));
+        if planted!(DuplicateAckedEarly) && outcomes.iter().all(is_known) {
+            _ = request.reply.send(Ok(outcomes));
+            return;
+        }
         self.batch.replies.push(Reply::new(request, Ok(outcomes)));
     }
 
@@ -217,7 +227,8 @@ impl<L: Log> Writer<L> {
             None => self.index.get(event.key(), looked_to)?,
         };
         if let Some(stored) = stored {
-            return Ok(if stored.content_hash == event.content_hash() {
+            let is_same = stored.content_hash == event.content_hash();
+            return Ok(if is_same || planted!(ConflictUnnoticed) {
                 Outcome::Duplicate(stored.sequence)
             } else {
                 Outcome::Conflict(stored.sequence)
@@ -294,7 +305,9 @@ impl<L: Log> Writer<L> {
         for topic in begun.iter().chain(&self.batch.new_topics) {
             self.topics.remove(topic);
         }
-        self.index.truncate(self.durable_tail);
+        if !planted!(RefusedKeysStay) {
+            self.index.truncate(self.durable_tail);
+        }
         let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
         batch.refuse(&error);
         match error {

@@ -5,7 +5,9 @@
 //! cargo run --release -p oncelog-torture -- --help
 //! ```
 
+mod json;
 mod server;
+mod simulate;
 
 use std::process::ExitCode;
 
@@ -23,7 +25,10 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Simulate the store over a disk, a clock and chance that follow from a seed
+    Simulate(simulate::SimulateArgs),
+}
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
@@ -36,5 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
-    match command {}
+    match command {
+        Command::Simulate(args) => simulate::run(&args).map(drop),
+    }
 }

@@ -1,0 +1,582 @@
+//! A disk in memory that keeps after a crash what a real one may keep.
+//!
+//! What was written and not synced may survive or not, in any order and sector by sector; a name that was not synced
+//! may be gone. A failed sync loses what it should have written, although it can still be read: later syncs do not
+//! write it. Owns the faults that are due.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Component, Path},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use super::{chance::Chance, jobs};
+use crate::platform::{Disk, DiskFile};
+
+/// What a disk writes whole or not at all, in bytes.
+const SECTOR_BYTES: u64 = 512;
+/// A simulation that does more without a crash does not end.
+const OPERATIONS_MAX: u64 = 200_000;
+const ROOT: usize = 0;
+
+/// `EIO` and `ENOSPC` of Linux.
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+/// What goes wrong in a life. Numbers count operations from now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Faults {
+    pub crash_in: Option<u64>,
+    pub fail_write_in: Option<u64>,
+    pub fail_sync_in: Option<u64>,
+    pub fail_read_in: Option<u64>,
+    /// How many bytes all files may have.
+    pub capacity: Option<u64>,
+}
+
+/// Clones are the same disk.
+#[derive(Clone)]
+pub(super) struct SimDisk(Arc<Mutex<State>>);
+
+struct State {
+    nodes: Vec<Node>,
+    chance: Chance,
+    faults: Faults,
+    /// Since the last restart.
+    operations: u64,
+    operations_before: u64,
+    crashed: bool,
+    /// Faults met since the last restart.
+    faults_met: u64,
+    faults_met_before: u64,
+}
+
+enum Node {
+    File(File),
+    Folder(Folder),
+}
+
+#[derive(Default)]
+struct File {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+    /// Not synced: offset and content.
+    writes: Vec<(u64, Vec<u8>)>,
+}
+
+#[derive(Default)]
+struct Folder {
+    now: BTreeMap<String, usize>,
+    durable: BTreeMap<String, usize>,
+    /// Not synced: names and what they stand for, each list at once.
+    changes: Vec<Vec<(String, Option<usize>)>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Write,
+    Sync,
+    Read,
+    Names,
+}
+
+impl File {
+    fn write(content: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
+        let (from, to) = (offset as usize, offset as usize + bytes.len());
+        if content.len() < to {
+            content.resize(to, 0);
+        }
+        content[from..to].copy_from_slice(bytes);
+    }
+
+    fn sync(&mut self) {
+        for (offset, bytes) in self.writes.drain(..) {
+            Self::write(&mut self.durable, offset, &bytes);
+        }
+    }
+
+    /// Some sectors of some of what was not synced, in any order.
+    fn sync_some(&mut self, chance: &mut Chance) {
+        let mut writes = std::mem::take(&mut self.writes);
+        while !writes.is_empty() {
+            let (offset, bytes) = writes.swap_remove(chance.place(writes.len()));
+            let fate = chance.below(3);
+            let mut at = 0;
+            while at < bytes.len() {
+                let end = (offset + at as u64 + 1).next_multiple_of(SECTOR_BYTES) - offset;
+                let end = bytes.len().min(end as usize);
+                if fate == 1 || (fate == 2 && chance.percent(50)) {
+                    Self::write(&mut self.durable, offset + at as u64, &bytes[at..end]);
+                }
+                at = end;
+            }
+        }
+    }
+}
+
+impl Folder {
+    fn change(&mut self, changes: Vec<(String, Option<usize>)>) {
+        apply(&mut self.now, &changes);
+        self.changes.push(changes);
+    }
+
+    fn sync(&mut self, changes: usize) {
+        for changes in self.changes.drain(..changes) {
+            apply(&mut self.durable, &changes);
+        }
+    }
+}
+
+fn apply(names: &mut BTreeMap<String, usize>, changes: &[(String, Option<usize>)]) {
+    for (name, node) in changes {
+        match node {
+            Some(node) => _ = names.insert(name.clone(), *node),
+            None => _ = names.remove(name),
+        }
+    }
+}
+
+impl SimDisk {
+    pub fn new(chance: Chance) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            nodes: vec![Node::Folder(Folder::default())],
+            chance,
+            faults: Faults::default(),
+            operations: 0,
+            operations_before: 0,
+            crashed: false,
+            faults_met: 0,
+            faults_met_before: 0,
+        })))
+    }
+
+    pub fn set_faults(&self, faults: Faults) {
+        self.state().faults = faults;
+    }
+
+    /// Ends the limit on what all files have.
+    pub fn make_space(&self) {
+        self.state().faults.capacity = None;
+    }
+
+    /// What all files have.
+    pub fn used_bytes(&self) -> u64 {
+        self.state().used_bytes()
+    }
+
+    /// Faults met and operations, so far.
+    pub fn counts(&self) -> (u64, u64) {
+        let state = self.state();
+        (
+            state.faults_met_before + state.faults_met,
+            state.operations_before + state.operations,
+        )
+    }
+
+    pub fn has_crashed(&self) -> bool {
+        self.state().crashed
+    }
+
+    /// Whether a fault was met since the last restart.
+    pub fn has_faulted(&self) -> bool {
+        self.state().faults_met > 0
+    }
+
+    /// Stops everything: from now on nothing is read or written.
+    pub fn crash(&self) {
+        self.state().crashed = true;
+    }
+
+    /// Begins anew after the end of the process, and of the power if `power_lost`.
+    pub fn restart(&self, power_lost: bool) {
+        let mut state = self.state();
+        let State { nodes, chance, .. } = &mut *state;
+        if power_lost {
+            for node in nodes {
+                match node {
+                    Node::File(file) => {
+                        file.sync_some(chance);
+                        file.now = file.durable.clone();
+                    }
+                    Node::Folder(folder) => {
+                        let kept = chance.place(folder.changes.len() + 1);
+                        folder.sync(kept);
+                        folder.changes.clear();
+                        folder.now = folder.durable.clone();
+                    }
+                }
+            }
+        }
+        state.crashed = false;
+        state.faults = Faults::default();
+        state.faults_met_before += std::mem::take(&mut state.faults_met);
+        state.operations_before += std::mem::take(&mut state.operations);
+    }
+
+    /// Turns a bit of a file below `dir`, if there is one with content; the same call with the place it returns turns it
+    /// back.
+    pub fn turn_a_bit(
+        &self,
+        dir: &Path,
+        again: Option<(usize, usize, u8)>,
+    ) -> Option<(usize, usize, u8)> {
+        let mut state = self.state();
+        let place = match again {
+            Some(place) => place,
+            None => {
+                let dir = state.find(dir).ok()?;
+                let mut files = Vec::new();
+                state.files(dir, &mut files);
+                files.retain(|file| !state.file(*file).now.is_empty());
+                if files.is_empty() {
+                    return None;
+                }
+                let node = files[state.chance.place(files.len())];
+                let len = state.file(node).now.len();
+                // Most of a segment is space for what comes.
+                let used = state.file(node).now.iter().rposition(|byte| *byte != 0);
+                let at = state.chance.place(used.map_or(len, |used| used + 1));
+                (node, at, 1 << state.chance.below(8))
+            }
+        };
+        let file = state.file(place.0);
+        file.now[place.1] ^= place.2;
+        if let Some(byte) = file.durable.get_mut(place.1) {
+            *byte ^= place.2;
+        }
+        Some(place)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets others work, and fails if that is due.
+    fn operate(&self, operation: Operation) -> io::Result<()> {
+        if operation != Operation::Read {
+            jobs::pause();
+        }
+        self.state().operate(operation)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.operate(Operation::Read)?;
+        let node = self.state().find(path)?;
+        Ok(Arc::new(SimFile {
+            disk: self.clone(),
+            node,
+        }))
+    }
+}
+
+fn error(code: i32) -> io::Error {
+    io::Error::from_raw_os_error(code)
+}
+
+fn due(count: &mut Option<u64>) -> bool {
+    let Some(left) = count else { return false };
+    let is_due = *left == 0;
+    *count = left.checked_sub(1);
+    is_due
+}
+
+impl State {
+    fn operate(&mut self, operation: Operation) -> io::Result<()> {
+        if self.crashed {
+            return Err(error(EIO));
+        }
+        self.operations += 1;
+        assert!(
+            self.operations < OPERATIONS_MAX || thread::panicking(),
+            "the disk is used without end"
+        );
+        if operation != Operation::Read && due(&mut self.faults.crash_in) {
+            self.crashed = true;
+            return Err(error(EIO));
+        }
+        let count = match operation {
+            Operation::Write | Operation::Names => &mut self.faults.fail_write_in,
+            Operation::Sync => &mut self.faults.fail_sync_in,
+            Operation::Read => &mut self.faults.fail_read_in,
+        };
+        if due(count) {
+            self.faults_met += 1;
+            return Err(error(EIO));
+        }
+        Ok(())
+    }
+
+    fn check_space(&mut self, bytes: u64) -> io::Result<()> {
+        let Some(capacity) = self.faults.capacity else {
+            return Ok(());
+        };
+        if self.used_bytes() + bytes <= capacity {
+            return Ok(());
+        }
+        self.faults_met += 1;
+        Err(error(ENOSPC))
+    }
+
+    fn used_bytes(&mut self) -> u64 {
+        let mut files = Vec::new();
+        self.files(ROOT, &mut files);
+        files
+            .iter()
+            .map(|file| self.file(*file).now.len() as u64)
+            .sum()
+    }
+
+    fn find(&self, path: &Path) -> io::Result<usize> {
+        let mut node = ROOT;
+        for component in path.components() {
+            if let Component::Normal(name) = component {
+                let name = name.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+                let Node::Folder(folder) = &self.nodes[node] else {
+                    return Err(io::ErrorKind::NotADirectory.into());
+                };
+                node = *folder.now.get(name).ok_or(io::ErrorKind::NotFound)?;
+            }
+        }
+        Ok(node)
+    }
+
+    /// The folder that holds `path`, and the name in it.
+    fn parent(&mut self, path: &Path) -> io::Result<(&mut Folder, String)> {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        let node = self.find(path.parent().unwrap_or(Path::new("")))?;
+        match &mut self.nodes[node] {
+            Node::Folder(folder) => Ok((folder, name)),
+            Node::File(_) => Err(io::ErrorKind::NotADirectory.into()),
+        }
+    }
+
+    fn folder(&mut self, dir: &Path) -> io::Result<&mut Folder> {
+        let node = self.find(dir)?;
+        match &mut self.nodes[node] {
+            Node::Folder(folder) => Ok(folder),
+            Node::File(_) => Err(io::ErrorKind::NotADirectory.into()),
+        }
+    }
+
+    fn file(&mut self, node: usize) -> &mut File {
+        match &mut self.nodes[node] {
+            Node::File(file) => file,
+            Node::Folder(_) => unreachable!("only files are opened"),
+        }
+    }
+
+    fn files(&self, node: usize, files: &mut Vec<usize>) {
+        match &self.nodes[node] {
+            Node::File(_) => files.push(node),
+            Node::Folder(folder) => folder
+                .now
+                .values()
+                .for_each(|node| self.files(*node, files)),
+        }
+    }
+
+    fn sync_tree(&mut self, node: usize) {
+        let children: Vec<usize> = match &mut self.nodes[node] {
+            Node::File(file) => return file.sync(),
+            Node::Folder(folder) => {
+                folder.sync(folder.changes.len());
+                folder.now.values().copied().collect()
+            }
+        };
+        for child in children {
+            self.sync_tree(child);
+        }
+    }
+}
+
+impl Disk for SimDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        if self.state().find(path).is_ok() {
+            return Ok(());
+        }
+        if let Some(parent) = path.parent() {
+            self.create_dir(parent)?;
+        }
+        self.operate(Operation::Names)?;
+        let mut state = self.state();
+        let node = state.nodes.len();
+        state.nodes.push(Node::Folder(Folder::default()));
+        let (parent, name) = state.parent(path)?;
+        parent.change(vec![(name, Some(node))]);
+        parent.sync(parent.changes.len());
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.operate(Operation::Read)?;
+        Ok(self.state().folder(dir)?.now.keys().cloned().collect())
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.operate(Operation::Names)?;
+        let mut state = self.state();
+        if state.find(path).is_ok() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        state.check_space(1)?;
+        let node = state.nodes.len();
+        state.nodes.push(Node::File(File::default()));
+        let (parent, name) = state.parent(path)?;
+        parent.change(vec![(name, Some(node))]);
+        drop(state);
+        Ok(Arc::new(SimFile {
+            disk: self.clone(),
+            node,
+        }))
+    }
+
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(path)
+    }
+
+    fn open_write(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.operate(Operation::Names)?;
+        let mut state = self.state();
+        let node = state.find(from)?;
+        let (_, old) = state.parent(from)?;
+        let (parent, new) = state.parent(to)?;
+        parent.change(vec![(old, None), (new, Some(node))]);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.operate(Operation::Names)?;
+        let mut state = self.state();
+        state.find(path)?;
+        let (parent, name) = state.parent(path)?;
+        parent.change(vec![(name, None)]);
+        Ok(())
+    }
+
+    fn remove_tree(&self, dir: &Path) -> io::Result<()> {
+        let names: Vec<String> = {
+            let mut state = self.state();
+            if state.crashed {
+                return Err(error(EIO));
+            }
+            let node = state.find(dir)?;
+            match &state.nodes[node] {
+                Node::Folder(_) => state.folder(dir)?.now.keys().cloned().collect(),
+                Node::File(_) => Vec::new(),
+            }
+        };
+        for name in names {
+            self.remove_tree(&dir.join(name))?;
+        }
+        self.remove(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.operate(Operation::Sync)?;
+        let mut state = self.state();
+        let folder = state.folder(dir)?;
+        folder.sync(folder.changes.len());
+        Ok(())
+    }
+
+    fn sync_tree(&self, dir: &Path) -> io::Result<()> {
+        self.operate(Operation::Sync)?;
+        let mut state = self.state();
+        let node = state.find(dir)?;
+        state.sync_tree(node);
+        Ok(())
+    }
+
+    fn tree_bytes(&self, dir: &Path) -> io::Result<u64> {
+        self.operate(Operation::Read)?;
+        let mut state = self.state();
+        let node = state.find(dir)?;
+        let mut files = Vec::new();
+        state.files(node, &mut files);
+        Ok(files
+            .iter()
+            .map(|file| state.file(*file).now.len() as u64)
+            .sum())
+    }
+
+    fn is_of_os(&self) -> bool {
+        false
+    }
+}
+
+struct SimFile {
+    disk: SimDisk,
+    node: usize,
+}
+
+impl SimFile {
+    fn sync(&self) -> io::Result<()> {
+        let synced = self.disk.operate(Operation::Sync);
+        let mut state = self.disk.state();
+        match &synced {
+            Ok(()) => state.file(self.node).sync(),
+            // What it should have written is taken for written from now on.
+            Err(_) if !state.crashed => {
+                let State { nodes, chance, .. } = &mut *state;
+                if let Node::File(file) = &mut nodes[self.node] {
+                    file.sync_some(chance);
+                }
+            }
+            Err(_) => {}
+        }
+        synced
+    }
+}
+
+impl DiskFile for SimFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.disk.operate(Operation::Read)?;
+        let mut state = self.disk.state();
+        let content = &state.file(self.node).now;
+        let end = offset as usize + buf.len();
+        let found = content.get(offset as usize..end);
+        buf.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let was_crashed = self.disk.has_crashed();
+        let begun = self.disk.operate(Operation::Write);
+        let mut state = self.disk.state();
+        let len = state.file(self.node).now.len() as u64;
+        let grown = (offset + buf.len() as u64).saturating_sub(len);
+        let written = begun.and_then(|()| match grown {
+            0 => Ok(()),
+            grown => state.check_space(grown),
+        });
+        let bytes = match &written {
+            Ok(()) => buf,
+            Err(_) if was_crashed => &[],
+            // A part of it, for all that is known.
+            Err(_) => &buf[..state.chance.place(buf.len() + 1)],
+        };
+        let file = state.file(self.node);
+        File::write(&mut file.now, offset, bytes);
+        file.writes.push((offset, bytes.to_vec()));
+        written
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.sync()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.state().file(self.node).now.len() as u64)
+    }
+}

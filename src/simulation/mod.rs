@@ -1,0 +1,183 @@
+//! Simulation: a partition on one thread, over a disk, a clock and chance that follow from a seed.
+//!
+//! A seed is a few lives of a server, with publishers that resend and readers that resume, and with what can go wrong:
+//! crashes at every write and sync, with the power or without, full disks, failed writes, syncs and reads, turned
+//! bits. A model holds everything seen against everything promised. The same seed does the same again.
+//!
+//! Owns [`run`]. For tests and `torture/`; no part of a server.
+
+mod chance;
+mod disk;
+mod follower;
+mod jobs;
+mod model;
+mod planted;
+mod request;
+mod world;
+
+use std::{
+    any::Any,
+    cell::{Cell, RefCell},
+    fmt,
+    ops::AddAssign,
+    panic::{self, AssertUnwindSafe, catch_unwind},
+    sync::Once,
+};
+
+pub use planted::Bug;
+pub(crate) use planted::is_planted;
+
+use serde::Serialize;
+
+use chance::Chance;
+use world::World;
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Figures {
+    /// Times that a server was opened.
+    pub lives: u64,
+    /// Lives that ended at a point chosen by the seed, the process alone.
+    pub kills: u64,
+    /// The same, with all that was not synced in doubt.
+    pub power_losses: u64,
+    /// Writes, syncs and reads that failed, and writes that found no space.
+    pub faults: u64,
+    /// Bits that were turned.
+    pub turned_bits: u64,
+    /// Events sent, again and again.
+    pub sent: u64,
+    /// Events stored.
+    pub stored: u64,
+    /// Events shown to readers.
+    pub read: u64,
+    /// Operations of the disk.
+    pub operations: u64,
+}
+
+impl AddAssign for Figures {
+    fn add_assign(&mut self, other: Self) {
+        self.lives += other.lives;
+        self.kills += other.kills;
+        self.power_losses += other.power_losses;
+        self.faults += other.faults;
+        self.turned_bits += other.turned_bits;
+        self.sent += other.sent;
+        self.stored += other.stored;
+        self.read += other.read;
+        self.operations += other.operations;
+    }
+}
+
+/// A promise that was broken, and the command that breaks it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// The seed.
+    pub seed: u64,
+    /// The bug that was planted.
+    pub bug: Option<Bug>,
+    /// What was seen.
+    pub what: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, bug, what } = self;
+        writeln!(f, "seed {seed}: {what}")?;
+        let command = "cargo run --release -p oncelog-torture -- simulate";
+        write!(f, "  again: {command} --seed {seed} --seeds 1")?;
+        match bug {
+            Some(bug) => write!(f, " --bug {bug:?}"),
+            None => Ok(()),
+        }
+    }
+}
+
+thread_local! {
+    /// The first panic of a simulation on this thread: the store catches some.
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    static IS_RUNNING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Simulates what follows from `seed`, with a planted bug or without.
+pub fn run(seed: u64, bug: Option<Bug>) -> Result<Figures, Broken> {
+    remember_panics();
+    IS_RUNNING.set(true);
+    PANIC.take();
+    planted::plant(bug);
+    let chance = Chance::new(seed);
+    let done = catch_unwind(AssertUnwindSafe(|| World::new(chance).run()));
+    planted::plant(None);
+    IS_RUNNING.set(false);
+    let panicked = PANIC.take();
+    match (done, panicked) {
+        (Ok(figures), None) => Ok(figures),
+        (done, panicked) => {
+            jobs::abandon();
+            let what = panicked.or_else(|| done.err().map(|panic| said(&*panic).to_owned()));
+            let what = what.unwrap_or_default();
+            Err(Broken { seed, bug, what })
+        }
+    }
+}
+
+/// Panics on a thread that simulates are kept, those on others told as before.
+fn remember_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !IS_RUNNING.get() {
+                return before(panic);
+            }
+            PANIC.with_borrow_mut(|first| {
+                first.get_or_insert_with(|| {
+                    let place = panic.location().map(ToString::to_string);
+                    format!("{} ({})", said(panic.payload()), place.unwrap_or_default())
+                });
+            });
+        }));
+    });
+}
+
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEEDS: u64 = 300;
+    /// How many seeds are enough to meet every planted bug.
+    const SEEDS_MAX: u64 = 1_000;
+
+    #[test]
+    fn nothing_is_lost() {
+        for seed in 0..SEEDS {
+            if let Err(broken) = run(seed, None) {
+                panic!("{broken}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_seed_does_the_same_again() {
+        for seed in 0..20 {
+            assert_eq!(run(seed, None), run(seed, None));
+        }
+    }
+
+    #[test]
+    fn every_planted_bug_is_caught() {
+        for bug in Bug::ALL {
+            let caught = (0..SEEDS_MAX).find(|seed| run(*seed, Some(*bug)).is_err());
+            assert!(
+                caught.is_some(),
+                "{bug:?} is not caught by {SEEDS_MAX} seeds"
+            );
+        }
+    }
+}

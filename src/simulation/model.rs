@@ -1,0 +1,208 @@
+//! Model: what was promised so far, and whether all that is seen agrees with it.
+//!
+//! Owns what publishers were told and readers were shown. A promise that does not hold is a panic that says which.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::{
+    event::{Event, EventView, FIRST_SEQUENCE, Sequence, StoredEvent},
+    partition::Outcome,
+    proto::v1,
+};
+
+/// What identifies an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Name {
+    pub topic: u8,
+    pub id: u16,
+}
+
+/// An event as it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Sent {
+    pub name: Name,
+    pub content: u8,
+}
+
+/// Duplicates, conflicts and rejections that were answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Answered {
+    pub duplicates: u64,
+    pub conflicts: u64,
+    pub rejected: u64,
+}
+
+/// What is known of the event at a sequence.
+#[derive(Debug)]
+struct Fact {
+    name: Name,
+    is: Option<u8>,
+    is_not: BTreeSet<u8>,
+}
+
+#[derive(Default)]
+pub(super) struct Model {
+    facts: BTreeMap<Sequence, Fact>,
+    places: BTreeMap<Name, Sequence>,
+    sent: BTreeSet<Sent>,
+    /// In this life of the server.
+    pub answered: Answered,
+}
+
+pub(super) fn topic_name(topic: u8) -> String {
+    format!("topic {topic}")
+}
+
+impl Sent {
+    /// The longest has more than the smallest segment holds.
+    fn payload(self) -> Vec<u8> {
+        let seed = usize::from(self.name.id) * 7 + usize::from(self.content);
+        let len = match seed % 40 {
+            0 => 5000,
+            1..=3 => 1500,
+            _ => seed * 31 % 300,
+        };
+        vec![self.content.wrapping_add(1); len]
+    }
+
+    fn encoded(self) -> Bytes {
+        let event = v1::Event {
+            topic: topic_name(self.name.topic),
+            event_id: format!("{}", self.name.id),
+            timestamp: Some(prost_types::Timestamp::default()),
+            source: format!("{}", self.content),
+            payload: Some(v1::event::Payload::Data(self.payload().into())),
+            ..v1::Event::default()
+        };
+        event.encode_to_vec().into()
+    }
+
+    pub fn event(self) -> Event {
+        let encoded = self.encoded();
+        let view = EventView::parse(&encoded).expect("it is canonical");
+        Event::new(encoded.clone(), &view).expect("it is within the limits")
+    }
+
+    /// The event that was stored, to the last byte.
+    pub fn of(stored: &StoredEvent) -> Self {
+        let view = EventView::parse(&stored.encoded).expect("what is stored is canonical");
+        let topic = view.topic.strip_prefix("topic ");
+        let sent = Self {
+            name: Name {
+                topic: topic
+                    .and_then(|topic| topic.parse().ok())
+                    .expect("a topic that was sent"),
+                id: view.event_id.parse().expect("an id that was sent"),
+            },
+            content: view.source.parse().expect("a source that was sent"),
+        };
+        assert_eq!(stored.encoded, sent.encoded(), "an event has changed");
+        sent
+    }
+}
+
+impl Model {
+    pub fn send(&mut self, sent: Sent) {
+        self.sent.insert(sent);
+    }
+
+    /// A name that is known to be stored.
+    pub fn stored(&self, place: u64) -> Option<Name> {
+        let place = place.checked_rem(self.facts.len() as u64)?;
+        let (_, fact) = self.facts.iter().nth(place as usize)?;
+        Some(fact.name)
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = Name> {
+        self.places.keys().copied()
+    }
+
+    /// Above all sequences that are known.
+    pub fn tail(&self) -> Sequence {
+        self.facts
+            .last_key_value()
+            .map_or(FIRST_SEQUENCE, |(sequence, _)| sequence + 1)
+    }
+
+    /// A request was answered, which was made when the durable tail was `asked_at`.
+    pub fn answered(&mut self, sent: &[Sent], outcomes: &[Outcome], asked_at: Sequence) {
+        assert_eq!(sent.len(), outcomes.len(), "an outcome for every event");
+        let mut last = asked_at - 1;
+        for (sent, outcome) in sent.iter().zip(outcomes) {
+            match *outcome {
+                Outcome::Stored(sequence) => {
+                    assert!(sequence > last, "{sequence} of {sent:?} is out of order");
+                    last = sequence;
+                    let known = self.places.get(&sent.name);
+                    assert!(
+                        known.is_none_or(|at| *at == sequence),
+                        "{sent:?} is stored at {sequence} and at {known:?}"
+                    );
+                    self.learn(sequence, *sent);
+                }
+                Outcome::Duplicate(sequence) => {
+                    self.answered.duplicates += 1;
+                    self.learn(sequence, *sent);
+                }
+                Outcome::Conflict(sequence) => {
+                    self.answered.duplicates += 1;
+                    self.answered.conflicts += 1;
+                    let fact = self.fact(sequence, sent.name);
+                    assert_ne!(fact.is, Some(sent.content), "{sent:?} is no conflict");
+                    fact.is_not.insert(sent.content);
+                }
+                Outcome::TopicLimit => {
+                    self.answered.rejected += 1;
+                    let topic = sent.name.topic;
+                    let begun = self.places.keys().any(|name| name.topic == topic);
+                    assert!(!begun, "topic {topic} has events, and is beyond the limit");
+                }
+            }
+        }
+    }
+
+    /// An event is durable at `sequence`.
+    pub fn learn(&mut self, sequence: Sequence, sent: Sent) {
+        assert!(self.sent.contains(&sent), "{sent:?} was never sent");
+        let fact = self.fact(sequence, sent.name);
+        assert!(
+            fact.is.is_none_or(|is| is == sent.content) && !fact.is_not.contains(&sent.content),
+            "{sent:?} at {sequence} has another content than {fact:?}"
+        );
+        fact.is = Some(sent.content);
+    }
+
+    fn fact(&mut self, sequence: Sequence, name: Name) -> &mut Fact {
+        let place = self.places.entry(name).or_insert(sequence);
+        assert_eq!(*place, sequence, "{name:?} is stored twice");
+        let fact = self.facts.entry(sequence).or_insert_with(|| Fact {
+            name,
+            is: None,
+            is_not: BTreeSet::new(),
+        });
+        assert_eq!(fact.name, name, "two events have sequence {sequence}");
+        fact
+    }
+
+    /// All that is stored, as it was read in order, agrees with all that was said.
+    pub fn check(&mut self, all: &[StoredEvent]) {
+        let mut received_at = 0;
+        for (stored, sequence) in all.iter().zip(FIRST_SEQUENCE..) {
+            assert_eq!(stored.sequence, sequence, "the log has a gap");
+            assert!(
+                stored.received_at >= received_at,
+                "time goes back at {sequence}"
+            );
+            received_at = stored.received_at;
+            self.learn(sequence, Sent::of(stored));
+        }
+        let lost = self
+            .facts
+            .range(FIRST_SEQUENCE + all.len() as Sequence..)
+            .next();
+        assert!(lost.is_none(), "acknowledged or shown, and lost: {lost:?}");
+    }
+}

@@ -1,0 +1,85 @@
+//! Request: events on their way through the partition, step by step, so that others go on between.
+
+use std::{
+    future::Future as _,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use super::model::Sent;
+use crate::{
+    event::{Event, Sequence},
+    partition::{LookUp, LookedUp, Outcome, Partition, PendingOutcomes, PublishError, Rejection},
+};
+
+/// A request, and how far it is.
+pub(super) struct Request {
+    pub sent: Vec<Sent>,
+    rejection: Rejection,
+    /// The durable tail when it was made.
+    pub asked_at: Sequence,
+    stage: Stage,
+}
+
+enum Stage {
+    LookUp(LookUp),
+    LookedUp(LookedUp),
+    Pending(PendingOutcomes),
+    /// Neither taken nor answered.
+    Lost,
+}
+
+/// What a request came to.
+pub(super) enum Answer {
+    Outcomes(Vec<Outcome>),
+    Error(PublishError),
+    /// The server ended before.
+    None,
+}
+
+impl Request {
+    pub fn begin(partition: &Partition, sent: Vec<Sent>, rejection: Rejection) -> Self {
+        let events: Vec<Event> = sent.iter().map(|sent| sent.event()).collect();
+        Self {
+            sent,
+            rejection,
+            asked_at: partition.durable_tail(),
+            stage: Stage::LookUp(partition.look_up(events)),
+        }
+    }
+
+    /// Goes on by one step, and returns the answer once it is there.
+    pub fn step(&mut self, partition: &Partition) -> Option<Answer> {
+        match std::mem::replace(&mut self.stage, Stage::Lost) {
+            Stage::LookUp(look_up) => self.stage = Stage::LookedUp(look_up.run()),
+            Stage::LookedUp(looked_up) => {
+                let permit = Arc::clone(partition.ingest()).try_acquire_owned();
+                let permit = permit.expect("the budget is greater than all requests");
+                match partition.try_submit(looked_up, self.rejection, permit) {
+                    Some(pending) => self.stage = Stage::Pending(pending),
+                    None => return Some(Answer::None),
+                }
+            }
+            Stage::Pending(mut pending) => {
+                let polled = Pin::new(&mut pending).poll(&mut Context::from_waker(Waker::noop()));
+                match polled {
+                    Poll::Ready(Ok(outcomes)) => return Some(Answer::Outcomes(outcomes)),
+                    Poll::Ready(Err(error)) => return Some(Answer::Error(error)),
+                    Poll::Pending => self.stage = Stage::Pending(pending),
+                }
+            }
+            Stage::Lost => return Some(Answer::None),
+        }
+        None
+    }
+
+    /// The answer that came before the server ended.
+    pub fn end(mut self, partition: &Partition) -> (Vec<Sent>, Sequence, Answer) {
+        let answer = match self.stage {
+            Stage::Pending(_) => self.step(partition),
+            Stage::LookUp(_) | Stage::LookedUp(_) | Stage::Lost => None,
+        };
+        (self.sent, self.asked_at, answer.unwrap_or(Answer::None))
+    }
+}

@@ -1,0 +1,623 @@
+//! World: the lives of a server, and all who use it.
+//!
+//! Owns what happens next and what goes wrong, from the seed. Whether that is right is for the [model](super::model).
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use super::{
+    Figures,
+    chance::Chance,
+    disk::{Faults, SimDisk},
+    follower::Follower,
+    jobs::{self, SimJobs},
+    model::{Answered, Model, Name, Sent},
+    request::{Answer, Request},
+};
+use crate::{
+    event::{FIRST_SEQUENCE, Sequence, StoredEvent},
+    index::IndexOptions,
+    log::{self, FileLogOptions, OpenError as LogOpenError, ReadError as LogReadError},
+    partition::{
+        Counters, Health, OpenError, Partition, PartitionOptions, PublishError, ReadError,
+        Rejection, Start, Threads, open_locked,
+    },
+    platform::Platform,
+};
+
+const DATA_DIR: &str = "/data";
+/// Requests on their way at a time.
+const REQUESTS_MAX: usize = 5;
+/// Events of most requests, and of the few that the writer does not sync itself.
+const REQUEST_EVENTS_MAX: u64 = 8;
+const LARGE_REQUEST_EVENTS: u64 = 70;
+/// What takes more steps does not end.
+const STEPS_MAX: usize = 50_000;
+
+pub(super) struct World {
+    disk: SimDisk,
+    options: PartitionOptions,
+    chance: Chance,
+    model: Model,
+    followers: Vec<Follower>,
+    /// What was sent and not answered.
+    unanswered: Vec<Sent>,
+    topics: u64,
+    /// How many names there are.
+    names: u16,
+    /// What is known of the counters since the last life; nothing after a turned bit.
+    before: Option<Before>,
+    figures: Figures,
+}
+
+#[derive(Clone, Copy)]
+struct Before {
+    counters: Counters,
+    /// Whether they were saved at the end.
+    saved: bool,
+    /// The duplicates when they were saved last.
+    duplicates_min: u64,
+}
+
+/// A server and the requests on their way to it.
+struct Server {
+    partition: Partition,
+    threads: Threads,
+    requests: Vec<Request>,
+    opened_with: Counters,
+}
+
+impl World {
+    pub fn new(mut chance: Chance) -> Self {
+        jobs::reset(Chance::new(chance.next()));
+        let disk = SimDisk::new(Chance::new(chance.next()));
+        let topics = 2 + chance.below(4);
+        let options = PartitionOptions {
+            topics_max: if chance.percent(20) {
+                topics as usize - 1
+            } else {
+                100
+            },
+            log: FileLogOptions {
+                segment_bytes_min: 4096,
+                segment_bytes_max: 4096 << chance.below(3),
+                retry_after: Duration::from_millis(500),
+                ..FileLogOptions::default()
+            },
+            index: IndexOptions {
+                keys_per_generation: 4 + chance.place(30),
+                merge_fanout: 2 + chance.place(2),
+            },
+            platform: Platform {
+                disk: Arc::new(disk.clone()),
+                jobs: Arc::new(SimJobs),
+                time: jobs::time,
+                random: jobs::random,
+            },
+            ..PartitionOptions::new(DATA_DIR)
+        };
+        let followers = (0..1 + chance.below(4)).map(|_| {
+            let topic = chance.percent(60).then(|| chance.below(topics) as u8);
+            let start = if chance.percent(80) {
+                Start::Earliest
+            } else {
+                Start::Latest
+            };
+            Follower::new(topic, start)
+        });
+        Self {
+            followers: followers.collect(),
+            disk,
+            options,
+            chance,
+            model: Model::default(),
+            unanswered: Vec::new(),
+            topics,
+            names: 0,
+            before: None,
+            figures: Figures::default(),
+        }
+    }
+
+    pub fn run(mut self) -> Figures {
+        for _ in 0..1 + self.chance.below(5) {
+            self.life();
+            if self.before.is_some_and(|before| before.saved) && self.chance.percent(15) {
+                self.turn_a_bit();
+            }
+        }
+        self.last_life();
+        (self.figures.faults, self.figures.operations) = self.disk.counts();
+        self.figures
+    }
+
+    fn life(&mut self) {
+        let faults = self.faults();
+        let from_the_start = self.chance.percent(40);
+        if from_the_start {
+            self.disk.set_faults(faults.clone());
+        }
+        let mut server = self.open();
+        if !from_the_start {
+            self.disk.set_faults(faults.clone());
+        }
+        for _ in 0..10 + self.chance.below(200) {
+            if self.disk.has_crashed() {
+                break;
+            }
+            self.step(&mut server);
+        }
+        let heals = Faults {
+            capacity: None,
+            ..faults
+        } == Faults::default();
+        if heals && !self.disk.has_crashed() && self.chance.percent(30) {
+            self.disk.set_faults(Faults::default());
+            self.drain(&mut server);
+        }
+        self.end(server);
+    }
+
+    /// What goes wrong in a life.
+    fn faults(&mut self) -> Faults {
+        let chance = &mut self.chance;
+        let mut within =
+            |percent, operations| chance.percent(percent).then(|| chance.below(operations));
+        Faults {
+            crash_in: within(60, 150),
+            fail_write_in: within(12, 100),
+            fail_sync_in: within(25, 40),
+            fail_read_in: within(8, 60),
+            capacity: within(20, 40_000).map(|bytes| self.disk.used_bytes() + bytes),
+        }
+    }
+
+    /// Opens the server, again after what went wrong with it.
+    fn open(&mut self) -> Server {
+        loop {
+            self.figures.lives += 1;
+            jobs::turn_the_clock(&mut self.chance);
+            match open_locked(self.options.clone(), None) {
+                Ok((partition, threads, _)) => {
+                    let opened_with = self.check_opened(&partition);
+                    return Server {
+                        partition,
+                        threads,
+                        requests: Vec::new(),
+                        opened_with,
+                    };
+                }
+                Err(error) => {
+                    let is_excused = self.disk.has_crashed() || self.disk.has_faulted();
+                    assert!(
+                        is_excused && !is_damage(&error),
+                        "the server does not start: {error}"
+                    );
+                    jobs::end();
+                    self.restart();
+                }
+            }
+        }
+    }
+
+    /// The process is gone, and the power perhaps.
+    fn restart(&mut self) {
+        let power_lost = self.chance.percent(50);
+        if self.disk.has_crashed() {
+            self.figures.kills += u64::from(!power_lost);
+            self.figures.power_losses += u64::from(power_lost);
+        }
+        self.disk.restart(power_lost);
+    }
+
+    /// What a server that was just opened knows is what it should know.
+    fn check_opened(&mut self, partition: &Partition) -> Counters {
+        let tail = partition.durable_tail();
+        assert!(
+            tail >= self.model.tail(),
+            "the log ends at {tail}, below what was promised"
+        );
+        let (counters, _) = partition.totals();
+        check_counters(partition);
+        if let Some(before) = self.before {
+            if before.saved {
+                assert_eq!(counters, before.counters, "a clean stop keeps all counters");
+            }
+            let duplicates = before.duplicates_min..=before.counters.duplicate_dropped;
+            assert!(
+                duplicates.contains(&counters.duplicate_dropped),
+                "{} duplicates are counted, not {duplicates:?}",
+                counters.duplicate_dropped
+            );
+        }
+        self.model.answered = Answered::default();
+        counters
+    }
+
+    /// Somebody does something.
+    fn step(&mut self, server: &mut Server) {
+        match self.chance.below(20) {
+            0..=2 => {
+                if server.requests.len() < REQUESTS_MAX {
+                    self.send(server);
+                }
+            }
+            3..=9 => {
+                if !server.requests.is_empty() {
+                    let at = self.chance.place(server.requests.len());
+                    self.go_on(server, at);
+                }
+            }
+            10..=12 => {
+                let at = self.chance.place(self.followers.len());
+                self.follow(&server.partition, at);
+            }
+            13 => jobs::pass(Duration::from_millis(1 << self.chance.below(16))),
+            14 if self.chance.percent(5) => self.disk.make_space(),
+            _ => _ = jobs::turn(),
+        }
+    }
+
+    fn send(&mut self, server: &mut Server) {
+        let count = match self.chance.below(40) {
+            0 => LARGE_REQUEST_EVENTS,
+            _ => 1 + self.chance.below(REQUEST_EVENTS_MAX),
+        };
+        let mut sent: Vec<Sent> = Vec::new();
+        for _ in 0..count {
+            let next = match self.chance.below(100) {
+                0..45 => None,
+                45..70 if !self.unanswered.is_empty() => {
+                    let at = self.chance.place(self.unanswered.len());
+                    Some(self.unanswered.swap_remove(at))
+                }
+                45..90 => self
+                    .model
+                    .stored(self.chance.next())
+                    .map(|name| Sent { name, content: 0 }),
+                90..95 => self.model.stored(self.chance.next()).map(|name| {
+                    let content = self.chance.below(3) as u8;
+                    Sent { name, content }
+                }),
+                _ => sent.last().copied(),
+            };
+            sent.push(next.unwrap_or_else(|| self.new_event()));
+        }
+        let rejection = if self.chance.percent(30) {
+            Rejection::OfRequest
+        } else {
+            Rejection::OfEvent
+        };
+        self.begin(server, sent, rejection);
+    }
+
+    fn new_event(&mut self) -> Sent {
+        self.names += 1;
+        let name = Name {
+            topic: self.chance.below(self.topics) as u8,
+            id: self.names,
+        };
+        Sent { name, content: 0 }
+    }
+
+    fn begin(&mut self, server: &mut Server, sent: Vec<Sent>, rejection: Rejection) {
+        self.figures.sent += sent.len() as u64;
+        sent.iter().for_each(|sent| self.model.send(*sent));
+        server
+            .requests
+            .push(Request::begin(&server.partition, sent, rejection));
+    }
+
+    /// A request goes on.
+    fn go_on(&mut self, server: &mut Server, at: usize) {
+        if let Some(answer) = server.requests[at].step(&server.partition) {
+            let request = server.requests.swap_remove(at);
+            self.answered(request.sent, request.asked_at, answer);
+        }
+    }
+
+    fn answered(&mut self, sent: Vec<Sent>, asked_at: Sequence, answer: Answer) {
+        match answer {
+            Answer::Outcomes(outcomes) => return self.model.answered(&sent, &outcomes, asked_at),
+            Answer::Error(PublishError::TopicLimit { .. }) => {
+                self.model.answered.rejected += sent.len() as u64;
+            }
+            Answer::Error(error) => {
+                let is_excused = self.disk.has_crashed() || self.disk.has_faulted();
+                assert!(is_excused, "a request is refused: {error}");
+            }
+            Answer::None => {}
+        }
+        self.unanswered.extend(sent);
+    }
+
+    /// A reader goes on. True if there is more to read.
+    fn follow(&mut self, partition: &Partition, at: usize) -> bool {
+        match self.followers[at].step(partition, &mut self.model, &mut self.chance) {
+            Ok((events, is_behind)) => {
+                self.figures.read += events;
+                is_behind
+            }
+            Err(error) => {
+                let is_excused = self.disk.has_crashed() || self.disk.has_faulted();
+                let is_log_damage = matches!(&error, ReadError::Log(error) if is_damaged(error));
+                assert!(is_excused && !is_log_damage, "nothing is read: {error}");
+                true
+            }
+        }
+    }
+
+    /// Resends until everything is answered.
+    fn drain(&mut self, server: &mut Server) {
+        for _ in 0..STEPS_MAX {
+            if server.requests.len() < REQUESTS_MAX && !self.unanswered.is_empty() {
+                let count = self.unanswered.len().min(REQUEST_EVENTS_MAX as usize);
+                let sent = self.unanswered.split_off(self.unanswered.len() - count);
+                self.begin(server, sent, Rejection::OfEvent);
+            }
+            if server.requests.is_empty() {
+                let health = *server.partition.health().borrow();
+                assert_eq!(health, Health::Serving, "there is space, and it has failed");
+                return;
+            }
+            for at in (0..server.requests.len()).rev() {
+                self.go_on(server, at);
+            }
+            jobs::turn();
+            jobs::pass(Duration::from_millis(20));
+        }
+        panic!("requests are not answered");
+    }
+
+    /// The server stops, or is stopped.
+    fn end(&mut self, server: Server) {
+        let Server {
+            partition,
+            threads,
+            requests,
+            opened_with,
+        } = server;
+        self.followers.iter_mut().for_each(Follower::disconnect);
+        let stops = !self.disk.has_crashed() && self.chance.percent(50);
+        let saved = if stops {
+            let saved = threads.stop();
+            let is_excused = self.disk.has_crashed() || self.disk.has_faulted();
+            assert!(
+                saved.is_ok() || is_excused,
+                "the counters are not saved: {saved:?}"
+            );
+            // What it refused then may be stored all the same.
+            let failed = *partition.health().borrow() == Health::Failed;
+            saved.is_ok() && !failed && !self.disk.has_crashed()
+        } else {
+            self.disk.crash();
+            drop(threads);
+            false
+        };
+        jobs::end();
+        for request in requests {
+            let (sent, asked_at, answer) = request.end(&partition);
+            self.answered(sent, asked_at, answer);
+        }
+        check_counters(&partition);
+        let (counters, _) = partition.totals();
+        let Answered {
+            duplicates,
+            conflicts,
+            rejected,
+        } = self.model.answered;
+        assert_eq!(
+            (
+                counters.duplicate_dropped,
+                counters.conflicts,
+                counters.rejected
+            ),
+            (
+                opened_with.duplicate_dropped + duplicates,
+                opened_with.conflicts + conflicts,
+                opened_with.rejected + rejected
+            ),
+            "what was answered is counted once"
+        );
+        let duplicates_min = match self.before {
+            _ if saved => counters.duplicate_dropped,
+            Some(before) => before.duplicates_min,
+            None => 0,
+        };
+        self.before = Some(Before {
+            counters,
+            saved,
+            duplicates_min,
+        });
+        drop(partition);
+        if saved {
+            self.disk.set_faults(Faults::default());
+            self.check_log();
+        }
+        self.restart();
+    }
+
+    /// Everything works again: what was promised is there, and what is sent again is known.
+    fn last_life(&mut self) {
+        let mut server = self.open();
+        self.drain(&mut server);
+        let known: Vec<Name> = self.model.names().collect();
+        self.unanswered = known
+            .iter()
+            .map(|&name| Sent { name, content: 0 })
+            .collect();
+        self.drain(&mut server);
+        for at in 0..self.followers.len() {
+            while self.follow(&server.partition, at) {}
+        }
+        let all = self
+            .read_all(&server.partition)
+            .expect("everything can be read");
+        self.check_all(&all);
+        self.figures.stored = all.len() as u64;
+        let (counters, _) = server.partition.totals();
+        drop(server.partition);
+        server.threads.stop().expect("the counters are saved");
+        jobs::end();
+        self.check_log();
+        self.restart();
+        self.before = Some(Before {
+            counters,
+            saved: true,
+            duplicates_min: counters.duplicate_dropped,
+        });
+        let server = self.open();
+        let again = self
+            .read_all(&server.partition)
+            .expect("everything can be read");
+        assert_eq!(all, again, "a restart changes the log");
+        drop(server.partition);
+        server.threads.stop().expect("the counters are saved");
+        jobs::end();
+    }
+
+    /// The log of a server that stopped is whole, and ends with its last batch.
+    fn check_log(&self) {
+        let log_dir = Path::new(DATA_DIR).join("log");
+        let checked = log::check(&log_dir, &*self.options.platform.disk, |_| ());
+        let checked = checked.expect("the log can be checked");
+        assert!(
+            checked.damage.is_empty(),
+            "the log is damaged: {:?}",
+            checked.damage
+        );
+        assert!(
+            checked.unfinished.is_none(),
+            "behind the log: {:?}",
+            checked.unfinished
+        );
+    }
+
+    fn check_all(&mut self, all: &[StoredEvent]) {
+        self.model.check(all);
+        for follower in &self.followers {
+            follower.check(all);
+        }
+    }
+
+    fn read_all(&mut self, partition: &Partition) -> Result<Vec<StoredEvent>, ReadError> {
+        let mut reader = partition.reader(None, &Start::Earliest)?;
+        let mut all = Vec::new();
+        loop {
+            let chunk = reader.read_here(Sequence::MAX, usize::MAX)?;
+            all.extend(chunk.events);
+            if chunk.caught_up {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// A bit of a file is turned while the server is stopped: what it then says is right, or it says nothing.
+    fn turn_a_bit(&mut self) {
+        let Some(place) = self.disk.turn_a_bit(Path::new(DATA_DIR), None) else {
+            return;
+        };
+        self.figures.turned_bits += 1;
+        self.figures.lives += 1;
+        if let Ok((partition, threads, _)) = open_locked(self.options.clone(), None) {
+            let tail = partition.durable_tail();
+            let known = self
+                .before
+                .map(|before| before.counters.unique_processed + FIRST_SEQUENCE);
+            assert_eq!(Some(tail), known, "the end of the log is not where it was");
+            self.read_damaged(&partition);
+            self.resend_damaged(&partition);
+            drop(partition);
+            // It may be the counters that are damaged.
+            _ = threads.stop();
+        }
+        jobs::end();
+        self.disk.turn_a_bit(Path::new(DATA_DIR), Some(place));
+        self.disk.restart(false);
+        self.before = None;
+    }
+
+    fn read_damaged(&mut self, partition: &Partition) {
+        for topic in 0..=self.topics {
+            let topic = topic.checked_sub(1).map(|topic| topic as u8);
+            let mut follower = Follower::new(topic, Start::Earliest);
+            loop {
+                match follower.step(partition, &mut self.model, &mut self.chance) {
+                    Ok((_, true)) => {}
+                    Ok((_, false)) => break,
+                    Err(error) => {
+                        let is_io = matches!(&error, ReadError::Log(error) if !is_damaged(error));
+                        assert!(!is_io, "a turned bit makes {error}");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn resend_damaged(&mut self, partition: &Partition) {
+        let names: Vec<Name> = self.model.names().collect();
+        for names in names.chunks(REQUEST_EVENTS_MAX as usize) {
+            let sent: Vec<Sent> = names
+                .iter()
+                .map(|&name| Sent { name, content: 0 })
+                .collect();
+            sent.iter().for_each(|sent| self.model.send(*sent));
+            let mut request = Request::begin(partition, sent, Rejection::OfEvent);
+            let answer = (0..STEPS_MAX).find_map(|_| {
+                jobs::turn();
+                request.step(partition)
+            });
+            match answer.expect("a request is answered") {
+                Answer::Outcomes(outcomes) => {
+                    self.model
+                        .answered(&request.sent, &outcomes, request.asked_at);
+                }
+                // It refuses all from now on.
+                Answer::Error(_) | Answer::None => return,
+            }
+        }
+    }
+}
+
+/// The counters agree with each other and with the log.
+fn check_counters(partition: &Partition) {
+    let (counters, _) = partition.totals();
+    let Counters {
+        received,
+        unique_processed,
+        duplicate_dropped,
+        conflicts,
+        rejected,
+    } = counters;
+    assert_eq!(
+        unique_processed,
+        partition.durable_tail() - FIRST_SEQUENCE,
+        "unique events are those of the log"
+    );
+    assert_eq!(
+        received,
+        unique_processed + duplicate_dropped + rejected,
+        "the counters do not balance: {counters:?}"
+    );
+    assert!(conflicts <= duplicate_dropped, "{counters:?}");
+    let topics = partition.topics("", usize::MAX);
+    let stored: u64 = topics.iter().map(|(_, topic)| topic.unique_processed).sum();
+    assert_eq!(stored, unique_processed, "the topics do not balance");
+}
+
+fn is_damage(error: &OpenError) -> bool {
+    match error {
+        OpenError::Log(error) => !matches!(error, LogOpenError::Io { .. }),
+        OpenError::Read(error) => is_damaged(error),
+        OpenError::Locked { .. }
+        | OpenError::Io { .. }
+        | OpenError::Thread(_)
+        | OpenError::Index(_)
+        | OpenError::Rebuild(_)
+        | OpenError::Counters(_) => false,
+    }
+}
+
+fn is_damaged(error: &LogReadError) -> bool {
+    matches!(error, LogReadError::Damaged { .. })
+}
