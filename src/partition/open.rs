@@ -197,7 +197,11 @@ pub(crate) fn open_locked(
         .tail
         .max(index::covered_to(&*platform.disk, &index_dir)?);
     let log_options = FileLogOptions {
-        tail_min,
+        tail_min: if planted!(TailForgotten) {
+            FIRST_SEQUENCE
+        } else {
+            tail_min
+        },
         ..options.log
     };
     let log = FileLog::open(platform, &log_dir, &log_options)?;

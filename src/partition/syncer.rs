@@ -130,6 +130,7 @@ impl<L: Log> Syncer<L> {
     fn publish(&self, batch: Option<Batch>, dropped: &Dropped) {
         if let Some(batch) = batch {
             let topics = batch.topics().map(|(topic, _)| topic);
+            let topics = topics.skip(usize::from(planted!(SliceLost)));
             self.index.add_slices(topics, batch.first_sequence());
             if !planted!(CountedBeforeSync) {
                 self.stats.add_batch(&batch);

@@ -226,6 +226,11 @@ impl<L: Log> Writer<L> {
             Some(entry) => Some(entry),
             None => self.index.get(event.key(), looked_to)?,
         };
+        let stored = stored.filter(|stored| {
+            let builder = &self.batch.builder;
+            !planted!(OwnBatchUnseen)
+                || stored.sequence + (builder.count() as u64) < builder.next_sequence()
+        });
         if let Some(stored) = stored {
             let is_same = stored.content_hash == event.content_hash();
             return Ok(if is_same || planted!(ConflictUnnoticed) {

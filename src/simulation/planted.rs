@@ -60,6 +60,16 @@ bugs! {
     ConflictUnnoticed,
     /// The counters get their name before they are synced.
     CountersUnsynced,
+    /// The events of a topic are believed without their checksum.
+    EventsUnchecked,
+    /// A run of keys is believed without its checksum.
+    RunUnchecked,
+    /// A log that ends before what other files know of it is opened all the same.
+    TailForgotten,
+    /// The index is not told of the first topic of a batch.
+    SliceLost,
+    /// What is in no batch of the syncer yet is not looked for.
+    OwnBatchUnseen,
 }
 
 thread_local! {
