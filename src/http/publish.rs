@@ -1,11 +1,16 @@
 //! POST /publish: one event, an array of them, or a stream of lines.
 
+use std::fmt;
+
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use serde::{
+    Deserialize, Serialize,
+    de::{Deserializer, IgnoredAny, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use super::{
@@ -105,7 +110,10 @@ fn format(headers: &HeaderMap) -> Result<Format, Failure> {
 
 async fn publish_json(aggregator: &Aggregator, upload: &mut Upload<'_>) -> Result<Totals, Failure> {
     let (body, mut share) = upload.gather().await?;
-    let events = parse_body(aggregator, &body)?;
+    let events = parse_body(&body, aggregator.limits.event_bytes_max).map_err(|refused| {
+        aggregator.partition.count_rejected(refused.events);
+        refused.failure
+    })?;
     drop(body);
     upload::cover(aggregator, &mut share, &events)?;
     let partition = &aggregator.partition;
@@ -118,30 +126,40 @@ async fn publish_json(aggregator: &Aggregator, upload: &mut Upload<'_>) -> Resul
     Ok(totals)
 }
 
-/// All events of a body, or what is wrong with it. Bad events count as rejected, with all of their request.
-fn parse_body(aggregator: &Aggregator, body: &[u8]) -> Result<Vec<Event>, Failure> {
+/// Why nothing of a body is taken.
+pub(super) struct Refused {
+    /// How many events count as rejected: with a bad one, all of its request.
+    events: u64,
+    pub failure: Failure,
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self { events: 0, failure }
+    }
+}
+
+/// All events of a body, or what is wrong with it.
+pub(super) fn parse_body(body: &[u8], event_bytes_max: usize) -> Result<Vec<Event>, Refused> {
     let text = as_text(body).map_err(Failure::body)?;
-    let bytes_max = aggregator.limits.event_bytes_max;
     if !text.trim_start().starts_with('[') {
         let json: &RawValue = serde_json::from_str(text).map_err(|error| not_json(&error))?;
-        let parsed = event::parse(json, bytes_max);
+        let parsed = event::parse(json, event_bytes_max);
         return parsed.map(|event| vec![event]).map_err(|flaws| {
-            aggregator.partition.count_rejected(1);
             let flaws = flaws.into_iter();
-            Failure::events(flaws.map(|flaw| (vec!["body".into()], flaw)))
+            let failure = Failure::events(flaws.map(|flaw| (vec!["body".into()], flaw)));
+            Refused { events: 1, failure }
         });
     }
-    let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| not_json(&error))?;
-    if elements.len() > REQUEST_EVENTS_MAX {
-        return Err(Failure::body(format!(
-            "{} events; the limit of a request is {REQUEST_EVENTS_MAX}",
-            elements.len()
-        )));
+    let Elements { first, count } = serde_json::from_str(text).map_err(|error| not_json(&error))?;
+    if count > REQUEST_EVENTS_MAX {
+        let msg = format!("{count} events; the limit of a request is {REQUEST_EVENTS_MAX}");
+        return Err(Failure::body(msg).into());
     }
-    let mut events = Vec::with_capacity(elements.len());
+    let mut events = Vec::with_capacity(count);
     let mut flawed: Vec<(Vec<Step>, Flaw)> = Vec::new();
-    for (at, json) in (0..).zip(&elements) {
-        match event::parse(json, bytes_max) {
+    for (at, json) in (0..).zip(first) {
+        match event::parse(json, event_bytes_max) {
             Ok(event) => events.push(event),
             Err(flaws) => {
                 let loc = || vec!["body".into(), Step::Index(at)];
@@ -155,8 +173,47 @@ fn parse_body(aggregator: &Aggregator, body: &[u8]) -> Result<Vec<Event>, Failur
     if flawed.is_empty() {
         return Ok(events);
     }
-    aggregator.partition.count_rejected(elements.len() as u64);
-    Err(Failure::events(flawed))
+    Err(Refused {
+        events: count as u64,
+        failure: Failure::events(flawed),
+    })
+}
+
+/// The elements of an array, not looked into. A small body can have millions: those beyond the limit of a
+/// request are only counted.
+struct Elements<'a> {
+    first: Vec<&'a RawValue>,
+    count: usize,
+}
+
+impl<'de> Deserialize<'de> for Elements<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ElementsVisitor)
+    }
+}
+
+struct ElementsVisitor;
+
+impl<'de> Visitor<'de> for ElementsVisitor {
+    type Value = Elements<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut first = Vec::new();
+        while first.len() < REQUEST_EVENTS_MAX
+            && let Some(element) = seq.next_element()?
+        {
+            first.push(element);
+        }
+        let mut count = first.len();
+        while seq.next_element::<IgnoredAny>()?.is_some() {
+            count += 1;
+        }
+        Ok(Elements { first, count })
+    }
 }
 
 /// The text of a body or of a line, or what is wrong with it.
@@ -167,4 +224,26 @@ pub(super) fn as_text(bytes: &[u8]) -> Result<&str, String> {
 
 fn not_json(error: &serde_json::Error) -> Failure {
     Failure::body(format!("not JSON: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_beyond_the_limit_are_only_counted() {
+        let count = 3 * REQUEST_EVENTS_MAX;
+        let json = format!("[{}0]", "0,".repeat(count - 1));
+        let elements: Elements<'_> = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(elements.count, count);
+        assert_eq!(elements.first.len(), REQUEST_EVENTS_MAX);
+        let refused = parse_body(json.as_bytes(), 1024).expect_err("refused");
+        let told = refused.failure.into_json();
+        assert!(
+            told.contains("49152 events; the limit of a request is 16384"),
+            "{told}"
+        );
+        assert!(parse_body(b"[0,]", 1024).is_err());
+        assert!(parse_body(b"[", 1024).is_err());
+    }
 }
