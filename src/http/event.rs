@@ -19,7 +19,10 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::payload::{self, Refusal};
+use super::{
+    error::DETAILS_MAX,
+    payload::{self, Refusal},
+};
 use crate::event::{Event, EventView, Payload, StoredEvent, UnixNanos, Violation, put_varint};
 
 /// Tags of the fields of an `oncelog.v1.Event`, which are all length-delimited.
@@ -134,12 +137,12 @@ impl<'de> Visitor<'de> for MembersVisitor {
                 }
                 Name::Unknown(name) => {
                     map.next_value::<IgnoredAny>()?;
-                    members.flaws.push(unknown(&name));
+                    members.add(unknown(&name));
                     continue;
                 }
             };
             if slot.replace(map.next_value()?).is_some() {
-                members.flaws.push(Flaw::of(name, "given twice"));
+                members.add(Flaw::of(name, "given twice"));
             }
         }
         Ok(members)
@@ -190,6 +193,13 @@ pub(super) fn parse(json: &RawValue, bytes_max: usize) -> Result<Event, Vec<Flaw
 }
 
 impl Members<'_> {
+    /// Remembers a flaw, unless there are as many as are told: a small event can have very many names.
+    fn add(&mut self, flaw: Flaw) {
+        if self.flaws.len() < DETAILS_MAX {
+            self.flaws.push(flaw);
+        }
+    }
+
     /// Encodes what is right, and tells what is wrong. Limits on values are not looked at.
     fn encode(&self, bytes_max: usize, flaws: &mut Vec<Flaw>) -> Vec<u8> {
         let mut out = Vec::new();
@@ -612,6 +622,16 @@ mod tests {
             named,
             ["topic", "event_id", "timestamp", "source", "payload"]
         );
+    }
+
+    #[test]
+    fn no_more_flaws_are_remembered_than_told() {
+        let names: Vec<String> = (0..10 * DETAILS_MAX)
+            .map(|at| format!("\"{at}\":0"))
+            .collect();
+        let flaws = parsed(&format!("{{{}}}", names.join(","))).expect_err("no event");
+        // And the five fields that are missing.
+        assert_eq!(flaws.len(), DETAILS_MAX + 5);
     }
 
     #[test]
