@@ -202,6 +202,9 @@ impl Event {
     /// Takes an event back that was checked when it was stored.
     pub fn from_stored(encoded: Bytes) -> Result<Self, NotCanonical> {
         let view = EventView::parse(&encoded)?;
+        if view.topic.len().max(view.event_id.len()) > NAME_BYTES_MAX {
+            return Err(NotCanonical);
+        }
         let key = Key::from_names(view.topic, view.event_id, &mut BytesMut::new());
         Ok(Self::from_parts(key, encoded))
     }
@@ -365,6 +368,22 @@ mod tests {
             let violation = Topic::new(name).expect_err("out of limits");
             assert_eq!(violation.to_string(), says);
         }
+    }
+
+    #[test]
+    fn a_name_that_was_never_stored_is_not_taken_back() {
+        let event = |topic: &str, event_id: &str| crate::proto::v1::Event {
+            topic: topic.to_owned(),
+            event_id: event_id.to_owned(),
+            ..Default::default()
+        };
+        let longest = "x".repeat(NAME_BYTES_MAX);
+        let taken = |event: crate::proto::v1::Event| {
+            Event::from_stored(prost::Message::encode_to_vec(&event).into()).is_ok()
+        };
+        assert!(taken(event(&longest, &longest)));
+        assert!(!taken(event(&format!("{longest}x"), "1")));
+        assert!(!taken(event("t", &format!("{longest}x"))));
     }
 
     #[test]
