@@ -325,13 +325,17 @@ pub(super) fn write_json(mut encoded: &[u8], json: &mut Vec<u8>) {
     while !encoded.is_empty() {
         json.extend(separator.replace(b','));
         let mut member = take_field(&mut encoded);
-        let mut name: &[u8] = &[];
-        if member[0] == NAME_TAG {
+        // Both are left out when they are empty.
+        let (mut name, mut value): (&[u8], &[u8]) = (&[], &[]);
+        if member.first() == Some(&NAME_TAG) {
             name = take_field(&mut member);
+        }
+        if !member.is_empty() {
+            value = take_field(&mut member);
         }
         write_text(name, json);
         json.push(b':');
-        write_value(take_field(&mut member), json);
+        write_value(value, json);
     }
     json.push(b'}');
 }
@@ -532,6 +536,12 @@ mod tests {
         assert_eq!(
             json_of(&Struct { fields }.encode_to_vec()),
             r#"{"":["NaN","Infinity","-Infinity",null]}"#
+        );
+        let none = Value { kind: None };
+        let fields = [("a".to_owned(), none.clone()), (String::new(), none)].into();
+        assert_eq!(
+            json_of(&Struct { fields }.encode_to_vec()),
+            r#"{"":null,"a":null}"#
         );
     }
 
