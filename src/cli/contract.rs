@@ -72,9 +72,69 @@ fn describe(error: &serde_json::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use prost_types::{Struct, Value, value::Kind};
+    use proptest::prelude::*;
+    use prost_types::{ListValue, Struct, Timestamp, Value, value::Kind};
 
     use super::*;
+
+    /// A value that JSON has.
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Kind::NullValue(0)),
+            any::<bool>().prop_map(Kind::BoolValue),
+            (-1e300..1e300f64).prop_map(Kind::NumberValue),
+            ".{0,9}".prop_map(Kind::StringValue),
+        ];
+        let leaf = leaf.prop_map(|kind| Value { kind: Some(kind) });
+        leaf.prop_recursive(3, 12, 4, |value| {
+            let kind = prop_oneof![
+                prop::collection::vec(value.clone(), 0..4)
+                    .prop_map(|values| Kind::ListValue(ListValue { values })),
+                prop::collection::btree_map(".{0,3}", value, 0..4)
+                    .prop_map(|fields| Kind::StructValue(Struct { fields })),
+            ];
+            kind.prop_map(|kind| Value { kind: Some(kind) })
+        })
+    }
+
+    fn any_event() -> impl Strategy<Value = v1::Event> {
+        let at = (-62_135_596_800..=253_402_300_799i64, 0..1_000_000_000i32);
+        let payload = prop_oneof![
+            Just(None),
+            prop::collection::vec(any::<u8>(), 0..20)
+                .prop_map(|data| Some(v1::event::Payload::Data(data.into()))),
+            prop::collection::btree_map(".{0,3}", any_value(), 0..4)
+                .prop_map(|fields| Some(v1::event::Payload::Json(Struct { fields }))),
+        ];
+        let attributes = prop::collection::btree_map(".{0,3}", ".{0,3}", 0..4);
+        (".{0,9}", ".{0,9}", at, ".{0,9}", payload, attributes).prop_map(
+            |(topic, event_id, (seconds, nanos), source, payload, attributes)| v1::Event {
+                topic,
+                event_id,
+                timestamp: Some(Timestamp { seconds, nanos }),
+                source,
+                payload,
+                attributes,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn any_event_that_is_printed_can_be_published(event in any_event()) {
+            let contract = Contract::new();
+            let stored = v1::StoredEvent {
+                event: Some(event.clone()),
+                sequence: 7,
+                received_at: None,
+            };
+            let line = contract.stored_event(&stored).expect("printable");
+            prop_assert!(!line.contains(&b'\n'));
+            let json: serde_json::Value = serde_json::from_slice(&line).expect("JSON");
+            let again = contract.parse_event(json["event"].to_string().as_bytes());
+            prop_assert_eq!(again, Ok(event));
+        }
+    }
 
     #[test]
     fn events_are_read_in_both_spellings() {

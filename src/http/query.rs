@@ -61,7 +61,20 @@ fn decode(text: &str) -> Option<Cow<'_, str>> {
 
 #[cfg(test)]
 mod tests {
+    use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// However a value is escaped, it is the value.
+        #[test]
+        fn any_value_comes_back(a in ".{0,20}", b in "[ -~]{0,20}") {
+            let escaped = |value: &str| utf8_percent_encode(value, NON_ALPHANUMERIC).to_string();
+            let query = format!("a={}&b={}", escaped(&a), escaped(&b).replace("%20", "+"));
+            prop_assert_eq!(values(&query), Ok([Some(a), Some(b)]));
+        }
+    }
 
     fn values(query: &str) -> Result<[Option<String>; 2], String> {
         let values = parameters(Some(query), ["a", "b"]);

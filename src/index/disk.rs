@@ -118,8 +118,23 @@ pub(super) fn sync_parent(disk: &dyn Disk, path: &Path) -> io::Result<()> {
 mod tests {
     use std::fs;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::platform::OsDisk;
+
+    proptest! {
+        /// In the order of where they begin.
+        #[test]
+        fn any_name_round_trips(one: Range<Sequence>, other: Range<Sequence>) {
+            for range in [&one, &other] {
+                let parsed = parse_folder_name(&folder_name(range));
+                prop_assert_eq!(parsed, (!range.is_empty()).then(|| range.clone()));
+            }
+            let starts = one.start.cmp(&other.start);
+            prop_assert_eq!(folder_name(&one).cmp(&folder_name(&other)), starts.then(one.end.cmp(&other.end)));
+        }
+    }
 
     #[test]
     fn names_round_trip_and_no_others_parse() {

@@ -216,8 +216,37 @@ struct ByTopic {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::log::support::event;
+    use crate::{
+        event::StoredEvent,
+        log::support::{any_events, event},
+    };
+
+    proptest! {
+        /// What is pushed comes back in its order, and takes what was foretold.
+        #[test]
+        fn events_keep_their_order(events in any_events(), first in 1..1_000_000u64) {
+            let mut builder = BatchBuilder::new(first);
+            let sequences: Vec<_> = events.iter().map(|event| builder.push(event)).collect();
+            prop_assert!(sequences.iter().copied().eq(first..builder.next_sequence()));
+            let (bytes, topics) = (builder.bytes(), builder.topic_count());
+            let batch = builder.finish(9);
+            prop_assert_eq!(batch.encoded().len(), bytes);
+            prop_assert_eq!(batch.topics().len(), topics);
+            let expected: Vec<_> = sequences
+                .iter()
+                .zip(&events)
+                .map(|(sequence, event)| StoredEvent {
+                    sequence: *sequence,
+                    received_at: 9,
+                    encoded: event.encoded().clone(),
+                })
+                .collect();
+            prop_assert_eq!(batch.events(), expected);
+        }
+    }
 
     #[test]
     fn the_size_so_far_is_the_size_in_the_end() {

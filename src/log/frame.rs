@@ -74,8 +74,42 @@ fn checksum(salt: u64, offset: u64, batch_bytes: u32, fixed: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::log::support::{batch, event};
+    use crate::log::support::{any_events, batch, event};
+
+    proptest! {
+        #[test]
+        fn frames_round_trip_in_their_place(
+            events in any_events(),
+            first in 1..1_000_000u64,
+            salt: u64,
+            block in 0..u64::MAX / 16,
+            other: u64,
+            at in 0..HEAD_BYTES,
+            flip in 1..=u8::MAX,
+        ) {
+            let offset = block * ALIGN;
+            let batch = batch(first, 2, &events);
+            let mut head = [0; HEAD_BYTES];
+            head[..PREFIX_BYTES].copy_from_slice(&Frame::prefix(salt, offset, batch.encoded()));
+            head[PREFIX_BYTES..].copy_from_slice(&batch.encoded()[..FIXED_BYTES]);
+            let frame = Frame::parse(salt, offset, &head).expect("a frame");
+            prop_assert_eq!(frame.offset, offset);
+            prop_assert_eq!(frame.batch_bytes as usize, batch.encoded().len());
+            prop_assert_eq!(frame.fixed.first_sequence, first);
+            prop_assert_eq!(frame.fixed.end_sequence(), batch.end_sequence());
+            prop_assert!(frame.next_offset() >= frame.end());
+            prop_assert!(frame.next_offset() < frame.end() + ALIGN);
+            if other != salt {
+                prop_assert_eq!(Frame::parse(other, offset, &head), None);
+            }
+            prop_assert_eq!(Frame::parse(salt, offset + ALIGN, &head), None);
+            head[at] ^= flip;
+            prop_assert_eq!(Frame::parse(salt, offset, &head), None);
+        }
+    }
 
     #[test]
     fn a_frame_is_one_in_its_place_only() {

@@ -222,3 +222,48 @@ pub(super) fn take_entry<'a>(rest: &mut &'a [u8]) -> Option<(u32, &'a [u8])> {
     *rest = after;
     Some((index, event))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::log::support::{any_events, batch};
+
+    proptest! {
+        /// The header alone tells all there is to know but the events.
+        #[test]
+        fn headers_round_trip(
+            events in any_events(),
+            first in 1..1_000_000u64,
+            received_at: u64,
+            at in any::<prop::sample::Index>(),
+            flip in 1..=u8::MAX,
+        ) {
+            let batch = batch(first, received_at, &events);
+            let encoded = batch.encoded();
+            let fixed = Fixed::parse(encoded).expect("a batch");
+            prop_assert_eq!(fixed.received_at, received_at);
+            let bytes = encoded.slice(..fixed.header_bytes as usize);
+            let header = Header::parse(bytes.clone(), encoded.len()).expect("a header");
+            prop_assert_eq!(header.fixed, fixed);
+            let mut again = fixed.header_crc.to_le_bytes().to_vec();
+            fixed.put_checked(&mut again);
+            prop_assert_eq!(&again, &encoded[..FIXED_BYTES]);
+            let mut end = bytes.len();
+            for (at, group) in header.groups.iter().enumerate() {
+                prop_assert_eq!(header.find(header.topic(group)), Some(at));
+                prop_assert_eq!(group.data.start, end);
+                prop_assert!(header.check_group(group, &encoded[group.data.clone()], |_| ()).is_ok());
+                end = group.data.end;
+            }
+            prop_assert_eq!(end, encoded.len());
+            prop_assert_eq!(header.find("not a topic of these"), None);
+
+            prop_assert!(Header::parse(bytes.clone(), encoded.len() + 1).is_err());
+            let mut damaged = bytes.to_vec();
+            damaged[at.index(bytes.len())] ^= flip;
+            prop_assert!(Header::parse(damaged.into(), encoded.len()).is_err());
+        }
+    }
+}

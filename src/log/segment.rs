@@ -188,7 +188,37 @@ pub(super) fn parse_segment_name(name: &str) -> Option<Sequence> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_header_round_trips(
+            fields in any::<[u64; 5]>(),
+            at in 0..SEGMENT_HEADER_BYTES,
+            flip in 1..=u8::MAX,
+        ) {
+            let [log_id, salt, first_sequence, previous, file_bytes] = fields;
+            let header = SegmentHeader { log_id, salt, first_sequence, previous, file_bytes };
+            let mut encoded = header.encode();
+            prop_assert_eq!(SegmentHeader::decode(&encoded), Ok(header));
+            encoded[at] ^= flip;
+            let bad = SegmentHeader::decode(&encoded);
+            prop_assert!(matches!(bad, Err(BadHeader::Damaged(_))));
+        }
+
+        /// In the order of their sequences.
+        #[test]
+        fn any_name_round_trips(one: Sequence, other: Sequence) {
+            let [first, second] = [one, other].map(|sequence| {
+                let path = segment_path(Path::new(""), sequence);
+                path.to_str().expect("digits").to_owned()
+            });
+            prop_assert_eq!(parse_segment_name(&first), Some(one));
+            prop_assert_eq!(first.cmp(&second), one.cmp(&other));
+        }
+    }
 
     const HEADER: SegmentHeader = SegmentHeader {
         log_id: 1,
