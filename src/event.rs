@@ -4,6 +4,8 @@
 //! Knows nothing of files, of the index or of how events arrive.
 
 mod encoding;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod json;
 
 use std::{fmt, sync::Arc};
@@ -332,6 +334,8 @@ fn check_name(field: &'static str, name: &str) -> Result<(), Violation> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn key(topic: &str, event_id: &str) -> Key {
@@ -384,6 +388,20 @@ mod tests {
         assert!(taken(event(&longest, &longest)));
         assert!(!taken(event(&format!("{longest}x"), "1")));
         assert!(!taken(event("t", &format!("{longest}x"))));
+    }
+
+    proptest! {
+        /// Keys sort by topic, then by event id, and are equal only if both are.
+        #[test]
+        fn keys_sort_as_their_names(
+            one in ("[a-c ]{1,3}", "[a-c ]{1,3}"),
+            other in ("[a-c ]{1,3}", "[a-c ]{1,3}"),
+        ) {
+            let [first, second] = [&one, &other].map(|(topic, event_id)| key(topic, event_id));
+            prop_assert_eq!(first.topic(), &one.0);
+            prop_assert_eq!(first.as_bytes().cmp(second.as_bytes()), one.cmp(&other));
+            prop_assert_eq!(first == second, one == other);
+        }
     }
 
     #[test]

@@ -53,6 +53,9 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod grpc;
 mod http;
 pub mod index;

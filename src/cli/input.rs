@@ -36,11 +36,11 @@ pub(super) enum Item {
 /// A batch is passed on when it has `batch_size_max` events or about 1 MiB, and before waiting for input
 /// that is not there yet.
 pub(super) fn read(
+    contract: &Contract,
     input: impl Read,
     batch_size_max: usize,
     mut pass: impl FnMut(Item) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    let contract = Contract::new();
     let mut input = BufReader::with_capacity(BUFFER_BYTES, input);
     let mut line = Vec::new();
     let mut batch = Batch::default();
@@ -141,7 +141,7 @@ mod tests {
 
     fn items(input: impl Read, batch_size_max: usize) -> Vec<Item> {
         let mut items = Vec::new();
-        let read = read(input, batch_size_max, |item| {
+        let read = read(&Contract::new(), input, batch_size_max, |item| {
             items.push(item);
             ControlFlow::Continue(())
         });
@@ -208,7 +208,8 @@ mod tests {
     #[test]
     fn reading_stops_with_the_reader() {
         let mut passed = 0;
-        let read = read(line("a").repeat(10).as_bytes(), 1, |_| {
+        let lines = line("a").repeat(10);
+        let read = read(&Contract::new(), lines.as_bytes(), 1, |_| {
             passed += 1;
             ControlFlow::Break(())
         });

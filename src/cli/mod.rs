@@ -4,6 +4,8 @@
 //! `output` only.
 
 mod contract;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod health;
 mod input;
 mod list;

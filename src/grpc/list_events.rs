@@ -41,7 +41,7 @@ pub(super) fn list_events(
     }))
 }
 
-fn start(request: &v1::ListEventsRequest) -> Result<Start, Status> {
+pub(super) fn start(request: &v1::ListEventsRequest) -> Result<Start, Status> {
     if !request.cursor.is_empty() {
         return Ok(Start::After(request.cursor.clone()));
     }

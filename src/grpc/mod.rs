@@ -1,6 +1,8 @@
 //! The gRPC edge: one file an RPC, and between them and the partition only conversions.
 
 mod convert;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod get_event;
 mod get_stats;
 mod intake;

@@ -39,11 +39,11 @@ const QUERY: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 /// What a request asks for.
-struct Wanted {
-    format: Format,
-    topic: Option<Topic>,
-    start: Start,
-    limit: Option<u64>,
+pub(super) struct Wanted {
+    pub format: Format,
+    pub topic: Option<Topic>,
+    pub start: Start,
+    pub limit: Option<u64>,
 }
 
 pub(super) async fn events(
@@ -80,7 +80,7 @@ pub(super) async fn events(
     }
 }
 
-fn wanted(query: Option<&str>, headers: &HeaderMap) -> Result<Wanted, Failure> {
+pub(super) fn wanted(query: Option<&str>, headers: &HeaderMap) -> Result<Wanted, Failure> {
     let names = ["topic", "cursor", "start", "limit"];
     let [topic, cursor, start, limit] = query::parameters(query, names)?;
     let topic = topic.filter(|topic| !topic.is_empty());
@@ -160,7 +160,7 @@ async fn has_more(reader: &mut Reader<FileReader>, until: Sequence) -> bool {
 }
 
 /// The same request from the cursor on. RFC 8288.
-fn link(wanted: &Wanted, cursor: &str) -> HeaderValue {
+pub(super) fn link(wanted: &Wanted, cursor: &str) -> HeaderValue {
     let mut query = format!("cursor={cursor}");
     if let Some(topic) = &wanted.topic {
         query = format!(

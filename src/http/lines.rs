@@ -4,7 +4,7 @@
 //! are durable, nothing after is looked at, and the answer counts what is stored. So either can be sent again:
 //! what follows, or everything.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, iter};
 
 use bytes::{Bytes, BytesMut};
 use serde_json::value::RawValue;
@@ -94,17 +94,8 @@ impl LineStream<'_> {
     /// Submits the events of complete lines, in groups.
     async fn take(&mut self, lines: &Bytes) -> Result<(), Failure> {
         let group_bytes_max = self.aggregator.limits.request_bytes_max / GROUP_PART;
-        let mut lines = lines.split_inclusive(|byte| *byte == b'\n').peekable();
-        while lines.peek().is_some() {
-            let mut group = Vec::new();
-            let mut bytes = 0;
-            while let Some(line) = lines.next_if(|line| {
-                group.is_empty()
-                    || bytes + line.len() <= group_bytes_max && group.len() < REQUEST_EVENTS_MAX
-            }) {
-                bytes += line.len();
-                group.push(line);
-            }
+        for group in groups(lines, group_bytes_max) {
+            let bytes = group.iter().map(|line| line.len()).sum();
             let share = match self.share.take() {
                 Some(share) => share,
                 None => take_share(self.aggregator, bytes).await?,
@@ -179,7 +170,23 @@ impl LineStream<'_> {
     }
 }
 
-fn parse_event(line: &[u8], event_bytes_max: usize) -> Result<Event, Vec<Flaw>> {
+/// Lines in groups of at most `bytes_max` bytes and as many as a request may have; a longer line is a group.
+pub(super) fn groups(lines: &[u8], bytes_max: usize) -> impl Iterator<Item = Vec<&[u8]>> {
+    let mut lines = lines.split_inclusive(|byte| *byte == b'\n').peekable();
+    iter::from_fn(move || {
+        let mut group = vec![lines.next()?];
+        let mut bytes = group[0].len();
+        while let Some(line) = lines
+            .next_if(|line| bytes + line.len() <= bytes_max && group.len() < REQUEST_EVENTS_MAX)
+        {
+            bytes += line.len();
+            group.push(line);
+        }
+        Some(group)
+    })
+}
+
+pub(super) fn parse_event(line: &[u8], event_bytes_max: usize) -> Result<Event, Vec<Flaw>> {
     let no_json = |msg| vec![Flaw::of_event(msg)];
     let text = as_text(line).map_err(no_json)?;
     let json: &RawValue = serde_json::from_str(text)

@@ -5,6 +5,8 @@ mod accept;
 mod error;
 mod event;
 mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod health;
 mod lines;
 mod pages;

@@ -120,22 +120,22 @@ impl FencedWriter {
 
 /// Where in the file a run is.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
-    offset: u64,
-    len: u32,
+pub(super) struct Place {
+    pub(super) offset: u64,
+    pub(super) len: u32,
 }
 
 impl Place {
     const BYTES: usize = 12;
 
-    fn encode(&self) -> [u8; Self::BYTES] {
+    pub(super) fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[..8].copy_from_slice(&self.offset.to_le_bytes());
         bytes[8..].copy_from_slice(&self.len.to_le_bytes());
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (offset, rest) = bytes.split_first_chunk()?;
         let place = Self {
             offset: u64::from_le_bytes(*offset),
@@ -211,7 +211,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    fn check(key: IVec, bytes: Vec<u8>) -> Result<Self, Fault> {
+    pub(super) fn check(key: IVec, bytes: Vec<u8>) -> Result<Self, Fault> {
         let fault = || Fault::new("a run does not match its checksum");
         let (content, crc) = bytes.split_last_chunk().ok_or_else(fault)?;
         let expected = crc32c::crc32c_append(crc32c::crc32c(&key), content);
@@ -246,6 +246,7 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use tempfile::TempDir;
 
     use super::*;
@@ -292,6 +293,43 @@ mod tests {
                 "each run has its own body"
             );
             Some(String::from_utf8(run.key().to_vec()).expect("text"))
+        }
+    }
+
+    proptest! {
+        // A store is opened for each.
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        #[test]
+        fn runs_round_trip_in_order(
+            keys in prop::collection::btree_set("[a-c]{1,4}", 1..40),
+            probes in prop::collection::vec("[a-d]{0,4}", 20),
+        ) {
+            let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+            let filled = Filled::new(&names);
+            let mut read = Vec::new();
+            let mut run = filled.runs.first().expect("whole");
+            while let Some(here) = run {
+                read.push(String::from_utf8(here.key().to_vec()).expect("text"));
+                run = filled.runs.after(&here).expect("whole");
+            }
+            prop_assert!(read.iter().eq(&keys));
+            for probe in probes.iter().chain(&keys) {
+                let found = filled.floor(probe);
+                prop_assert_eq!(found.as_ref(), keys.range(..=probe.clone()).next_back());
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn places_round_trip(offset: u64, len in 0..=RUN_BYTES_MAX, more in 1..=u32::MAX - RUN_BYTES_MAX) {
+            let place = Place { offset, len };
+            let encoded = place.encode();
+            prop_assert_eq!(Place::decode(&encoded), Some(place));
+            prop_assert_eq!(Place::decode(&encoded[1..]), None);
+            let longer = Place { offset, len: RUN_BYTES_MAX + more };
+            prop_assert_eq!(Place::decode(&longer.encode()), None);
         }
     }
 

@@ -64,6 +64,11 @@ impl Filter {
     pub(super) fn save(&self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
         let file = DiskWriter::new(disk.create(path)?);
         let mut file = BufWriter::with_capacity(BUFFER_BYTES, file);
+        self.write(&mut file)?;
+        file.flush()
+    }
+
+    pub(super) fn write(&self, file: &mut impl Write) -> io::Result<()> {
         let mut crc = 0;
         let mut put = |bytes: &[u8]| {
             crc = crc32c::crc32c_append(crc, bytes);
@@ -74,19 +79,22 @@ impl Filter {
         for block in &self.blocks {
             put(&encode(block))?;
         }
-        file.write_all(&crc.to_le_bytes())?;
-        file.flush()
+        file.write_all(&crc.to_le_bytes())
     }
 
     /// Reads one that was saved. A file that differs from what was saved is [`io::ErrorKind::InvalidData`]
     /// or [`io::ErrorKind::UnexpectedEof`].
     pub(super) fn load(disk: &dyn Disk, path: &Path) -> io::Result<Self> {
+        let file = DiskReader::new(disk.open_read(path)?)?;
+        let len = file.file_bytes();
+        Self::read(BufReader::with_capacity(BUFFER_BYTES, file), len)
+    }
+
+    /// Reads one from a file of `len` bytes.
+    pub(super) fn read(mut file: impl Read, len: u64) -> io::Result<Self> {
         const HEADER_BYTES: u64 = 16;
         const CRC_BYTES: u64 = 4;
         let invalid = |reason| io::Error::new(io::ErrorKind::InvalidData, reason);
-        let file = DiskReader::new(disk.open_read(path)?)?;
-        let len = file.file_bytes();
-        let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
         let mut header = [0; HEADER_BYTES as usize];
         file.read_exact(&mut header)?;
         let mut crc = crc32c::crc32c(&header);
@@ -152,10 +160,33 @@ fn decode(bytes: &[u8; WORDS * 8]) -> Block {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use xxhash_rust::xxh3::xxh3_64;
 
     use super::*;
     use crate::platform::OsDisk;
+
+    proptest! {
+        #[test]
+        fn what_is_in_it_passes_also_when_it_was_read(
+            hashes in prop::collection::vec(any::<u64>(), 0..100),
+            capacity in 0..200u64,
+            at in any::<prop::sample::Index>(),
+            flip in 1..=u8::MAX,
+        ) {
+            let mut filter = Filter::with_capacity(capacity);
+            filter.insert(&hashes);
+            let mut bytes = Vec::new();
+            filter.write(&mut bytes).expect("memory");
+            let read = Filter::read(&*bytes, bytes.len() as u64).expect("whole");
+            prop_assert!(hashes.iter().all(|hash| read.may_contain(*hash)));
+            prop_assert_eq!(read.blocks, filter.blocks);
+            let at = at.index(bytes.len());
+            prop_assert!(Filter::read(&bytes[..at], at as u64).is_err());
+            bytes[at] ^= flip;
+            prop_assert!(Filter::read(&*bytes, bytes.len() as u64).is_err());
+        }
+    }
 
     fn hash(at: u64) -> u64 {
         xxh3_64(&at.to_le_bytes())

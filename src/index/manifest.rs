@@ -75,7 +75,7 @@ impl Manifest {
         Ok(Self::parse(&json))
     }
 
-    fn parse(json: &[u8]) -> Result<Self, Fault> {
+    pub(super) fn parse(json: &[u8]) -> Result<Self, Fault> {
         let manifest: Self = serde_json::from_slice(json)
             .map_err(|error| Fault::new(format!("{FILE} is malformed: {error}")))?;
         if manifest.format != FORMAT {
@@ -98,14 +98,56 @@ impl Manifest {
         crc32c::crc32c(&blank.json())
     }
 
-    fn json(&self) -> Vec<u8> {
+    pub(super) fn json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("numbers and bytes are JSON")
+    }
+
+    /// The manifest in `json` with format and checksum made right, if there is one.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn repair(json: &[u8]) -> Option<Self> {
+        let found: Self = serde_json::from_slice(json).ok()?;
+        let mut manifest = Self {
+            format: FORMAT,
+            ..found
+        };
+        manifest.crc32c = manifest.checksum();
+        Some(manifest)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    prop_compose! {
+        fn any_runs()(first in prop::collection::vec(any::<u8>(), 0..20), bytes: u64) -> Runs {
+            Runs { first, bytes }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_manifest_round_trips(
+            range: Range<Sequence>,
+            keys: u64,
+            runs in [any_runs(), any_runs()],
+            store_bytes: u64,
+            at in any::<prop::sample::Index>(),
+            digit in b'0'..=b'9',
+        ) {
+            let [key_runs, slice_runs] = runs;
+            let manifest = Manifest::new(range.clone(), keys, key_runs, slice_runs, store_bytes);
+            prop_assert_eq!(manifest.range(), range);
+            let json = manifest.json();
+            prop_assert_eq!(&Manifest::parse(&json).expect("whole"), &manifest);
+            prop_assert!(Manifest::parse(&json[..at.index(json.len())]).is_err());
+            let mut changed = json.clone();
+            changed[at.index(json.len())] = digit;
+            prop_assert!(changed == json || Manifest::parse(&changed).is_err());
+        }
+    }
 
     #[test]
     fn it_round_trips_and_damage_is_seen() {

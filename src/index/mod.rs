@@ -18,6 +18,8 @@ mod disk;
 mod error;
 mod fence;
 mod filter;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod generation;
 mod manifest;
 mod merge;

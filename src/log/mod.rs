@@ -10,6 +10,8 @@ mod check;
 mod directory;
 mod file;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod header;
 mod prepare;
 mod reader;

@@ -6,6 +6,8 @@
 
 mod clock;
 mod cursor;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod look_up;
 mod open;
 mod reader;

@@ -156,11 +156,7 @@ impl Snapshot {
     /// The content of the file.
     pub(super) fn encode(&self) -> Vec<u8> {
         let snapshot = serde_json::value::to_raw_value(self).expect("numbers and names are JSON");
-        let content = Content {
-            crc32c: crc32c::crc32c(snapshot.get().as_bytes()),
-            snapshot: &snapshot,
-        };
-        serde_json::to_vec(&content).expect("numbers and names are JSON")
+        encode(&snapshot)
     }
 
     /// Replaces the snapshot of a data directory; durable on return.
@@ -215,6 +211,21 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+fn encode(snapshot: &RawValue) -> Vec<u8> {
+    let content = Content {
+        crc32c: crc32c::crc32c(snapshot.get().as_bytes()),
+        snapshot,
+    };
+    serde_json::to_vec(&content).expect("numbers and names are JSON")
+}
+
+/// The file whose snapshot is this JSON, if it is JSON.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn repaired(snapshot: &[u8]) -> Option<Vec<u8>> {
+    let snapshot: Box<RawValue> = serde_json::from_slice(snapshot).ok()?;
+    Some(encode(&snapshot))
 }
 
 /// The counters of a running partition. Shared; every method takes a short lock.
@@ -332,8 +343,70 @@ impl Stats {
 mod tests {
     use std::fs;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::platform::OsDisk;
+
+    /// Any snapshot that is balanced.
+    fn any_snapshot() -> impl Strategy<Value = Snapshot> {
+        let count = 0..1u64 << 40;
+        let topic = (count.clone(), count.clone(), any::<u64>());
+        let topics = prop::collection::btree_map("[^\\p{Cc}]{1,9}", topic, 0..9);
+        (topics, count, any::<prop::sample::Index>()).prop_map(|(topics, rejected, conflicts)| {
+            let topics: BTreeMap<_, _> = topics
+                .into_iter()
+                .map(
+                    |(name, (unique_processed, duplicate_dropped, last_received_at))| {
+                        let counters = TopicCounters {
+                            unique_processed,
+                            duplicate_dropped,
+                            last_received_at,
+                        };
+                        (name, counters)
+                    },
+                )
+                .collect();
+            let unique_processed = topics.values().map(|topic| topic.unique_processed).sum();
+            let duplicate_dropped = topics.values().map(|topic| topic.duplicate_dropped).sum();
+            Snapshot {
+                tail: FIRST_SEQUENCE + unique_processed,
+                counters: Counters {
+                    received: unique_processed + duplicate_dropped + rejected,
+                    unique_processed,
+                    duplicate_dropped,
+                    conflicts: conflicts.index(duplicate_dropped as usize + 1) as u64,
+                    rejected,
+                },
+                topics,
+                ..Snapshot::default()
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_snapshot_round_trips(
+            snapshot in any_snapshot(),
+            cut in any::<prop::sample::Index>(),
+            more in 1..1000u64,
+        ) {
+            let text = snapshot.encode();
+            prop_assert_eq!(Snapshot::parse(&text), Ok(snapshot.clone()));
+            prop_assert_eq!(Stats::new(snapshot.clone()).snapshot(), snapshot.clone());
+            prop_assert!(Snapshot::parse(&text[..cut.index(text.len())]).is_err());
+            for change in [
+                |snapshot: &mut Snapshot, more| snapshot.counters.received += more,
+                |snapshot: &mut Snapshot, more| snapshot.counters.unique_processed += more,
+                |snapshot: &mut Snapshot, more| snapshot.counters.rejected += more,
+                |snapshot: &mut Snapshot, more| snapshot.tail += more,
+            ] {
+                let mut changed = snapshot.clone();
+                change(&mut changed, more);
+                prop_assert!(changed.check().is_err());
+            }
+        }
+    }
 
     fn snapshot() -> Snapshot {
         let topic = TopicCounters {

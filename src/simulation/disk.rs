@@ -38,7 +38,7 @@ pub(super) struct Faults {
 
 /// Clones are the same disk.
 #[derive(Clone)]
-pub(super) struct SimDisk(Arc<Mutex<State>>);
+pub(crate) struct SimDisk(Arc<Mutex<State>>);
 
 struct State {
     nodes: Vec<Node>,
@@ -138,8 +138,15 @@ fn apply(names: &mut BTreeMap<String, usize>, changes: &[(String, Option<usize>)
     }
 }
 
+impl Default for SimDisk {
+    /// A disk without faults.
+    fn default() -> Self {
+        Self::new(Chance::new(0))
+    }
+}
+
 impl SimDisk {
-    pub fn new(chance: Chance) -> Self {
+    pub(super) fn new(chance: Chance) -> Self {
         Self(Arc::new(Mutex::new(State {
             nodes: vec![Node::Folder(Folder::default())],
             chance,
@@ -152,7 +159,7 @@ impl SimDisk {
         })))
     }
 
-    pub fn set_faults(&self, faults: Faults) {
+    pub(super) fn set_faults(&self, faults: Faults) {
         self.state().faults = faults;
     }
 

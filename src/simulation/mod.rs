@@ -24,6 +24,8 @@ use std::{
     sync::Once,
 };
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use disk::SimDisk;
 pub use planted::Bug;
 pub(crate) use planted::is_planted;
 

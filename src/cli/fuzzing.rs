@@ -1,0 +1,158 @@
+//! What is fuzzed of the command line: its flags, and the lines it publishes and prints.
+
+use std::{ffi::OsStr, ops::ControlFlow, os::unix::ffi::OsStrExt as _, sync::LazyLock};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    contract::Contract,
+    input::{self, Item},
+};
+use crate::{
+    client,
+    config::{self, Command, ServeArgs, ServerArgs},
+    proto::v1,
+};
+
+/// How many events of the lines are passed on together.
+const BATCH_SIZE_MAX: usize = 3;
+
+/// Takes each line for an argument. A variable of the environment is read as the flag of its name.
+pub fn config(data: &[u8]) {
+    let args = data.split(|byte| *byte == b'\n').map(OsStr::from_bytes);
+    match config::parse_from([OsStr::new("oncelog")].into_iter().chain(args)) {
+        Ok(Command::Serve(args)) => assert_served(&args),
+        Ok(Command::Publish(args)) => {
+            assert!((1..=16_384).contains(&args.batch_size));
+            connect(&args.server);
+        }
+        Ok(Command::List(args)) => {
+            assert!(args.limit != Some(0));
+            connect(&args.server);
+        }
+        Ok(Command::Stats(args)) => {
+            assert!(args.max_topics > 0);
+            connect(&args.server);
+        }
+        Ok(Command::Health(args)) => connect(&args.server),
+        Ok(Command::Verify(_)) => {}
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+fn assert_served(args: &ServeArgs) {
+    assert!(args.max_event_bytes >= 1024);
+    assert!(args.max_event_bytes <= args.max_request_bytes);
+    assert!(args.max_request_bytes <= args.max_ingest_bytes);
+    assert!((1..=10_000_000).contains(&args.max_topics));
+    assert!((1..=1_000_000).contains(&args.max_readers));
+    assert!(args.grace_seconds <= 3600);
+    for origin in &args.http_cors_origin {
+        assert!(origin == "*" || origin.to_str().is_ok_and(|origin| origin.contains("://")));
+    }
+    if let Err(error) = EnvFilter::try_new(&args.log) {
+        assert!(!error.to_string().is_empty());
+    }
+}
+
+fn connect(args: &ServerArgs) {
+    match client::endpoint(&args.server) {
+        Ok(endpoint) => assert_eq!(endpoint.uri().scheme_str(), Some("http")),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// Reads lines as `oncelog publish` does, and prints their events as `oncelog list` does.
+pub fn cli_lines(data: &[u8]) {
+    static CONTRACT: LazyLock<Contract> = LazyLock::new(Contract::new);
+    let lines = data.split_inclusive(|byte| *byte == b'\n').count() as u64;
+    let mut last = 0;
+    let read = input::read(&CONTRACT, data, BATCH_SIZE_MAX, |item| {
+        match item {
+            Item::Batch(numbers, events) => {
+                assert_eq!(numbers.len(), events.len());
+                assert!((1..=BATCH_SIZE_MAX).contains(&events.len()));
+                for number in numbers {
+                    assert!(number > last);
+                    last = number;
+                }
+                events.into_iter().for_each(|event| print(&CONTRACT, event));
+            }
+            Item::Rejected(number, reason) => {
+                assert!(number > last);
+                last = number;
+                assert!(!reason.is_empty());
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    read.expect("memory");
+    assert!(last <= lines);
+}
+
+/// What is printed of a stored event is the event.
+fn print(contract: &Contract, event: v1::Event) {
+    #[derive(Deserialize)]
+    struct Printed<'a> {
+        #[serde(borrow)]
+        event: &'a RawValue,
+    }
+    let stored = v1::StoredEvent {
+        event: Some(event.clone()),
+        sequence: u64::MAX,
+        received_at: None,
+    };
+    // A time that JSON does not have is refused by a server; it never comes out of one.
+    let Ok(line) = contract.stored_event(&stored) else {
+        return;
+    };
+    let printed: Printed<'_> = serde_json::from_slice(&line).expect("JSON");
+    let again = contract.parse_event(printed.event.get().as_bytes());
+    assert_eq!(again, Ok(event));
+}
+
+/// Inputs to begin with, by name.
+#[cfg(test)]
+pub(crate) mod seeds {
+    pub(crate) fn configs() -> Vec<(&'static str, Vec<u8>)> {
+        let configs = [
+            (
+                "serve",
+                "serve\n--listen\n[::]:1\n--data-dir=/tmp/x\n--max-topics\n1\n--max-readers\n7\n--grace-seconds\n0\n--log-format\njson\n--log\noncelog=debug,info",
+            ),
+            (
+                "limits",
+                "--max-event-bytes=1024\n--max-request-bytes\n67108864\n--max-ingest-bytes=68719476736",
+            ),
+            (
+                "origins",
+                "--http-cors-origin\nhttps://a.example,http://[::1]:8080,*",
+            ),
+            (
+                "publish",
+                "publish\nevents.ndjson\n--batch-size\n16384\n--server\nhttp://127.0.0.1:50051",
+            ),
+            (
+                "list",
+                "list\n--topic\norders\n--follow\n--cursor\n01ab\n--limit\n3\n--server=localhost:1",
+            ),
+            (
+                "stats",
+                "stats\n--watch\n--json\n--topic-prefix\no\n--max-topics\n4294967295",
+            ),
+            ("verify", "verify\n--data-dir\n."),
+            ("help", "help\nlist"),
+            ("wrong", "--max-event-bytes\n5000000\n--listen\nlocalhost"),
+        ];
+        configs.map(|(name, args)| (name, args.into())).into()
+    }
+
+    pub(crate) fn lines() -> Vec<(&'static str, Vec<u8>)> {
+        let event = r#"{"topic":"t","eventId":"1","timestamp":"2026-01-01T00:00:00.5Z","source":"s","json":{"n":1,"a":[null,true,"x",{}]},"attributes":{"k":"v"}}"#;
+        let data = r#"{"topic":"t","event_id":"2","timestamp":"2026-01-01T01:00:00+01:00","source":"s","data":"AAH_"}"#;
+        let lines = [event, "", data, event, data, "{\"evnetId\":1}", "x", "{}"].join("\n");
+        vec![("lines", lines.into()), ("event", event.into())]
+    }
+}
