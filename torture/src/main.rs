@@ -5,6 +5,9 @@
 //! cargo run --release -p oncelog-torture -- --help
 //! ```
 
+mod client;
+mod crash;
+mod event;
 mod json;
 mod server;
 mod simulate;
@@ -28,10 +31,13 @@ struct Cli {
 enum Command {
     /// Simulate the store over a disk, a clock and chance that follow from a seed
     Simulate(simulate::SimulateArgs),
+    /// Kill, stop, starve and damage the real program under load, and look for everything it promised
+    Crash(crash::CrashArgs),
 }
 
-fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Cli::parse().command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("oncelog-torture: {error}");
@@ -40,8 +46,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+async fn run(command: Command) -> Result<()> {
     match command {
         Command::Simulate(args) => simulate::run(&args).map(drop),
+        Command::Crash(args) => crash::run(args).await,
     }
 }

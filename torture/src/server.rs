@@ -1,11 +1,14 @@
 //! The program under torture, as a process of its own.
 
 use std::{
+    collections::VecDeque,
     ffi::OsStr,
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStderr, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -15,13 +18,34 @@ use rustix::{
 
 use crate::Result;
 
+/// How long a server may take to serve.
+const START_MAX: Duration = Duration::from_secs(120);
+/// How long a server may take to end once it is told to.
+const STOP_MAX: Duration = Duration::from_secs(45);
+/// How often a process is asked whether it has ended.
+const END_POLL: Duration = Duration::from_millis(2);
+/// How many lines of what it says are kept.
+const LINES_MAX: usize = 200;
+
 /// A server. Killed when dropped.
 pub struct Server {
-    process: Child,
+    process: Process,
     /// Where it listens.
     pub address: String,
     /// How long it took to recover, by its own account.
     pub recovery_ms: u64,
+}
+
+/// A server that may not serve yet. Killed when dropped.
+pub struct Starting {
+    process: Process,
+    serving: mpsc::Receiver<Serving>,
+}
+
+/// What a server says when it serves.
+struct Serving {
+    address: String,
+    recovery_ms: u64,
 }
 
 /// What a server has used so far.
@@ -42,58 +66,39 @@ impl Server {
         listen: &str,
         options: &[&str],
     ) -> Result<Self> {
-        let mut words = wrapped.iter().copied().chain([program.as_os_str()]);
-        let first = words.next().unwrap_or(program.as_os_str());
-        let mut process = Command::new(first)
-            .args(words)
-            .args(["serve", "--log-format", "json", "--listen", listen])
-            .arg("--data-dir")
-            .arg(data_dir)
-            .args(options)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| format!("{}: {error}", Path::new(first).display()))?;
-        let stderr = process.stderr.take().ok_or("no stderr")?;
-        let mut lines = BufReader::new(stderr).lines();
-        let mut said = String::new();
-        while let Some(line) = lines.next().transpose()? {
-            // What is no JSON is why it ends.
-            let told: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-            if let Some(address) = told["address"].as_str() {
-                let address = address.to_owned();
-                let recovery_ms = told["recovery_ms"].as_u64().ok_or("no recovery_ms")?;
-                // Nobody may be stopped by a full pipe.
-                std::thread::spawn(move || lines.for_each(drop));
-                return Ok(Self {
-                    process,
-                    address,
-                    recovery_ms,
-                });
-            }
-            said.push_str(&line);
-            said.push('\n');
-        }
-        process.wait()?;
-        Err(format!("the server ended without serving:\n{said}").into())
+        Starting::spawn(wrapped, program, data_dir, listen, options)?.serving()
     }
 
     /// SIGKILL, and its end.
     pub fn kill(&mut self) -> Result<()> {
-        self.process.kill()?;
-        self.process.wait()?;
-        Ok(())
+        self.process.kill()
     }
 
     /// SIGTERM, and its end.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
-        kill_process(Pid::from_child(&self.process), Signal::TERM)?;
-        Ok(self.process.wait()?)
+        kill_process(Pid::from_child(&self.process.child), Signal::TERM)?;
+        let told = Instant::now();
+        while told.elapsed() < STOP_MAX {
+            if let Some(status) = self.process.child.try_wait()? {
+                return Ok(status);
+            }
+            std::thread::sleep(END_POLL);
+        }
+        let seconds = STOP_MAX.as_secs();
+        Err(format!(
+            "it has not ended {seconds} s after SIGTERM:\n{}",
+            self.said()
+        )
+        .into())
+    }
+
+    /// The last lines that it said.
+    pub fn said(&self) -> String {
+        self.process.said.text()
     }
 
     pub fn usage(&self) -> Result<Usage> {
-        let proc = PathBuf::from(format!("/proc/{}", self.process.id()));
+        let proc = PathBuf::from(format!("/proc/{}", self.process.child.id()));
         let stat = fs::read_to_string(proc.join("stat"))?;
         let (_, fields) = stat.rsplit_once(')').ok_or("no name in stat")?;
         // utime and stime are fields 14 and 15; the first here is field 3. See proc_pid_stat(5).
@@ -114,8 +119,109 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Starting {
+    /// Starts `program`, as [`Server::start`] does, and does not wait.
+    pub fn spawn(
+        wrapped: &[&OsStr],
+        program: &Path,
+        data_dir: &Path,
+        listen: &str,
+        options: &[&str],
+    ) -> Result<Self> {
+        let mut words = wrapped.iter().copied().chain([program.as_os_str()]);
+        let first = words.next().unwrap_or(program.as_os_str());
+        let mut child = Command::new(first)
+            .args(words)
+            .args(["serve", "--log-format", "json", "--listen", listen])
+            .arg("--data-dir")
+            .arg(data_dir)
+            .args(options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{}: {error}", Path::new(first).display()))?;
+        let stderr = child.stderr.take().ok_or("no stderr")?;
+        let said = Said::default();
+        let (serves, serving) = mpsc::channel();
+        let heard = said.clone();
+        std::thread::spawn(move || heard.listen(stderr, &serves));
+        let process = Process { child, said };
+        Ok(Self { process, serving })
+    }
+
+    /// Waits until it serves.
+    pub fn serving(mut self) -> Result<Server> {
+        let Ok(serving) = self.serving.recv_timeout(START_MAX) else {
+            let end = match self.process.child.try_wait()? {
+                Some(status) => format!("the server ended without serving, {status}"),
+                None => format!("the server does not serve after {} s", START_MAX.as_secs()),
+            };
+            return Err(format!("{end}:\n{}", self.process.said.text()).into());
+        };
+        Ok(Server {
+            process: self.process,
+            address: serving.address,
+            recovery_ms: serving.recovery_ms,
+        })
+    }
+
+    /// SIGKILL, and its end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+}
+
+/// Killed when dropped.
+struct Process {
+    child: Child,
+    said: Said,
+}
+
+impl Process {
+    fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Process {
     fn drop(&mut self) {
         _ = self.kill();
+    }
+}
+
+/// The last lines that a process said.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<VecDeque<String>>>);
+
+impl Said {
+    /// Hears it to the end, and tells when it serves: nobody may be stopped by a full pipe.
+    fn listen(&self, stderr: ChildStderr, serves: &mpsc::Sender<Serving>) {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            // What is no JSON is why it ends.
+            let told: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            if let (Some(address), Some(recovery_ms)) =
+                (told["address"].as_str(), told["recovery_ms"].as_u64())
+            {
+                let address = address.to_owned();
+                // Nobody waits for it any more if it took too long.
+                _ = serves.send(Serving {
+                    address,
+                    recovery_ms,
+                });
+            }
+            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if lines.len() == LINES_MAX {
+                lines.pop_front();
+            }
+            lines.push_back(line);
+        }
+    }
+
+    fn text(&self) -> String {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().flat_map(|line| [line, "\n"]).collect()
     }
 }

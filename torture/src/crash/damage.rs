@@ -1,0 +1,142 @@
+//! Damage to what is derived from the log: the index, and the counters.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
+
+use fastrand::Rng;
+
+use crate::Result;
+
+/// The most bytes that are flipped at a time.
+const FLIPS_MAX: usize = 16;
+const COUNTERS: &str = "counters.json";
+
+/// Damages the index in one to three places, and says how.
+pub fn index(data_dir: &Path, random: &mut Rng) -> Result<String> {
+    let dir = data_dir.join("index");
+    let mut generations = Vec::new();
+    for found in fs::read_dir(&dir)? {
+        generations.push(found?.path());
+    }
+    generations.sort();
+    if generations.is_empty() {
+        return Ok("no generation yet".to_owned());
+    }
+    if random.u8(..8) == 0 {
+        fs::remove_dir_all(&dir)?;
+        return Ok("index removed".to_owned());
+    }
+    let mut done = Vec::new();
+    for _ in 0..random.usize(1..=3) {
+        let generation = &generations[random.usize(..generations.len())];
+        if random.u8(..8) == 0 {
+            if generation.exists() {
+                fs::remove_dir_all(generation)?;
+                done.push(format!("{} removed", name(generation, &dir)));
+            }
+            continue;
+        }
+        let mut files = Vec::new();
+        files_below(generation, &mut files)?;
+        files.sort();
+        if !files.is_empty() {
+            let path = &files[random.usize(..files.len())];
+            done.push(format!("{} {}", name(path, &dir), file(path, random)?));
+        }
+    }
+    Ok(done.join(", "))
+}
+
+/// Damages the saved counters, and says how.
+pub fn counters(data_dir: &Path, random: &mut Rng) -> Result<String> {
+    let path = data_dir.join(COUNTERS);
+    if !path.exists() {
+        return Ok("never saved".to_owned());
+    }
+    match random.u8(..3) {
+        0 => {
+            let text = fs::read_to_string(&path)?;
+            let (before, after) = text
+                .split_once("\"received\":")
+                .ok_or("no received in the counters")?;
+            fs::write(&path, format!("{before}\"received\":1{after}"))?;
+            Ok(format!("{COUNTERS} contradicts itself"))
+        }
+        1 => {
+            fs::write(path.with_extension("json.new"), "{\"version\":")?;
+            Ok(format!(
+                "{COUNTERS} {}, half of a new one",
+                file(&path, random)?
+            ))
+        }
+        _ => Ok(format!("{COUNTERS} {}", file(&path, random)?)),
+    }
+}
+
+/// Damages a file, and says how.
+fn file(path: &Path, random: &mut Rng) -> Result<String> {
+    let len = fs::metadata(path)?.len();
+    if len == 0 || random.u8(..5) == 0 {
+        fs::remove_file(path)?;
+        return Ok("removed".to_owned());
+    }
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    if random.u8(..4) == 0 {
+        let kept = random.u64(..len);
+        file.set_len(kept)?;
+        return Ok(format!("cut to {kept} of {len} bytes"));
+    }
+    let (from, count) = (random.u64(..len), random.usize(1..=FLIPS_MAX));
+    let mut bytes = vec![0; count.min((len - from) as usize)];
+    file.read_exact_at(&mut bytes, from)?;
+    bytes.iter_mut().for_each(|byte| *byte ^= random.u8(1..));
+    file.write_all_at(&bytes, from)?;
+    Ok(format!("{} bytes flipped at {from}", bytes.len()))
+}
+
+fn files_below(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    for found in fs::read_dir(dir)? {
+        let found = found?;
+        if found.file_type()?.is_dir() {
+            files_below(&found.path(), files)?;
+        } else {
+            files.push(found.path());
+        }
+    }
+    Ok(())
+}
+
+fn name(path: &Path, dir: &Path) -> String {
+    path.strip_prefix(dir).unwrap_or(path).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn something_is_damaged_every_time() {
+        let mut random = Rng::with_seed(3);
+        for _ in 0..200 {
+            let dir = tempfile::tempdir().expect("a directory");
+            let index = dir.path().join("index");
+            let file = index.join("1-2/sled/db");
+            fs::create_dir_all(index.join("1-2/sled")).expect("created");
+            fs::write(&file, [7; 100]).expect("written");
+            let told = super::index(dir.path(), &mut random).expect("damaged");
+            assert!(!told.is_empty());
+            assert_ne!(fs::read(&file).unwrap_or_default(), [7; 100], "{told}");
+            let counters = dir.path().join(COUNTERS);
+            let text = "{\"received\":5}";
+            fs::write(&counters, text).expect("written");
+            super::counters(dir.path(), &mut random).expect("damaged");
+            assert_ne!(fs::read(&counters).unwrap_or_default(), text.as_bytes());
+        }
+    }
+}

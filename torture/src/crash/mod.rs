@@ -1,0 +1,210 @@
+//! Rounds against the real program: it is killed, stopped, starved and lied to under load, and after every round
+//! everything it ever promised is looked for.
+
+mod damage;
+mod disk;
+mod fault;
+mod follower;
+mod load;
+mod memory;
+mod report;
+mod round;
+mod store;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use fastrand::Rng;
+
+use self::{disk::Place, report::Report, round::Kind, store::Store};
+use crate::{
+    Result,
+    event::{Events, PayloadBytes},
+    json,
+};
+
+const TOPICS: u64 = 10;
+/// A data directory is kept for this many rounds.
+const STORE_ROUNDS: u32 = Kind::ALL.len() as u32;
+/// One whose index has generations, for this many rounds of its kind.
+const LARGE_STORE_ROUNDS: u32 = 4;
+/// Mixes the number of a round into the seed.
+const ROUND_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What `crash` is told.
+#[derive(Args, Clone, Debug)]
+pub struct CrashArgs {
+    /// Rounds; 20 have every kind twice
+    #[arg(long, value_name = "COUNT", default_value_t = 20)]
+    rounds: u32,
+    /// Goes on for so long instead
+    #[arg(long, value_name = "COUNT", conflicts_with = "rounds")]
+    minutes: Option<u64>,
+    /// What everything is drawn from; a random one is told
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+    /// Leave out rounds, to come to one that failed
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    skip: u32,
+    /// Only rounds of this kind
+    #[arg(long, value_name = "KIND")]
+    only: Option<Kind>,
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The server
+    #[arg(long, value_name = "FILE", default_value = "target/release/oncelog")]
+    program: PathBuf,
+    /// Where data directories are made; that of a round that fails is kept
+    #[arg(long, value_name = "DIR", default_value = "target")]
+    scratch: PathBuf,
+}
+
+/// Runs the rounds.
+pub async fn run(args: CrashArgs) -> Result<()> {
+    if !args.program.is_file() {
+        return Err(format!(
+            "{}: build it first: cargo build --release",
+            args.program.display()
+        )
+        .into());
+    }
+    let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
+    let mut rounds = Rounds {
+        report: Report::new(seed),
+        no_strace: fault::why_not(),
+        plain: None,
+        large: None,
+        seed,
+        args: args.clone(),
+    };
+    println!("seed {seed}");
+    let deadline = args
+        .minutes
+        .map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
+    let end = |round| match deadline {
+        Some(deadline) => Instant::now() >= deadline,
+        None => round >= args.skip + args.rounds,
+    };
+    for round in args.skip.. {
+        if end(round) {
+            break;
+        }
+        rounds.run(round).await?;
+    }
+    rounds.report.print();
+    json::write(args.json.as_deref(), &rounds.report)
+}
+
+/// All rounds, and the data directories that outlive one.
+struct Rounds {
+    args: CrashArgs,
+    seed: u64,
+    report: Report,
+    /// Why there is no strace.
+    no_strace: Option<String>,
+    plain: Option<Store>,
+    large: Option<Store>,
+}
+
+impl Rounds {
+    async fn run(&mut self, round: u32) -> Result<()> {
+        let kinds = Kind::ALL.len();
+        let kind = self.args.only.unwrap_or(Kind::ALL[round as usize % kinds]);
+        let mut random = Rng::with_seed(self.seed ^ u64::from(round + 1).wrapping_mul(ROUND_SEED));
+        if round % STORE_ROUNDS == 0 {
+            self.plain = None;
+        }
+        if round % (STORE_ROUNDS * LARGE_STORE_ROUNDS) == 0 {
+            self.large = None;
+        }
+        let mut store = match self.store(kind) {
+            Ok(store) => store,
+            Err(why) => {
+                self.report.skipped(round, kind, &why.to_string());
+                return Ok(());
+            }
+        };
+        let before = store.counts();
+        let ran = tokio::select! {
+            ran = round::run(kind, &mut store, &mut random) => ran,
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted?;
+                return Err(format!("interrupted in round {round}").into());
+            }
+        };
+        match ran {
+            Ok(told) => self.report.passed(
+                round,
+                kind,
+                before,
+                store.counts(),
+                store.recovery_ms,
+                &told,
+            ),
+            Err(error) => return Err(self.failed(round, kind, store, &error)),
+        }
+        match kind {
+            Kind::DiskFull => {}
+            Kind::IndexDamage => self.large = Some(store),
+            _ => self.plain = Some(store),
+        }
+        Ok(())
+    }
+
+    /// The store of a round. An error tells why there can be no such round.
+    fn store(&mut self, kind: Kind) -> Result<Store> {
+        let new = |place, payload| {
+            let events = Events {
+                topics: TOPICS,
+                payload,
+            };
+            Store::new(&self.args.program, place, events)
+        };
+        let folder = || Place::folder(&self.args.scratch);
+        match kind {
+            Kind::DiskFull => Ok(new(
+                Place::small_disk(&self.args.scratch)?,
+                PayloadBytes::Mixed,
+            )),
+            Kind::IndexDamage => match self.large.take() {
+                Some(store) => Ok(store),
+                None => Ok(new(folder()?, PayloadBytes::Fixed(8))),
+            },
+            Kind::SyncFault | Kind::WriteFault | Kind::SlowSync if self.no_strace.is_some() => {
+                Err(self.no_strace.clone().unwrap_or_default().into())
+            }
+            _ => match self.plain.take() {
+                Some(store) => Ok(store),
+                None => Ok(new(folder()?, PayloadBytes::Mixed)),
+            },
+        }
+    }
+
+    /// Keeps what a round that failed left, and says how to come there again.
+    fn failed(&self, round: u32, kind: Kind, store: Store, error: &crate::Error) -> crate::Error {
+        let kept = store.keep().map_or_else(
+            |error| format!("its data directory is lost: {error}"),
+            |path| format!("its data directory is below {}", path.display()),
+        );
+        let skip = match kind {
+            Kind::DiskFull => round,
+            Kind::IndexDamage => round - round % (STORE_ROUNDS * LARGE_STORE_ROUNDS),
+            _ => round - round % STORE_ROUNDS,
+        };
+        let only = self
+            .args
+            .only
+            .map(|kind| format!(" --only {}", kind.name()))
+            .unwrap_or_default();
+        let (seed, rounds) = (self.seed, round - skip + 1);
+        format!(
+            "round {round}, {}: {error}\n{kept}\nagain: oncelog-torture crash --seed {seed} --skip {skip} --rounds {rounds}{only}",
+            kind.name()
+        )
+        .into()
+    }
+}

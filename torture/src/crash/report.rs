@@ -1,0 +1,108 @@
+//! What the rounds came to: a line each, and figures by kind.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use serde::Serialize;
+
+use super::{memory::Counts, round::Kind};
+
+/// All rounds so far.
+#[derive(Serialize)]
+pub struct Report {
+    seed: u64,
+    rounds: u32,
+    seconds: f64,
+    #[serde(flatten)]
+    counts: Counts,
+    kinds: BTreeMap<Kind, Of>,
+    #[serde(skip)]
+    began: Instant,
+}
+
+/// The rounds of a kind.
+#[derive(Default, Serialize)]
+struct Of {
+    passed: u32,
+    skipped: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why_skipped: Option<String>,
+    recovery_ms_max: u64,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+impl Report {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            rounds: 0,
+            seconds: 0.0,
+            counts: Counts::default(),
+            kinds: BTreeMap::new(),
+            began: Instant::now(),
+        }
+    }
+
+    /// A round that kept every promise, on a store whose counts are told from before and after it.
+    pub fn passed(
+        &mut self,
+        round: u32,
+        kind: Kind,
+        before: Counts,
+        after: Counts,
+        recovery_ms: u64,
+        told: &str,
+    ) {
+        let counts = after.since(&before);
+        self.rounds += 1;
+        self.seconds = self.began.elapsed().as_secs_f64();
+        self.counts.add(&counts);
+        let of = self.kinds.entry(kind).or_default();
+        of.passed += 1;
+        of.recovery_ms_max = of.recovery_ms_max.max(recovery_ms);
+        of.counts.add(&counts);
+        println!(
+            "{round:>4}  {:<14} {:>9} acked  recovered in {recovery_ms:>4} ms  {told}",
+            kind.name(),
+            self.counts.acked,
+        );
+    }
+
+    /// A round that could not be.
+    pub fn skipped(&mut self, round: u32, kind: Kind, why: &str) {
+        let of = self.kinds.entry(kind).or_default();
+        of.skipped += 1;
+        of.why_skipped = Some(why.to_owned());
+        println!("{round:>4}  {:<14} skipped: {why}", kind.name());
+    }
+
+    /// The figures by kind.
+    pub fn print(&self) {
+        println!(
+            "\n{:<14} {:>6} {:>7} {:>11} {:>16}",
+            "kind", "passed", "skipped", "acked", "recovery, at most"
+        );
+        for (kind, of) in &self.kinds {
+            println!(
+                "{:<14} {:>6} {:>7} {:>11} {:>13} ms",
+                kind.name(),
+                of.passed,
+                of.skipped,
+                of.counts.acked,
+                of.recovery_ms_max
+            );
+        }
+        let Counts {
+            acked,
+            stored,
+            duplicates,
+            conflicts,
+            rejected,
+        } = self.counts;
+        println!(
+            "{} rounds in {:.0} s with seed {}: {acked} events acked ({stored} told stored, {duplicates} duplicates, \
+             {conflicts} conflicts, {rejected} rejected), every promise kept",
+            self.rounds, self.seconds, self.seed
+        );
+    }
+}

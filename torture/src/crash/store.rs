@@ -1,0 +1,395 @@
+//! A data directory over its rounds: the server on it, what is remembered of it, and the comparison of the two.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use oncelog::{
+    client::{Reader, ReaderOptions},
+    proto::v1::{GetStatsResponse, ListEventsRequest},
+};
+
+use super::{
+    disk::Place,
+    follower::Follower,
+    load::{Load, PublishFailed, Shape, Target, check_refusal},
+    memory::{Counts, Memory, Sent},
+};
+use crate::{
+    Result,
+    client::stats,
+    event::Events,
+    server::{Server, Starting},
+};
+use tonic::Status;
+
+/// What a server may take to stop, as it is told.
+const GRACE_SECONDS: &str = "10";
+/// What it may take by our clock.
+const GRACE_MAX: Duration = Duration::from_secs(15);
+/// How long a list that fails is tried again.
+const LIST_RETRY_MAX: Duration = Duration::from_secs(3);
+/// Events of a request when what is stored is published again.
+const RESEND_EVENTS: usize = 500;
+
+/// What a server must not say, whatever happens to it.
+const PANIC: &str = "panicked at";
+
+/// A data directory, and everything that goes with it.
+pub struct Store {
+    program: PathBuf,
+    pub place: Place,
+    /// The same after every start.
+    address: String,
+    pub target: Target,
+    server: Option<Server>,
+    followers: Vec<Follower>,
+    /// The counters at the last stop, if they must be those at the next start.
+    counters: Option<[u64; 5]>,
+    /// How long the last start took to recover.
+    pub recovery_ms: u64,
+    /// Whether sled may have panicked on a damaged file; it asserts what it reads.
+    pub may_panic: bool,
+}
+
+/// What `oncelog verify` said.
+pub struct Verdict {
+    /// Whether it found nothing.
+    pub is_clean: bool,
+    pub text: String,
+}
+
+impl Store {
+    /// A store of `events` in a new data directory at `place`.
+    pub fn new(program: &Path, place: Place, events: Events) -> Self {
+        let target = Target {
+            address: String::new(),
+            events,
+            memory: Arc::new(Memory::default()),
+        };
+        Self {
+            program: program.to_owned(),
+            place,
+            address: format!("{}:0", host()),
+            followers: vec![Follower::new(String::new()), Follower::new(events.topic(0))],
+            target,
+            server: None,
+            counters: None,
+            recovery_ms: 0,
+            may_panic: false,
+        }
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.place.path().join("data")
+    }
+
+    /// Keeps the data directory, whose server is killed, and returns where it is.
+    pub fn keep(self) -> Result<PathBuf> {
+        let Self { place, server, .. } = self;
+        drop(server);
+        place.keep()
+    }
+
+    /// What was told so far.
+    pub fn counts(&self) -> Counts {
+        self.target.memory.counts()
+    }
+
+    /// Starts the server, readers go on, and counters that were saved are those that were.
+    pub async fn start(&mut self) -> Result<()> {
+        self.start_wrapped(&[]).await?;
+        if let Some(before) = self.counters.take() {
+            let now = counters(&stats(&self.target.address).await?);
+            if now != before {
+                return Err(format!(
+                    "a stop in order changed the counters from {before:?} to {now:?}"
+                )
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the server under something like strace.
+    pub async fn start_wrapped(&mut self, wrapped: &[OsString]) -> Result<()> {
+        let server = self.spawn(wrapped)?.serving()?;
+        self.serves(server)
+    }
+
+    /// Starts the server and does not wait.
+    pub fn spawn(&self, wrapped: &[OsString]) -> Result<Starting> {
+        let wrapped: Vec<&OsStr> = wrapped.iter().map(OsString::as_os_str).collect();
+        let options = ["--grace-seconds", GRACE_SECONDS];
+        Starting::spawn(
+            &wrapped,
+            &self.program,
+            &self.data_dir(),
+            &self.address,
+            &options,
+        )
+    }
+
+    fn serves(&mut self, server: Server) -> Result<()> {
+        self.address.clone_from(&server.address);
+        self.target.address.clone_from(&server.address);
+        self.recovery_ms = server.recovery_ms;
+        self.server = Some(server);
+        for follower in &mut self.followers {
+            follower.resume(&self.target)?;
+        }
+        Ok(())
+    }
+
+    pub fn load(&self, shape: Shape, random: &mut Rng) -> Load {
+        Load::start(&self.target, shape, random)
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.counters = None;
+        if let Some(mut server) = self.server.take() {
+            server.kill()?;
+            self.check_said(&server)?;
+        }
+        self.pause_followers().await
+    }
+
+    /// SIGTERM, after which it must end in order and in time.
+    pub async fn terminate(&mut self) -> Result<()> {
+        self.counters = None;
+        let Some(mut server) = self.server.take() else {
+            return Ok(());
+        };
+        let told = Instant::now();
+        let status = server.terminate()?;
+        let took = told.elapsed();
+        if !status.success() {
+            return Err(format!("SIGTERM ended it with {status}:\n{}", server.said()).into());
+        }
+        if took > GRACE_MAX {
+            return Err(
+                format!("it took {took:?} to stop; the grace period is {GRACE_SECONDS} s").into(),
+            );
+        }
+        self.check_said(&server)?;
+        self.pause_followers().await
+    }
+
+    /// SIGTERM to a server that nobody uses, whose counters must outlive it.
+    pub async fn stop(&mut self) -> Result<()> {
+        let before = counters(&stats(&self.target.address).await?);
+        self.terminate().await?;
+        self.counters = Some(before);
+        Ok(())
+    }
+
+    /// SIGTERM to a server whose disk fails: it ends, in whatever order.
+    pub async fn end(&mut self) -> Result<()> {
+        self.counters = None;
+        if let Some(mut server) = self.server.take() {
+            server.terminate()?;
+            self.check_said(&server)?;
+        }
+        self.pause_followers().await
+    }
+
+    /// Says that the counters cannot be those of before.
+    pub fn forget_counters(&mut self) {
+        self.counters = None;
+    }
+
+    async fn pause_followers(&mut self) -> Result<()> {
+        for follower in &mut self.followers {
+            follower.pause().await?;
+        }
+        Ok(())
+    }
+
+    fn check_said(&self, server: &Server) -> Result<()> {
+        let said = server.said();
+        if said.contains(PANIC) && !self.may_panic {
+            return Err(format!("the server panicked:\n{said}").into());
+        }
+        Ok(())
+    }
+
+    /// Runs a command of the program, such as `verify`.
+    fn run(&self, args: &[&str], dir: Option<&Path>) -> Result<Output> {
+        let mut command = Command::new(&self.program);
+        command.args(args).args(dir).stdin(Stdio::null());
+        Ok(command.output()?)
+    }
+
+    /// `oncelog verify`. An error if it says that the log is damaged.
+    pub fn verify(&self) -> Result<Verdict> {
+        let dir = self.data_dir();
+        let output = self.run(&["verify", "--data-dir"], Some(&dir))?;
+        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.push_str(&String::from_utf8_lossy(&output.stderr));
+        let is_clean = match output.status.code() {
+            Some(0) => true,
+            Some(1) => false,
+            _ => {
+                return Err(format!("oncelog verify ended with {}:\n{text}", output.status).into());
+            }
+        };
+        // What a crash cut off is no damage, and verify says so.
+        let is_damage =
+            |line: &str| line.starts_with("log:") && !line.contains("if a crash left it");
+        if text.lines().any(is_damage) {
+            return Err(format!("oncelog verify: the log is damaged:\n{text}").into());
+        }
+        Ok(Verdict { is_clean, text })
+    }
+
+    /// `oncelog verify`, which must find nothing.
+    pub fn verify_clean(&self) -> Result<()> {
+        let verdict = self.verify()?;
+        match verdict.is_clean {
+            true => Ok(()),
+            false => Err(format!("oncelog verify:\n{}", verdict.text).into()),
+        }
+    }
+
+    /// Whether it says that it can store events.
+    pub fn is_serving(&self) -> Result<bool> {
+        let output = self.run(&["health", "--server", &self.target.address], None)?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        match said.trim() {
+            "SERVING" => Ok(true),
+            "NOT_SERVING" => Ok(false),
+            _ => Err(format!("oncelog health: {output:?}").into()),
+        }
+    }
+
+    /// Lists everything and compares it with what is remembered. Returns how many events there are.
+    pub async fn compare_list(&self) -> Result<u64> {
+        let mut list = self.target.memory.list();
+        let mut reader = self.reader(String::new())?;
+        while let Some(response) = reader.next().await? {
+            for stored in response.events {
+                let event = stored.event.ok_or("a stored event without event")?;
+                let (number, content) = self.target.events.read(&event)?;
+                list.add(stored.sequence, number, content)?;
+            }
+        }
+        list.finish()
+    }
+
+    fn reader(&self, topic: String) -> Result<Reader> {
+        let request = ListEventsRequest {
+            topic,
+            ..ListEventsRequest::default()
+        };
+        let options = ReaderOptions {
+            give_up_after: LIST_RETRY_MAX,
+            ..ReaderOptions::default()
+        };
+        Ok(Reader::connect(&self.target.address, request, options)?)
+    }
+
+    /// Compares everything that the server has, after a round, with what is remembered: the list, one topic's list,
+    /// the counters, and what readers saw that follow. Nothing may be published meanwhile.
+    pub async fn compare(&mut self, random: &mut Rng) -> Result<()> {
+        let events = self.compare_list().await?;
+        let stats = stats(&self.target.address).await?;
+        if stats.unique_processed != events || stats.durable_tail != events + 1 {
+            return Err(format!("{events} events are listed, the counters say {stats:?}").into());
+        }
+        let drawn = random.u64(..self.target.events.topics);
+        for topic in [0, drawn] {
+            let name = self.target.events.topic(topic);
+            let (count, last) = self.list_topic(name.clone()).await?;
+            let counted = stats.topics.iter().find(|counted| counted.topic == name);
+            let counted = counted.map_or(0, |counted| counted.unique_processed);
+            if counted != count {
+                return Err(
+                    format!("topic {name}: {count} events are listed, {counted} counted").into(),
+                );
+            }
+            if topic == 0 {
+                self.followers[1].catch_up(count, last).await?;
+            }
+        }
+        self.followers[0].catch_up(events, events).await
+    }
+
+    /// Lists a topic. Returns how many events it has, and the sequence of the last.
+    async fn list_topic(&self, topic: String) -> Result<(u64, u64)> {
+        let mut reader = self.reader(topic.clone())?;
+        let (mut count, mut last) = (0, 0);
+        while let Some(response) = reader.next().await? {
+            for stored in response.events {
+                let event = stored.event.ok_or("a stored event without event")?;
+                let (number, content) = self.target.events.read(&event)?;
+                if stored.sequence <= last || event.topic != topic {
+                    let sequence = stored.sequence;
+                    return Err(format!(
+                        "topic {topic}: {sequence} of {:?} follows {last}",
+                        event.topic
+                    )
+                    .into());
+                }
+                self.target.memory.read(stored.sequence, number, content)?;
+                (count, last) = (count + 1, stored.sequence);
+            }
+        }
+        Ok((count, last))
+    }
+
+    /// Publishes events of all ages again, and events that were never promised; every outcome must be right.
+    pub async fn resend(&self, events: usize, random: &mut Rng) -> Result<(), PublishFailed> {
+        let memory = &self.target.memory;
+        let mut resends: Vec<Sent> = memory.draw_resends(random, events);
+        // Those that are left keep the question open for later rounds.
+        resends.extend(memory.draw_open(events / 2));
+        self.target.publish(&resends, RESEND_EVENTS).await
+    }
+
+    /// Publishes one new event; returns why the server did not take it, if so.
+    pub async fn offer(&self) -> Result<Option<Status>> {
+        let new = self.target.memory.draw_new();
+        match self.target.call(vec![vec![new]]).await? {
+            Ok(()) => Ok(None),
+            Err(status) => check_refusal(&status).map(|()| Some(status)),
+        }
+    }
+
+    /// What the server said last.
+    pub fn said(&self) -> String {
+        self.server.as_ref().map(Server::said).unwrap_or_default()
+    }
+}
+
+/// An address of this machine that no connection of anyone begins at: as a server is away for a while, no port of its
+/// address may be taken meanwhile.
+fn host() -> String {
+    static HOSTS: AtomicU32 = AtomicU32::new(0);
+    let host = HOSTS.fetch_add(1, Relaxed);
+    let [_, a, b, _] = std::process::id().to_be_bytes();
+    let [.., c] = std::process::id().to_be_bytes();
+    format!(
+        "127.{}.{b}.{}",
+        64 + a % 64,
+        1 + (u32::from(c) + host) % 250
+    )
+}
+
+fn counters(stats: &GetStatsResponse) -> [u64; 5] {
+    [
+        stats.received,
+        stats.unique_processed,
+        stats.duplicate_dropped,
+        stats.conflicts,
+        stats.rejected,
+    ]
+}
