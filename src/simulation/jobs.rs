@@ -69,9 +69,10 @@ pub(super) fn pass(duration: Duration) {
     NANOS.set(NANOS.get() + duration.as_nanos() as u64);
 }
 
-/// Makes way for others, if the seed says so.
+/// An operation of the disk: takes a moment, now and then seconds, and makes way for others, if the seed says so.
 pub(super) fn pause() {
-    pass(Duration::from_micros(50));
+    let (slow, waits) = CHANCE.with_borrow_mut(|chance| (chance.percent(1), chance.below(3_000)));
+    pass(Duration::from_millis(if slow { waits } else { 0 }) + Duration::from_micros(50));
     if ENDING.get() || thread::panicking() {
         return;
     }

@@ -48,7 +48,7 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> Result<()> {
     match command {
-        Command::Simulate(args) => simulate::run(&args).map(drop),
+        Command::Simulate(args) => simulate::run(args).await.map(drop),
         Command::Crash(args) => crash::run(args).await,
     }
 }

@@ -62,14 +62,19 @@ struct Caught {
     broken: String,
 }
 
-pub fn run(args: &SimulateArgs) -> Result<SimulateReport> {
-    let report = match args.bug.as_deref() {
-        None => simulate(args)?,
-        Some("all") => plant(args, Bug::ALL)?,
-        Some(name) => plant(args, &[bug(name)?])?,
+/// Runs the seeds.
+pub async fn run(args: SimulateArgs) -> Result<SimulateReport> {
+    let run = move || {
+        let report = match args.bug.as_deref() {
+            None => simulate(&args)?,
+            Some("all") => plant(&args, Bug::ALL)?,
+            Some(name) => plant(&args, &[bug(name)?])?,
+        };
+        json::write(args.json.as_deref(), &report)?;
+        Ok(report)
     };
-    json::write(args.json.as_deref(), &report)?;
-    Ok(report)
+    // The store blocks where it waits.
+    tokio::task::spawn_blocking(run).await?
 }
 
 fn bug(name: &str) -> Result<Bug> {
@@ -161,9 +166,11 @@ fn plant(args: &SimulateArgs, bugs: &[Bug]) -> Result<SimulateReport> {
     let mut planted = Vec::new();
     for bug in bugs {
         let seeds = args.seed..args.seed.saturating_add(args.seeds);
+        // What fails without it as well is no catch.
         let caught = seeds
             .clone()
-            .find_map(|seed| simulation::run(seed, Some(*bug)).err());
+            .filter_map(|seed| simulation::run(seed, Some(*bug)).err())
+            .find(|broken| simulation::run(broken.seed, None).is_ok());
         let Some(broken) = caught else {
             let seeds = args.seeds;
             return Err(format!("{bug:?} is not caught by {seeds} seeds").into());
