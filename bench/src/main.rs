@@ -8,7 +8,6 @@
 mod args;
 mod disk;
 mod event;
-mod machine;
 mod measure;
 mod plan;
 mod plot;

@@ -10,13 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oncelog_figures::disk::DiskUse;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Result,
     event::Events,
     plan::Load,
-    process::{cpu_seconds, disk_bytes, has_children, memory_bytes},
+    process::{cpu_seconds, has_children, memory_bytes},
     store::{Keeps, Promise, Running, Seen, Store},
 };
 
@@ -178,7 +179,7 @@ pub async fn measure(
     let run = load(&mut *running, events, &course.load, course.sample_events).await?;
     let (sent, stored) = run.recorder.counts();
     let after_seconds = settle(pid).await?;
-    let disk = disk_bytes(dir)? as f64 / course.load.unique as f64;
+    let disk = DiskUse::of(dir)?.bytes as f64 / course.load.unique as f64;
 
     let singles = Load {
         first: course.load.first + course.load.unique,

@@ -1,11 +1,10 @@
 //! The stores' processes: started, watched and killed whole, with whatever they start themselves.
 
+use std::{fs, io, path::PathBuf, process::Child};
 #[cfg(feature = "peers")]
-use std::process::{Command, Stdio};
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    process::Child,
+    path::Path,
+    process::{Command, Stdio},
 };
 
 use rustix::{
@@ -199,25 +198,6 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3)
 }
 
-/// The bytes a directory takes on disk.
-pub fn disk_bytes(dir: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let metadata = match entry.metadata() {
-            Ok(metadata) => metadata,
-            // Removed meanwhile.
-            Err(error) if is_gone(&error) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        bytes += match metadata.is_dir() {
-            true => disk_bytes(&entry.path())?,
-            false => std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
-        };
-    }
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -250,14 +230,5 @@ mod tests {
         let stat = "1 (a) name) S 0 1 1 0 -1 0 0 0 0 0 11 22 33 44 20 0 1 0 5";
         assert_eq!(stat_ticks(stat).expect("works"), 110);
         assert!(stat_ticks("no stat").is_err());
-    }
-
-    #[test]
-    fn disk_bytes_are_blocks() {
-        let dir = tempfile::tempdir().expect("works");
-        assert_eq!(disk_bytes(dir.path()).expect("works"), 0);
-        fs::create_dir(dir.path().join("inner")).expect("works");
-        fs::write(dir.path().join("inner/file"), [7; 5000]).expect("works");
-        assert_eq!(disk_bytes(dir.path()).expect("works"), 8192);
     }
 }

@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use oncelog_figures::machine::{self, Machine};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -13,7 +14,6 @@ use crate::{
     args::RunArgs,
     disk::DiskFigures,
     event::{Events, IdKind},
-    machine::Machine,
     measure::{Figures, Kept, Latency},
     plan::Resend,
 };
@@ -58,7 +58,7 @@ impl Report {
         let told: Vec<String> = std::env::args().skip(1).collect();
         let command = format!("cargo run --release -p oncelog-bench -- {}", told.join(" "));
         Ok(Self {
-            date: crate::machine::today(),
+            date: machine::today(),
             command: command.trim_end_matches([' ', '-']).to_owned(),
             machine: Machine::here(&args.scratch)?,
             load: LoadShape {

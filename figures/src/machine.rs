@@ -9,10 +9,15 @@ use crate::Result;
 /// The machine, as it says itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
+    /// The model of its processor.
     pub cpu: String,
+    /// How many threads run at once.
     pub cores: usize,
+    /// All memory.
     pub memory_bytes: u64,
+    /// The file system, and what it is on.
     pub disk: String,
+    /// The kernel and its release.
     pub kernel: String,
 }
 
