@@ -11,6 +11,8 @@ mod event;
 mod json;
 mod server;
 mod simulate;
+mod soak;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,8 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Kill, stop, starve and damage the real program under load, and look for everything it promised
     Crash(crash::CrashArgs),
+    /// Load the real program at full speed with a long history, sample what it uses, and count everything at the end
+    Soak(soak::SoakArgs),
 }
 
 #[tokio::main]
@@ -49,6 +53,7 @@ async fn main() -> ExitCode {
 async fn run(command: Command) -> Result<()> {
     match command {
         Command::Simulate(args) => simulate::run(args).await.map(drop),
-        Command::Crash(args) => crash::run(args).await,
+        Command::Crash(args) => crash::run(&args).await.map(drop),
+        Command::Soak(args) => soak::run(&args).await.map(drop),
     }
 }

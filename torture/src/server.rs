@@ -27,6 +27,17 @@ const END_POLL: Duration = Duration::from_millis(2);
 /// How many lines of what it says are kept.
 const LINES_MAX: usize = 200;
 
+/// Whether there is a server to start.
+pub fn check_program(program: &Path) -> Result<()> {
+    match program.is_file() {
+        true => Ok(()),
+        false => {
+            let program = program.display();
+            Err(format!("{program}: build it first: cargo build --release --bin oncelog").into())
+        }
+    }
+}
+
 /// A server. Killed when dropped.
 pub struct Server {
     process: Process,
@@ -57,16 +68,9 @@ pub struct Usage {
 }
 
 impl Server {
-    /// Starts `program` on a data directory and waits until it serves. `wrapped` is what starts it, such as `strace`
-    /// with its options; empty for nothing.
-    pub fn start(
-        wrapped: &[&OsStr],
-        program: &Path,
-        data_dir: &Path,
-        listen: &str,
-        options: &[&str],
-    ) -> Result<Self> {
-        Starting::spawn(wrapped, program, data_dir, listen, options)?.serving()
+    /// Starts `program` on a data directory and waits until it serves.
+    pub fn start(program: &Path, data_dir: &Path, listen: &str) -> Result<Self> {
+        Starting::spawn(&[], program, data_dir, listen, &[])?.serving()
     }
 
     /// SIGKILL, and its end.
@@ -120,7 +124,8 @@ impl Server {
 }
 
 impl Starting {
-    /// Starts `program`, as [`Server::start`] does, and does not wait.
+    /// Starts `program` on a data directory and does not wait until it serves. `wrapped` is what starts it, such as
+    /// `strace` with its options; empty for nothing.
     pub fn spawn(
         wrapped: &[&OsStr],
         program: &Path,

@@ -19,11 +19,13 @@ use std::{
 use clap::Args;
 use fastrand::Rng;
 
-use self::{disk::Place, report::Report, round::Kind, store::Store};
+pub use self::report::Report;
+use self::{disk::Place, round::Kind, store::Store};
 use crate::{
     Result,
     event::{Events, PayloadBytes},
     json,
+    server::check_program,
 };
 
 const TOPICS: u64 = 10;
@@ -64,14 +66,8 @@ pub struct CrashArgs {
 }
 
 /// Runs the rounds.
-pub async fn run(args: CrashArgs) -> Result<()> {
-    if !args.program.is_file() {
-        return Err(format!(
-            "{}: build it first: cargo build --release",
-            args.program.display()
-        )
-        .into());
-    }
+pub async fn run(args: &CrashArgs) -> Result<Report> {
+    check_program(&args.program)?;
     let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
     let mut rounds = Rounds {
         report: Report::new(seed),
@@ -96,7 +92,8 @@ pub async fn run(args: CrashArgs) -> Result<()> {
         rounds.run(round).await?;
     }
     rounds.report.print();
-    json::write(args.json.as_deref(), &rounds.report)
+    json::write(args.json.as_deref(), &rounds.report)?;
+    Ok(rounds.report)
 }
 
 /// All rounds, and the data directories that outlive one.

@@ -3,7 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -16,6 +16,7 @@ use oncelog::{
     client::{Reader, ReaderOptions},
     proto::v1::{GetStatsResponse, ListEventsRequest},
 };
+use tonic::Status;
 
 use super::{
     disk::Place,
@@ -28,8 +29,8 @@ use crate::{
     client::stats,
     event::Events,
     server::{Server, Starting},
+    verify::{Verdict, verify},
 };
-use tonic::Status;
 
 /// What a server may take to stop, as it is told.
 const GRACE_SECONDS: &str = "10";
@@ -58,13 +59,6 @@ pub struct Store {
     pub recovery_ms: u64,
     /// Whether sled may have panicked on a damaged file; it asserts what it reads.
     pub may_panic: bool,
-}
-
-/// What `oncelog verify` said.
-pub struct Verdict {
-    /// Whether it found nothing.
-    pub is_clean: bool,
-    pub text: String,
 }
 
 impl Store {
@@ -222,47 +216,22 @@ impl Store {
         Ok(())
     }
 
-    /// Runs a command of the program, such as `verify`.
-    fn run(&self, args: &[&str], dir: Option<&Path>) -> Result<Output> {
-        let mut command = Command::new(&self.program);
-        command.args(args).args(dir).stdin(Stdio::null());
-        Ok(command.output()?)
-    }
-
     /// `oncelog verify`. An error if it says that the log is damaged.
     pub fn verify(&self) -> Result<Verdict> {
-        let dir = self.data_dir();
-        let output = self.run(&["verify", "--data-dir"], Some(&dir))?;
-        let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.push_str(&String::from_utf8_lossy(&output.stderr));
-        let is_clean = match output.status.code() {
-            Some(0) => true,
-            Some(1) => false,
-            _ => {
-                return Err(format!("oncelog verify ended with {}:\n{text}", output.status).into());
-            }
-        };
-        // What a crash cut off is no damage, and verify says so.
-        let is_damage =
-            |line: &str| line.starts_with("log:") && !line.contains("if a crash left it");
-        if text.lines().any(is_damage) {
-            return Err(format!("oncelog verify: the log is damaged:\n{text}").into());
-        }
-        Ok(Verdict { is_clean, text })
+        verify(&self.program, &self.data_dir())
     }
 
     /// `oncelog verify`, which must find nothing.
     pub fn verify_clean(&self) -> Result<()> {
-        let verdict = self.verify()?;
-        match verdict.is_clean {
-            true => Ok(()),
-            false => Err(format!("oncelog verify:\n{}", verdict.text).into()),
-        }
+        self.verify()?.clean()
     }
 
     /// Whether it says that it can store events.
     pub fn is_serving(&self) -> Result<bool> {
-        let output = self.run(&["health", "--server", &self.target.address], None)?;
+        let output = Command::new(&self.program)
+            .args(["health", "--server", &self.target.address])
+            .stdin(Stdio::null())
+            .output()?;
         let said = String::from_utf8_lossy(&output.stdout);
         match said.trim() {
             "SERVING" => Ok(true),
