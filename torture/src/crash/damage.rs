@@ -14,22 +14,23 @@ use crate::Result;
 const FLIPS_MAX: usize = 16;
 const COUNTERS: &str = "counters.json";
 
-/// Damages the index in one to three places, and says how.
-pub fn index(data_dir: &Path, random: &mut Rng) -> Result<String> {
+/// Damages the index in one to three places, and says how, place by place.
+pub fn index(data_dir: &Path, random: &mut Rng) -> Result<Vec<String>> {
     let dir = data_dir.join("index");
     let mut generations = Vec::new();
     for found in fs::read_dir(&dir)? {
         generations.push(found?.path());
     }
     generations.sort();
+    let mut done = Vec::new();
     if generations.is_empty() {
-        return Ok("no generation yet".to_owned());
+        return Ok(done);
     }
     if random.u8(..8) == 0 {
         fs::remove_dir_all(&dir)?;
-        return Ok("index removed".to_owned());
+        done.push("index removed".to_owned());
+        return Ok(done);
     }
-    let mut done = Vec::new();
     for _ in 0..random.usize(1..=3) {
         let generation = &generations[random.usize(..generations.len())];
         if random.u8(..8) == 0 {
@@ -47,33 +48,32 @@ pub fn index(data_dir: &Path, random: &mut Rng) -> Result<String> {
             done.push(format!("{} {}", name(path, &dir), file(path, random)?));
         }
     }
-    Ok(done.join(", "))
+    Ok(done)
 }
 
-/// Damages the saved counters, and says how.
-pub fn counters(data_dir: &Path, random: &mut Rng) -> Result<String> {
+/// Damages the saved counters, and says how. Says nothing if they were never saved.
+pub fn counters(data_dir: &Path, random: &mut Rng) -> Result<Option<String>> {
     let path = data_dir.join(COUNTERS);
     if !path.exists() {
-        return Ok("never saved".to_owned());
+        return Ok(None);
     }
-    match random.u8(..3) {
+    let done = match random.u8(..3) {
         0 => {
             let text = fs::read_to_string(&path)?;
             let (before, after) = text
                 .split_once("\"received\":")
                 .ok_or("no received in the counters")?;
             fs::write(&path, format!("{before}\"received\":1{after}"))?;
-            Ok(format!("{COUNTERS} contradicts itself"))
+            format!("{COUNTERS} contradicts itself")
         }
         1 => {
             fs::write(path.with_extension("json.new"), "{\"version\":")?;
-            Ok(format!(
-                "{COUNTERS} {}, half of a new one",
-                file(&path, random)?
-            ))
+            let done = file(&path, random)?;
+            format!("{COUNTERS} {done}, half of a new one")
         }
-        _ => Ok(format!("{COUNTERS} {}", file(&path, random)?)),
-    }
+        _ => format!("{COUNTERS} {}", file(&path, random)?),
+    };
+    Ok(Some(done))
 }
 
 /// Damages a file, and says how.
@@ -131,11 +131,12 @@ mod tests {
             fs::write(&file, [7; 100]).expect("written");
             let told = super::index(dir.path(), &mut random).expect("damaged");
             assert!(!told.is_empty());
-            assert_ne!(fs::read(&file).unwrap_or_default(), [7; 100], "{told}");
+            assert_ne!(fs::read(&file).unwrap_or_default(), [7; 100], "{told:?}");
             let counters = dir.path().join(COUNTERS);
             let text = "{\"received\":5}";
             fs::write(&counters, text).expect("written");
-            super::counters(dir.path(), &mut random).expect("damaged");
+            let told = super::counters(dir.path(), &mut random).expect("damaged");
+            assert!(told.is_some());
             assert_ne!(fs::read(&counters).unwrap_or_default(), text.as_bytes());
         }
     }

@@ -6,9 +6,6 @@ use fastrand::Rng;
 
 use crate::Result;
 
-/// How often calls that fail from some time on may succeed before, at most.
-const CALLS_BEFORE_MAX: u32 = 400;
-
 /// A fault, as strace is told.
 pub struct Fault {
     /// What fails, and how.
@@ -17,31 +14,72 @@ pub struct Fault {
     calls: &'static str,
 }
 
-/// Calls that write content, and what can fail.
-const WRITES: [(&str, &str); 4] = [
-    ("pwrite64", "EIO"),
-    ("pwrite64", "ENOSPC"),
-    ("pwrite64,write", "ENOSPC"),
-    ("rename,renameat,renameat2", "EIO"),
+/// Calls that fail from some time on.
+struct Failing {
+    calls: &'static str,
+    error: &'static str,
+    /// How many of them may succeed before, at most: hardly more than a round makes.
+    before_max: u32,
+}
+
+/// Calls that write content or put it in its place. Not `write`: the server writes its files with `pwrite64`, and wakes
+/// its own threads with `write`, which no disk can make fail.
+const WRITES: [Failing; 3] = [
+    Failing {
+        calls: "pwrite64",
+        error: "EIO",
+        before_max: 400,
+    },
+    Failing {
+        calls: "pwrite64",
+        error: "ENOSPC",
+        before_max: 400,
+    },
+    Failing {
+        calls: "rename,renameat,renameat2",
+        error: "EIO",
+        before_max: 3,
+    },
 ];
 /// Calls that make durable.
-const SYNCS: [&str; 3] = ["fdatasync", "fsync", "fdatasync,fsync"];
+const SYNCS: [Failing; 3] = [
+    Failing {
+        calls: "fdatasync",
+        error: "EIO",
+        before_max: 400,
+    },
+    Failing {
+        calls: "fsync",
+        error: "EIO",
+        before_max: 8,
+    },
+    Failing {
+        calls: ANY_SYNC,
+        error: "EIO",
+        before_max: 400,
+    },
+];
+const ANY_SYNC: &str = "fdatasync,fsync";
 
 impl Fault {
     /// A sync that fails: once, or from then on.
     pub fn of_sync(random: &mut Rng) -> Self {
-        Self::error(SYNCS[random.usize(..SYNCS.len())], "EIO", random)
+        Self::error(&SYNCS, random)
     }
 
     /// A write that fails: once, or from then on.
     pub fn of_write(random: &mut Rng) -> Self {
-        let (calls, error) = WRITES[random.usize(..WRITES.len())];
-        Self::error(calls, error, random)
+        Self::error(&WRITES, random)
     }
 
-    fn error(calls: &'static str, error: &str, random: &mut Rng) -> Self {
+    fn error(failing: &[Failing], random: &mut Rng) -> Self {
+        let Failing {
+            calls,
+            error,
+            before_max,
+        } = failing[random.usize(..failing.len())];
         // Early ones as often as late ones: a start makes few calls.
-        let most = CALLS_BEFORE_MAX >> random.u32(..8);
+        let most = (before_max >> random.u32(..8)).max(1);
         let (number, forever) = (random.u32(1..=most), if random.bool() { "+" } else { "" });
         Self {
             inject: format!("{calls}:error={error}:when={number}{forever}"),
@@ -52,7 +90,7 @@ impl Fault {
     /// Syncs that take milliseconds.
     pub fn of_slow_sync(random: &mut Rng) -> Self {
         let microseconds = random.u32(2_000..60_000);
-        let calls = SYNCS[2];
+        let calls = ANY_SYNC;
         Self {
             inject: format!("{calls}:delay_enter={microseconds}"),
             calls,

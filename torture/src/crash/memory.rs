@@ -67,6 +67,8 @@ pub struct Counts {
     pub duplicates: u64,
     pub conflicts: u64,
     pub rejected: u64,
+    /// By lists and by readers that follow, and compared with what was told before.
+    pub read: u64,
 }
 
 impl Counts {
@@ -77,6 +79,7 @@ impl Counts {
         self.duplicates += other.duplicates;
         self.conflicts += other.conflicts;
         self.rejected += other.rejected;
+        self.read += other.read;
     }
 
     /// What came after `before`.
@@ -87,6 +90,7 @@ impl Counts {
             duplicates: self.duplicates - before.duplicates,
             conflicts: self.conflicts - before.conflicts,
             rejected: self.rejected - before.rejected,
+            read: self.read - before.read,
         }
     }
 }
@@ -288,6 +292,7 @@ impl State {
             .is_at(sequence)
             .and_then(|()| known.refute(!(1 << content)));
         settled.map_err(broken)?;
+        self.counts.read += 1;
         self.promise(number);
         Ok(self.known(number))
     }
@@ -427,7 +432,8 @@ mod tests {
         assert!(broken(list(&memory, &[])).contains("2 events are lost"));
         assert_eq!(list(&memory, &[(1, 1, 0), (2, 0, 0)]).expect("whole"), 2);
         assert!(broken(memory.read(3, 1, 0)).contains("was at 1"));
-        assert_eq!(memory.counts().acked, 1);
+        let counts = memory.counts();
+        assert_eq!((counts.acked, counts.read), (1, 3));
     }
 
     #[test]

@@ -4,13 +4,17 @@ use std::{collections::BTreeMap, time::Instant};
 
 use serde::Serialize;
 
-use super::{memory::Counts, round::Kind};
+use super::{
+    memory::Counts,
+    round::{Kind, Told},
+};
 
 /// All rounds so far.
 #[derive(Serialize)]
 pub struct Report {
     seed: u64,
     rounds: u32,
+    skipped: u32,
     seconds: f64,
     #[serde(flatten)]
     counts: Counts,
@@ -23,6 +27,10 @@ pub struct Report {
 #[derive(Default, Serialize)]
 struct Of {
     passed: u32,
+    /// Of those that passed, the ones in which nothing came to harm: the fault was never met.
+    unharmed: u32,
+    /// See [`Told`].
+    harms: u64,
     skipped: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     why_skipped: Option<String>,
@@ -36,6 +44,7 @@ impl Report {
         Self {
             seed,
             rounds: 0,
+            skipped: 0,
             seconds: 0.0,
             counts: Counts::default(),
             kinds: BTreeMap::new(),
@@ -51,7 +60,7 @@ impl Report {
         before: Counts,
         after: Counts,
         recovery_ms: u64,
-        told: &str,
+        told: &Told,
     ) {
         let counts = after.since(&before);
         self.rounds += 1;
@@ -59,17 +68,21 @@ impl Report {
         self.counts.add(&counts);
         let of = self.kinds.entry(kind).or_default();
         of.passed += 1;
+        of.unharmed += u32::from(told.harms == 0);
+        of.harms += told.harms;
         of.recovery_ms_max = of.recovery_ms_max.max(recovery_ms);
         of.counts.add(&counts);
         println!(
-            "{round:>4}  {:<14} {:>9} acked  recovered in {recovery_ms:>4} ms  {told}",
+            "{round:>4}  {:<14} {:>9} acked  recovered in {recovery_ms:>4} ms  {}",
             kind.name(),
             self.counts.acked,
+            told.text,
         );
     }
 
     /// A round that could not be.
     pub fn skipped(&mut self, round: u32, kind: Kind, why: &str) {
+        self.skipped += 1;
         let of = self.kinds.entry(kind).or_default();
         of.skipped += 1;
         of.why_skipped = Some(why.to_owned());
@@ -79,16 +92,19 @@ impl Report {
     /// The figures by kind.
     pub fn print(&self) {
         println!(
-            "\n{:<14} {:>6} {:>7} {:>11} {:>16}",
-            "kind", "passed", "skipped", "acked", "recovery, at most"
+            "\n{:<14} {:>6} {:>8} {:>7} {:>6} {:>11} {:>11} {:>17}",
+            "kind", "passed", "unharmed", "skipped", "harms", "acked", "read", "recovery, at most"
         );
         for (kind, of) in &self.kinds {
             println!(
-                "{:<14} {:>6} {:>7} {:>11} {:>13} ms",
+                "{:<14} {:>6} {:>8} {:>7} {:>6} {:>11} {:>11} {:>14} ms",
                 kind.name(),
                 of.passed,
+                of.unharmed,
                 of.skipped,
+                of.harms,
                 of.counts.acked,
+                of.counts.read,
                 of.recovery_ms_max
             );
         }
@@ -98,11 +114,12 @@ impl Report {
             duplicates,
             conflicts,
             rejected,
+            read,
         } = self.counts;
         println!(
-            "{} rounds in {:.0} s with seed {}: {acked} events acked ({stored} told stored, {duplicates} duplicates, \
-             {conflicts} conflicts, {rejected} rejected), every promise kept",
-            self.rounds, self.seconds, self.seed
+            "{} rounds, {} skipped, in {:.0} s with seed {}: {acked} events acked ({stored} told stored, {duplicates} \
+             duplicates, {conflicts} conflicts, {rejected} rejected), {read} read and compared, every promise kept",
+            self.rounds, self.skipped, self.seconds, self.seed
         );
     }
 }

@@ -67,6 +67,14 @@ impl Kind {
     }
 }
 
+/// What a round came to.
+pub struct Told {
+    /// How often the server or its files came to harm: kills, stops, calls that met a fault, places that were damaged.
+    pub harms: u64,
+    /// What was special about it.
+    pub text: String,
+}
+
 /// New events of a round, at most.
 const NEW_EVENTS: u64 = 30_000;
 /// Events that are published again after a round.
@@ -88,8 +96,8 @@ const COMES_BACK: Duration = Duration::from_secs(60);
 const CHANGE_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
-/// Runs a round on a store whose server does not run. Returns what was special about it.
-pub async fn run(kind: Kind, store: &mut Store, random: &mut Rng) -> Result<String> {
+/// Runs a round on a store whose server does not run.
+pub async fn run(kind: Kind, store: &mut Store, random: &mut Rng) -> Result<Told> {
     match kind {
         Kind::Kill => kill(store, random).await,
         Kind::KillStart => kill_start(store, random).await,
@@ -131,7 +139,7 @@ async fn verify_and_recover(store: &mut Store, random: &mut Rng) -> Result<()> {
     recover(store, random).await
 }
 
-async fn kill(store: &mut Store, random: &mut Rng) -> Result<String> {
+async fn kill(store: &mut Store, random: &mut Rng) -> Result<Told> {
     store.start().await?;
     let shape = shape(store, GONE, random);
     let load = store.load(shape, random);
@@ -139,13 +147,16 @@ async fn kill(store: &mut Store, random: &mut Rng) -> Result<String> {
     store.kill().await?;
     load.finish().await?;
     verify_and_recover(store, random).await?;
-    Ok(format!(
-        "{} streams, requests of up to {}",
-        shape.streams, shape.request_events_max
-    ))
+    Ok(Told {
+        harms: 1,
+        text: format!(
+            "{} streams, requests of up to {}",
+            shape.streams, shape.request_events_max
+        ),
+    })
 }
 
-async fn kill_start(store: &mut Store, random: &mut Rng) -> Result<String> {
+async fn kill_start(store: &mut Store, random: &mut Rng) -> Result<Told> {
     // Once in order, for its address, and for something to recover.
     store.start().await?;
     let shape = shape(store, COMES_BACK, random);
@@ -168,10 +179,14 @@ async fn kill_start(store: &mut Store, random: &mut Rng) -> Result<String> {
     load.finish_whole().await?;
     store.kill().await?;
     verify_and_recover(store, random).await?;
-    Ok(format!("killed {} ms after its start", waits.join(", ")))
+    Ok(Told {
+        // Under load before, after a start, and in the end.
+        harms: waits.len() as u64 + 3,
+        text: format!("killed {} ms after its start", waits.join(", ")),
+    })
 }
 
-async fn restart(store: &mut Store, random: &mut Rng) -> Result<String> {
+async fn restart(store: &mut Store, random: &mut Rng) -> Result<Told> {
     store.start().await?;
     let shape = shape(store, COMES_BACK, random);
     let load = store.load(shape, random);
@@ -184,10 +199,13 @@ async fn restart(store: &mut Store, random: &mut Rng) -> Result<String> {
     load.finish_whole().await?;
     store.kill().await?;
     verify_and_recover(store, random).await?;
-    Ok(format!("{kills} kills, every publisher got through"))
+    Ok(Told {
+        harms: u64::from(kills) + 1,
+        text: format!("{kills} kills, every publisher got through"),
+    })
 }
 
-async fn terminate(store: &mut Store, random: &mut Rng) -> Result<String> {
+async fn terminate(store: &mut Store, random: &mut Rng) -> Result<Told> {
     store.start().await?;
     let shape = shape(store, GONE, random);
     let load = store.load(shape, random);
@@ -197,10 +215,13 @@ async fn terminate(store: &mut Store, random: &mut Rng) -> Result<String> {
     let took = told.elapsed();
     load.finish().await?;
     verify_and_recover(store, random).await?;
-    Ok(format!("stopped in {} ms", took.as_millis()))
+    Ok(Told {
+        harms: 1,
+        text: format!("stopped in {} ms", took.as_millis()),
+    })
 }
 
-async fn disk_full(store: &mut Store, random: &mut Rng) -> Result<String> {
+async fn disk_full(store: &mut Store, random: &mut Rng) -> Result<Told> {
     store.start().await?;
     store.place.take_space()?;
     let shape = Shape {
@@ -235,10 +256,13 @@ async fn disk_full(store: &mut Store, random: &mut Rng) -> Result<String> {
     } else {
         ""
     };
-    Ok(format!(
-        "{}, full at {stored} events{killed}, took events again",
-        store.place.kind()
-    ))
+    Ok(Told {
+        harms: 1 + u64::from(is_killed),
+        text: format!(
+            "{}, full at {stored} events{killed}, took events again",
+            store.place.kind()
+        ),
+    })
 }
 
 /// Waits until events are taken, or are refused because there is no space.
@@ -264,7 +288,7 @@ async fn wait_for_space(store: &Store, there_is: bool) -> Result<()> {
     Err(format!("the disk {what} after {} s", CHANGE_MAX.as_secs()).into())
 }
 
-async fn fault(store: &mut Store, fault: &Fault, random: &mut Rng) -> Result<String> {
+async fn fault(store: &mut Store, fault: &Fault, random: &mut Rng) -> Result<Told> {
     // Without faults first: it has something to lose, and they know each other's address.
     store.start().await?;
     store.stop().await?;
@@ -301,12 +325,15 @@ async fn fault(store: &mut Store, fault: &Fault, random: &mut Rng) -> Result<Str
             }
         }
     };
-    let met = Fault::count(&trace)?;
+    let harms = Fault::count(&trace)?;
     verify_and_recover(store, random).await?;
-    Ok(format!("{} met {met} times, {end}", fault.text()))
+    Ok(Told {
+        harms,
+        text: format!("{} met {harms} times, {end}", fault.text()),
+    })
 }
 
-async fn slow_sync(store: &mut Store, random: &mut Rng) -> Result<String> {
+async fn slow_sync(store: &mut Store, random: &mut Rng) -> Result<Told> {
     let fault = Fault::of_slow_sync(random);
     let trace = store.place.path().join("trace");
     store.start_wrapped(&fault.wrapped(&trace)).await?;
@@ -320,12 +347,15 @@ async fn slow_sync(store: &mut Store, random: &mut Rng) -> Result<String> {
         "stopped in order"
     };
     load.finish().await?;
-    let met = Fault::count(&trace)?;
+    let harms = Fault::count(&trace)?;
     verify_and_recover(store, random).await?;
-    Ok(format!("{} met {met} times, {end}", fault.text()))
+    Ok(Told {
+        harms,
+        text: format!("{} met {harms} times, {end}", fault.text()),
+    })
 }
 
-async fn index_damage(store: &mut Store, random: &mut Rng) -> Result<String> {
+async fn index_damage(store: &mut Store, random: &mut Rng) -> Result<Told> {
     store.may_panic = true;
     store.start().await?;
     let memory = store.target.memory.clone();
@@ -350,7 +380,11 @@ async fn index_damage(store: &mut Store, random: &mut Rng) -> Result<String> {
     store.kill().await?;
     load.finish().await?;
     store.verify_clean()?;
-    let damage = damage::index(&store.data_dir(), random)?;
+    let damaged = damage::index(&store.data_dir(), random)?;
+    let damage = match damaged.is_empty() {
+        true => "no generation yet".to_owned(),
+        false => damaged.join(", "),
+    };
     // verify marks what it finds damaged; without it the server has to find it.
     if random.bool() {
         store.verify()?;
@@ -373,7 +407,10 @@ async fn index_damage(store: &mut Store, random: &mut Rng) -> Result<String> {
     store.stop().await?;
     store.verify_clean()?;
     store.may_panic = false;
-    Ok(format!("{damage}; {restarts} more restarts to rebuild it"))
+    Ok(Told {
+        harms: damaged.len() as u64,
+        text: format!("{damage}; {restarts} more restarts to rebuild it"),
+    })
 }
 
 fn has_generation(store: &Store) -> Result<bool> {
@@ -412,7 +449,7 @@ async fn compare_and_resend(store: &mut Store, random: &mut Rng) -> Result<(), F
     }
 }
 
-async fn counter_damage(store: &mut Store, random: &mut Rng) -> Result<String> {
+async fn counter_damage(store: &mut Store, random: &mut Rng) -> Result<Told> {
     store.start().await?;
     let load = store.load(shape(store, GONE, random), random);
     moment(random).await;
@@ -427,5 +464,8 @@ async fn counter_damage(store: &mut Store, random: &mut Rng) -> Result<String> {
     store.verify()?;
     recover(store, random).await?;
     store.verify_clean()?;
-    Ok(damage)
+    Ok(Told {
+        harms: u64::from(damage.is_some()),
+        text: damage.unwrap_or_else(|| "never saved".to_owned()),
+    })
 }
