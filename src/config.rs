@@ -15,7 +15,7 @@ use crate::{
     event::EVENT_BYTES_MAX,
     http::ANY_ORIGIN,
     partition::{INGEST_BYTES_MAX, TOPICS_MAX},
-    server::{GRACE_SECONDS, READERS_MAX, REQUEST_BYTES_MAX},
+    server::{CONNECTIONS_MAX, GRACE_SECONDS, READERS_MAX, REQUEST_BYTES_MAX},
 };
 
 const KIB: u64 = 1024;
@@ -175,6 +175,12 @@ pub struct ServeArgs {
     #[arg(long, env = "ONCELOG_MAX_READERS", value_name = "COUNT", default_value_t = READERS_MAX,
           value_parser = within(1, 1_000_000))]
     pub max_readers: usize,
+
+    /// Most connections at a time; more are closed as they come. Fewer if the limit on open files, less 1024
+    /// for the log and the index, does not allow as many [1..=1000000]
+    #[arg(long, env = "ONCELOG_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = CONNECTIONS_MAX,
+          value_parser = within(1, 1_000_000))]
+    pub max_connections: usize,
 
     /// Origins whose pages may call the HTTP endpoints from a browser, with commas; * is all of them
     /// [default: none]
@@ -439,6 +445,7 @@ mod tests {
             assert_eq!(args.max_request_bytes, 4 * 1024 * 1024);
             assert_eq!(args.max_ingest_bytes, 128 * 1024 * 1024);
             assert_eq!(args.max_readers, 1024);
+            assert_eq!(args.max_connections, 16_384);
             assert!(args.http_cors_origin.is_empty());
             assert_eq!(args.grace_seconds, 30);
             assert_eq!(args.log_format, LogFormat::Human);

@@ -1,6 +1,7 @@
 //! The composition root: listener, partition, services, and the order in which they start and stop.
 
 mod connection;
+mod incoming;
 
 use std::{
     io,
@@ -15,16 +16,15 @@ use axum::{
 };
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout_at};
-use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
     service::Routes,
-    transport::server::{Router, Server as TonicServer, TcpIncoming},
+    transport::server::{Router, Server as TonicServer},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use self::connection::Connection;
+use self::incoming::incoming;
 use crate::{
     aggregator::{Aggregator, Limits},
     event::EVENT_BYTES_MAX,
@@ -41,6 +41,8 @@ const GRPC_CONTENT_TYPE: &[u8] = b"application/grpc";
 pub const REQUEST_BYTES_MAX: usize = 4 * EVENT_BYTES_MAX;
 /// The default limit on streams of stored events at a time.
 pub const READERS_MAX: usize = 1024;
+/// The default limit on connections at a time.
+pub const CONNECTIONS_MAX: usize = 16_384;
 /// The default grace period, in seconds.
 pub const GRACE_SECONDS: u64 = 30;
 
@@ -71,6 +73,8 @@ pub struct ServerOptions {
     pub request_bytes_max: usize,
     /// The most streams of stored events at a time, over gRPC and HTTP.
     pub readers_max: usize,
+    /// The most connections at a time; more are closed as they come. Each takes a file descriptor.
+    pub connections_max: usize,
     /// The origins whose pages may call the HTTP endpoints from a browser; `*` is all of them.
     pub http_cors_origins: Vec<HeaderValue>,
     /// How long open streams may take to end when the server stops.
@@ -85,6 +89,7 @@ impl ServerOptions {
             event_bytes_max: EVENT_BYTES_MAX,
             request_bytes_max: REQUEST_BYTES_MAX,
             readers_max: READERS_MAX,
+            connections_max: CONNECTIONS_MAX,
             http_cors_origins: Vec::new(),
             grace: Duration::from_secs(GRACE_SECONDS),
         }
@@ -145,10 +150,7 @@ impl Server {
         let (health, router) = router(&partition, &options, &stopping);
         tell_health(&health, ServingStatus::Serving).await;
         tokio::spawn(follow_health(health.clone(), partition.health()));
-        let incoming = TcpIncoming::from(listener)
-            .with_nodelay(Some(true))
-            .with_keepalive(Some(KEEPALIVE_INTERVAL))
-            .map(|accepted| accepted.map(Connection::new));
+        let incoming = incoming(listener, options.connections_max);
         let stopped = stopping.clone().cancelled_owned();
         let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped));
         Ok(Self {

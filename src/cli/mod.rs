@@ -9,6 +9,7 @@ pub(crate) mod fuzzing;
 mod health;
 mod input;
 mod list;
+mod open_files;
 mod output;
 mod publish;
 mod serve;

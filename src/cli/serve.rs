@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing_subscriber::EnvFilter;
 
-use super::Outcome;
+use super::{Outcome, open_files};
 use crate::{
     config::{LogFormat, ServeArgs},
     partition::PartitionOptions,
@@ -82,6 +82,14 @@ async fn received(signal: &mut io::Result<Signal>) {
 }
 
 fn options(args: &ServeArgs) -> ServerOptions {
+    let connections_max = open_files::room_for_connections(args.max_connections);
+    if connections_max < args.max_connections {
+        tracing::warn!(
+            max_connections = args.max_connections,
+            connections_max,
+            "the limit on open files does not allow as many connections"
+        );
+    }
     ServerOptions {
         partition: PartitionOptions {
             topics_max: args.max_topics,
@@ -91,6 +99,7 @@ fn options(args: &ServeArgs) -> ServerOptions {
         event_bytes_max: args.max_event_bytes,
         request_bytes_max: args.max_request_bytes,
         readers_max: args.max_readers,
+        connections_max,
         http_cors_origins: args.http_cors_origin.clone(),
         grace: Duration::from_secs(args.grace_seconds),
     }

@@ -13,6 +13,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::OwnedSemaphorePermit,
     time::{Sleep, sleep},
 };
 use tonic::transport::server::{Connected, TcpConnectInfo};
@@ -26,6 +27,7 @@ const GREETING_BYTES: usize = 24;
 pub(super) struct Connection {
     stream: TcpStream,
     greeting: Option<Greeting>,
+    _place: OwnedSemaphorePermit,
 }
 
 struct Greeting {
@@ -34,7 +36,8 @@ struct Greeting {
 }
 
 impl Connection {
-    pub fn new(stream: TcpStream) -> Self {
+    /// Holds its place among the connections until it is dropped.
+    pub fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
         let greeting = Greeting {
             bytes_left: GREETING_BYTES,
             deadline: Box::pin(sleep(Duration::from_secs(GREETING_SECONDS_MAX))),
@@ -42,6 +45,7 @@ impl Connection {
         Self {
             stream,
             greeting: Some(greeting),
+            _place: place,
         }
     }
 }

@@ -1,0 +1,106 @@
+//! The connections that are let in.
+//!
+//! Every connection takes a file descriptor, and the log needs some to go on: so no more are let in than
+//! there is room for, and those beyond are closed at once, which a client takes for a reason to come back
+//! later. When there is no descriptor left even so, accepting pauses instead of failing without end.
+
+use std::{io, sync::Arc, time::Duration};
+
+use futures_util::stream::unfold;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::transport::server::TcpIncoming;
+
+use super::{KEEPALIVE_INTERVAL, connection::Connection};
+
+/// How long accepting pauses after it failed.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often the log may say that connections are not let in.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The connections of `listener`, at most `connections_max` at a time.
+pub(super) fn incoming(
+    listener: TcpListener,
+    connections_max: usize,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let incoming = TcpIncoming::from(listener)
+        .with_nodelay(Some(true))
+        .with_keepalive(Some(KEEPALIVE_INTERVAL));
+    let door = Door {
+        incoming,
+        connections_max,
+        places: Arc::new(Semaphore::new(connections_max)),
+        told: None,
+    };
+    unfold(door, |mut door| async {
+        let connection = door.next().await?;
+        Some((Ok(connection), door))
+    })
+}
+
+struct Door {
+    incoming: TcpIncoming,
+    connections_max: usize,
+    places: Arc<Semaphore>,
+    /// When the log said last that connections are not let in.
+    told: Option<Instant>,
+}
+
+impl Door {
+    async fn next(&mut self) -> Option<Connection> {
+        loop {
+            match self.incoming.next().await? {
+                Ok(stream) => {
+                    if let Some(connection) = self.admit(stream) {
+                        return Some(connection);
+                    }
+                }
+                Err(error) if concerns_one(&error) => {}
+                Err(error) => {
+                    if self.may_tell() {
+                        tracing::warn!(%error, "connections cannot be accepted");
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: TcpStream) -> Option<Connection> {
+        match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(place) => Some(Connection::new(stream, place)),
+            Err(_) => {
+                if self.may_tell() {
+                    tracing::warn!(
+                        connections_max = self.connections_max,
+                        "as many connections are open as may be; more are closed (--max-connections)"
+                    );
+                }
+                None
+            }
+        }
+    }
+
+    fn may_tell(&mut self) -> bool {
+        let now = Instant::now();
+        let may = self.told.is_none_or(|told| now - told >= TELL_INTERVAL);
+        if may {
+            self.told = Some(now);
+        }
+        may
+    }
+}
+
+/// Whether a connection failed before it was accepted, and the next may be tried at once.
+fn concerns_one(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
