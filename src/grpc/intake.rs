@@ -197,7 +197,11 @@ impl MeteredBody {
                     if bytes > self.request_bytes_max {
                         return Poll::Ready(Some(Err(self.too_large(bytes))));
                     }
-                    let compressed = prefix[0] == COMPRESSED;
+                    let compressed = match prefix[0] {
+                        NOT_COMPRESSED => false,
+                        COMPRESSED => true,
+                        flag => return Poll::Ready(Some(Err(self.unknown_flag(flag)))),
+                    };
                     self.message = Message::Waiting { bytes, compressed };
                     self.deadline = Some(deadline(SHARE_WAIT_SECONDS_MAX));
                 }
@@ -283,6 +287,11 @@ impl MeteredBody {
             Some(deadline) => deadline.as_mut().poll(cx),
             None => Poll::Pending,
         }
+    }
+
+    fn unknown_flag(&self, flag: u8) -> Status {
+        let description = format!("compression flag {flag}; it is 0 or 1");
+        status::invalid_request(self.messages, &Violation::new("request", description))
     }
 
     fn too_large(&self, bytes: usize) -> Status {

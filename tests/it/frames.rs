@@ -1,0 +1,289 @@
+//! HTTP/2 by hand: frames, right and wrong, and a peer that sends them. Part of the torture programs as well.
+//!
+//! RFC 9113, sections 4 and 6; RFC 7541, section 6.2.2.
+
+use std::{collections::BTreeMap, io, net::SocketAddr};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What precedes the payload of a frame.
+const HEADER_BYTES: usize = 9;
+/// The ping that is answered when all before it is dealt with.
+const LAST_PING: &[u8] = b"the last";
+
+pub mod kind {
+    pub const DATA: u8 = 0;
+    pub const HEADERS: u8 = 1;
+    pub const RST_STREAM: u8 = 3;
+    pub const SETTINGS: u8 = 4;
+    pub const PING: u8 = 6;
+    pub const GOAWAY: u8 = 7;
+    pub const WINDOW_UPDATE: u8 = 8;
+    pub const CONTINUATION: u8 = 9;
+}
+
+pub mod flag {
+    pub const NONE: u8 = 0;
+    pub const ACK: u8 = 1;
+    pub const END_STREAM: u8 = 1;
+    pub const END_HEADERS: u8 = 4;
+}
+
+pub mod code {
+    pub const PROTOCOL_ERROR: u32 = 1;
+    pub const FLOW_CONTROL_ERROR: u32 = 3;
+    pub const STREAM_CLOSED: u32 = 5;
+    pub const FRAME_SIZE_ERROR: u32 = 6;
+    pub const REFUSED_STREAM: u32 = 7;
+    pub const CANCEL: u32 = 8;
+    pub const ENHANCE_YOUR_CALM: u32 = 11;
+}
+
+/// A frame whose header tells the length of its payload.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = frame_header(payload.len() as u32, kind, flags, stream);
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// The header of a frame that says to have `bytes` of payload.
+pub fn frame_header(bytes: u32, kind: u8, flags: u8, stream: u32) -> Vec<u8> {
+    let mut header = bytes.to_be_bytes()[1..].to_vec();
+    header.extend([kind, flags]);
+    header.extend(stream.to_be_bytes());
+    header
+}
+
+pub fn settings(pairs: &[(u16, u32)]) -> Vec<u8> {
+    let mut payload = Vec::new();
+    for (name, value) in pairs {
+        payload.extend(name.to_be_bytes());
+        payload.extend(value.to_be_bytes());
+    }
+    frame(kind::SETTINGS, flag::NONE, 0, &payload)
+}
+
+pub fn reset(stream: u32, code: u32) -> Vec<u8> {
+    frame(kind::RST_STREAM, flag::NONE, stream, &code.to_be_bytes())
+}
+
+pub fn window_update(stream: u32, bytes: u32) -> Vec<u8> {
+    frame(
+        kind::WINDOW_UPDATE,
+        flag::NONE,
+        stream,
+        &bytes.to_be_bytes(),
+    )
+}
+
+/// A header field that is spelled out, and remembered by nobody.
+pub fn field(name: &str, value: &str) -> Vec<u8> {
+    let mut field = vec![0];
+    for text in [name, value] {
+        let bytes = text.len();
+        if bytes < 127 {
+            field.push(bytes as u8);
+        } else {
+            field.push(127);
+            let mut rest = bytes - 127;
+            while rest >= 128 {
+                field.push((rest % 128) as u8 | 128);
+                rest /= 128;
+            }
+            field.push(rest as u8);
+        }
+        field.extend(text.bytes());
+    }
+    field
+}
+
+/// The header of a gRPC call of the aggregator.
+pub fn call_fields(method: &str) -> Vec<u8> {
+    let path = format!("/oncelog.v1.AggregatorService/{method}");
+    [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", &path),
+        (":authority", "test"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ]
+    .iter()
+    .flat_map(|(name, value)| field(name, value))
+    .collect()
+}
+
+/// The HEADERS of a gRPC call.
+pub fn call(stream: u32, method: &str) -> Vec<u8> {
+    let fields = call_fields(method);
+    frame(kind::HEADERS, flag::END_HEADERS, stream, &fields)
+}
+
+/// A message of gRPC that says to have `bytes` bytes.
+pub fn message(compressed: u8, bytes: u32, content: &[u8]) -> Vec<u8> {
+    let mut message = vec![compressed];
+    message.extend(bytes.to_be_bytes());
+    message.extend_from_slice(content);
+    message
+}
+
+/// A ListEvents of all topics that follows.
+pub fn follow(stream: u32) -> Vec<u8> {
+    // Field 5 is true.
+    let request = message(0, 2, &[5 << 3, 1]);
+    let data = frame(kind::DATA, flag::END_STREAM, stream, &request);
+    [call(stream, "ListEvents"), data].concat()
+}
+
+/// A frame as it arrived.
+#[derive(Debug)]
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The error code of a GOAWAY or RST_STREAM.
+    pub fn code(&self) -> Option<u32> {
+        let code = match self.kind {
+            kind::GOAWAY => self.payload.get(4..8),
+            kind::RST_STREAM => self.payload.get(..4),
+            _ => None,
+        };
+        code.and_then(|code| code.try_into().ok())
+            .map(u32::from_be_bytes)
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// The code of the last GOAWAY, if it arrived: what is unread on the other side can take it along.
+    pub goaway: Option<u32>,
+    /// How many streams were reset, by the code.
+    pub resets: BTreeMap<u32, usize>,
+    /// How many frames arrived.
+    pub frames: usize,
+    /// Whether the connection went on.
+    pub survived: bool,
+}
+
+/// A client that keeps to nothing.
+pub struct Peer(pub TcpStream);
+
+impl Peer {
+    /// A connection without a word.
+    pub async fn connect(server: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(server).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self(stream))
+    }
+
+    /// A connection that speaks HTTP/2, its settings exchanged.
+    pub async fn greet(server: SocketAddr) -> io::Result<Self> {
+        Self::greet_with(server, &[]).await
+    }
+
+    pub async fn greet_with(server: SocketAddr, pairs: &[(u16, u32)]) -> io::Result<Self> {
+        let mut peer = Self::connect(server).await?;
+        peer.send(&[PREFACE, &settings(pairs)].concat()).await?;
+        loop {
+            match peer.next().await? {
+                Some(frame) if frame.kind == kind::SETTINGS && frame.flags == flag::NONE => break,
+                Some(_) => {}
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+        peer.send(&frame(kind::SETTINGS, flag::ACK, 0, &[])).await?;
+        Ok(peer)
+    }
+
+    pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes).await
+    }
+
+    /// The next frame; `None` at the end.
+    pub async fn next(&mut self) -> io::Result<Option<Frame>> {
+        next(&mut self.0).await
+    }
+
+    /// The next frame of a stream, and nothing else of the connection.
+    pub async fn next_of(&mut self, stream: u32) -> io::Result<Frame> {
+        loop {
+            match self.next().await? {
+                Some(frame) if frame.stream == stream => return Ok(frame),
+                Some(_) => {}
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+    }
+
+    /// Sends what `bytes` gives for each round, and a last ping. Returns what the server does about it, up to the
+    /// answer to that ping or the end of the connection.
+    pub async fn flood(self, rounds: usize, bytes: impl Fn(usize) -> Vec<u8>) -> Ended {
+        let (mut from, mut to) = self.0.into_split();
+        let send = async {
+            for round in 0..rounds {
+                to.write_all(&bytes(round)).await?;
+            }
+            to.write_all(&frame(kind::PING, flag::NONE, 0, LAST_PING))
+                .await
+        };
+        let receive = async {
+            let mut ended = Ended::default();
+            while let Ok(Some(frame)) = next(&mut from).await {
+                ended.frames += 1;
+                match frame.code() {
+                    Some(code) if frame.kind == kind::GOAWAY => ended.goaway = Some(code),
+                    Some(code) => *ended.resets.entry(code).or_default() += 1,
+                    None if frame.kind == kind::PING && frame.payload == LAST_PING => {
+                        ended.survived = true;
+                        break;
+                    }
+                    None => {}
+                }
+            }
+            ended
+        };
+        // Sending ends by itself once the server has closed.
+        let (_, ended) = tokio::join!(send, receive);
+        ended
+    }
+
+    /// Sends `bytes` and returns what the server does about it.
+    pub async fn attack(self, bytes: &[u8]) -> Ended {
+        self.flood(1, |_| bytes.to_vec()).await
+    }
+
+    /// Sends `bytes` and nothing more, and waits until the server has closed as well.
+    pub async fn cut(mut self, bytes: &[u8]) {
+        // The server may have closed at the first of them.
+        if self.send(bytes).await.is_ok() && self.0.shutdown().await.is_ok() {
+            while let Ok(Some(_)) = self.next().await {}
+        }
+    }
+}
+
+async fn next(from: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
+    let mut header = [0; HEADER_BYTES];
+    match from.read_exact(&mut header).await {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let [a, b, c, kind, flags, stream @ ..] = header;
+    let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+    from.read_exact(&mut payload).await?;
+    Ok(Some(Frame {
+        kind,
+        flags,
+        stream: u32::from_be_bytes(stream),
+        payload,
+    }))
+}
