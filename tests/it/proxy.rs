@@ -1,0 +1,242 @@
+//! A TCP proxy whose connections fail on demand. Part of the torture programs as well.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::sleep,
+};
+
+/// What is passed on at once, in bytes.
+const CHUNK_BYTES: usize = 16 * 1024;
+/// The longest delay of [`draw`], in milliseconds.
+const DELAY_MS_MAX: u64 = 5;
+
+/// What goes wrong in one direction of a connection, once `after` bytes have passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    Pass,
+    /// Every chunk takes `time`, until the connection ends.
+    Delay { after: u64, time: Duration },
+    /// The connection ends, in both directions.
+    Cut { after: u64 },
+    /// Nothing more is read: the sender meets a full window.
+    Stall { after: u64 },
+    /// The rest is taken and thrown away, its end as well: the connection is half-open.
+    Swallow { after: u64 },
+}
+
+/// The faults of a connection: of what the client sends, and of what the server sends.
+pub type Faults = [Fault; 2];
+
+/// No fault.
+pub const SOUND: Faults = [Fault::Pass; 2];
+
+/// Draws the faults of a connection from random bits: one of its directions fails, within `after_max` bytes.
+pub fn draw(bits: u64, after_max: u64) -> Faults {
+    let after = (bits >> 8) % after_max;
+    let fault = match bits % 4 {
+        0 => Fault::Delay {
+            after,
+            time: Duration::from_millis(1 + (bits >> 8) % DELAY_MS_MAX),
+        },
+        1 => Fault::Cut { after },
+        2 => Fault::Stall { after },
+        _ => Fault::Swallow { after },
+    };
+    if bits & 0x80 == 0 {
+        [fault, Fault::Pass]
+    } else {
+        [Fault::Pass, fault]
+    }
+}
+
+/// A proxy before one server. Its connections end when it is dropped.
+pub struct Proxy {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: JoinHandle<()>,
+}
+
+struct Shared {
+    server: Mutex<SocketAddr>,
+    plan: Box<dyn Fn(u64) -> Faults + Send + Sync>,
+    vanished: watch::Sender<bool>,
+    /// How many connections the server has closed.
+    closed_by_server: watch::Sender<u64>,
+    /// How many connections were opened.
+    opened: watch::Sender<u64>,
+}
+
+impl Proxy {
+    /// Passes connections on to `server`. The faults of the nth, counted from 0, are those that `plan` gives.
+    pub async fn start(
+        server: SocketAddr,
+        plan: impl Fn(u64) -> Faults + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            server: Mutex::new(server),
+            plan: Box::new(plan),
+            vanished: watch::Sender::new(false),
+            closed_by_server: watch::Sender::new(0),
+            opened: watch::Sender::new(0),
+        });
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
+        Ok(Self {
+            address,
+            shared,
+            accepting,
+        })
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Where connections lead from now on.
+    pub fn redirect(&self, server: SocketAddr) {
+        *self.shared.server() = server;
+    }
+
+    /// From now on nothing gets through, and neither side is told.
+    pub fn vanish(&self) {
+        self.shared.vanished.send_replace(true);
+    }
+
+    /// How many connections the server has closed, as it goes up.
+    pub fn closed_by_server(&self) -> watch::Receiver<u64> {
+        self.shared.closed_by_server.subscribe()
+    }
+
+    /// How many connections were opened so far.
+    pub fn opened(&self) -> u64 {
+        *self.shared.opened.borrow()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Shared {
+    fn server(&self) -> std::sync::MutexGuard<'_, SocketAddr> {
+        // An address is never half written.
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        let mut number = 0;
+        shared.opened.send_modify(|opened| {
+            number = *opened;
+            *opened += 1;
+        });
+        connections.spawn(connect(client, number, Arc::clone(&shared)));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn connect(client: TcpStream, number: u64, shared: Arc<Shared>) {
+    let server = *shared.server();
+    let Ok(server) = TcpStream::connect(server).await else {
+        return;
+    };
+    // What is small is not to wait for an ack of TCP.
+    _ = client.set_nodelay(true);
+    _ = server.set_nodelay(true);
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let [request, response] = (shared.plan)(number);
+    let pump = |from, to, fault| Pump {
+        from,
+        to,
+        fault,
+        passed: 0,
+        vanished: shared.vanished.subscribe(),
+    };
+    let requests = pump(from_client, to_server, request).run();
+    let responses = async {
+        let ended = pump(from_server, to_client, response).run().await;
+        shared.closed_by_server.send_modify(|closed| *closed += 1);
+        ended
+    };
+    // A direction that ends in order leaves the other open; one that breaks does not.
+    _ = tokio::try_join!(requests, responses);
+}
+
+/// One direction of a connection.
+struct Pump {
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    fault: Fault,
+    passed: u64,
+    vanished: watch::Receiver<bool>,
+}
+
+impl Pump {
+    /// Passes on what comes until it ends, in order or not.
+    async fn run(mut self) -> io::Result<OwnedWriteHalf> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let left = self.left();
+            if left == 0 {
+                match self.fault {
+                    Fault::Cut { .. } | Fault::Delay { .. } => {
+                        return Err(io::ErrorKind::ConnectionAborted.into());
+                    }
+                    Fault::Stall { .. } => std::future::pending().await,
+                    Fault::Pass | Fault::Swallow { .. } => {}
+                }
+            }
+            let bytes = self.from.read(&mut chunk).await?;
+            if bytes == 0 {
+                if !self.swallows() {
+                    self.to.shutdown().await?;
+                }
+                // Both halves are held until the other direction has ended.
+                return Ok(self.to);
+            }
+            if let Fault::Delay { time, .. } = self.fault {
+                sleep(time).await;
+            }
+            let through = bytes.min(usize::try_from(left).unwrap_or(usize::MAX));
+            self.passed += through as u64;
+            if !*self.vanished.borrow() {
+                self.to.write_all(&chunk[..through]).await?;
+            }
+        }
+    }
+
+    /// How many bytes may still pass.
+    fn left(&self) -> u64 {
+        match self.fault {
+            Fault::Pass => u64::MAX,
+            Fault::Delay { after, .. }
+            | Fault::Cut { after }
+            | Fault::Stall { after }
+            | Fault::Swallow { after } => after - self.passed,
+        }
+    }
+
+    fn swallows(&self) -> bool {
+        *self.vanished.borrow() || matches!(self.fault, Fault::Swallow { .. }) && self.left() == 0
+    }
+}
