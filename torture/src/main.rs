@@ -9,6 +9,7 @@ mod client;
 mod crash;
 mod event;
 mod json;
+mod network;
 mod server;
 mod simulate;
 mod soak;
@@ -35,6 +36,8 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Kill, stop, starve and damage the real program under load, and look for everything it promised
     Crash(crash::CrashArgs),
+    /// Fill the real program's port with connections, streams, faults of the network and attacks
+    Network(network::NetworkArgs),
     /// Load the real program at full speed with a long history, sample what it uses, and count everything at the end
     Soak(soak::SoakArgs),
 }
@@ -54,6 +57,7 @@ async fn run(command: Command) -> Result<()> {
     match command {
         Command::Simulate(args) => simulate::run(args).await.map(drop),
         Command::Crash(args) => crash::run(&args).await.map(drop),
+        Command::Network(args) => network::run(&args).await,
         Command::Soak(args) => soak::run(&args).await.map(drop),
     }
 }

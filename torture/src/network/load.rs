@@ -1,0 +1,254 @@
+//! Publishers and readers that check every promise: what is acked is stored once, and read once in its place.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use oncelog::{
+    client::{Publisher, PublisherOptions, Reader, ReaderOptions},
+    proto::v1::{Event, ListEventsRequest, Outcome, StoredEvent, event::Payload},
+};
+use prost_types::Timestamp;
+use tokio::sync::Barrier;
+
+use crate::Result;
+
+const TOPICS: u64 = 50;
+/// The events of a request.
+const REQUEST_EVENTS: u64 = 10;
+/// Numbers from here on are large events.
+const LARGE: u64 = 1 << 40;
+const LARGE_BYTES: usize = 64 * 1024;
+/// The small ones differ in size up to this.
+const SMALL_BYTES_MAX: u64 = 400;
+/// 2026-01-01T00:00:00Z.
+const EPOCH_SECONDS: i64 = 1_767_225_600;
+
+/// The event of a number: the same whenever it is made.
+fn event(number: u64) -> Event {
+    let bytes = if number >= LARGE {
+        LARGE_BYTES
+    } else {
+        (number % SMALL_BYTES_MAX) as usize
+    };
+    Event {
+        topic: format!("network-{:02}", number % TOPICS),
+        event_id: number.to_string(),
+        timestamp: Some(Timestamp {
+            seconds: EPOCH_SECONDS,
+            nanos: 0,
+        }),
+        source: "torture".to_owned(),
+        payload: Some(Payload::Data(vec![number as u8; bytes].into())),
+        attributes: Default::default(),
+    }
+}
+
+/// What a round was told, by the number of the event.
+#[derive(Clone)]
+pub struct Round {
+    pub address: String,
+    told: Arc<Mutex<HashMap<u64, u64>>>,
+    acked: Arc<AtomicU64>,
+    next: Arc<AtomicU64>,
+}
+
+impl Round {
+    /// A round whose events are numbered from `first` on.
+    pub fn new(address: &str, first: u64) -> Self {
+        Self {
+            address: address.to_owned(),
+            told: Arc::default(),
+            acked: Arc::default(),
+            next: Arc::new(AtomicU64::new(first)),
+        }
+    }
+
+    /// How many events were acked, resends included.
+    pub fn acked(&self) -> u64 {
+        self.acked.load(Relaxed)
+    }
+
+    /// The number that no event has yet.
+    pub fn next(&self) -> u64 {
+        self.next.load(Relaxed)
+    }
+
+    /// Numbers that nobody else has.
+    pub fn numbers(&self, count: u64) -> Range<u64> {
+        let first = self.next.fetch_add(count, Relaxed);
+        first..first + count
+    }
+
+    fn take(&self, number: u64, outcome: Outcome, sequence: u64) -> Result<()> {
+        if !matches!(outcome, Outcome::Stored | Outcome::Duplicate) {
+            return Err(format!("event {number} was told {outcome:?}").into());
+        }
+        self.acked.fetch_add(1, Relaxed);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        match told.insert(number, sequence) {
+            Some(before) if before != sequence => {
+                Err(format!("event {number} was told sequence {before}, then {sequence}").into())
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Asserts that what is stored after `cursor` is what was told, once. Returns the cursor after it, and how many
+    /// events it is.
+    pub async fn check(&self, cursor: String, first: u64) -> Result<(String, u64)> {
+        let request = ListEventsRequest {
+            cursor,
+            ..ListEventsRequest::default()
+        };
+        let mut reader = Reader::connect(&self.address, request, ReaderOptions::default())?;
+        let mut left =
+            std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut expected = first;
+        while let Some(response) = reader.next().await? {
+            for stored in response.events {
+                let number = read(&stored, &mut expected)?;
+                // All that was sent was acked: what is not told, or not any more, is stored twice or in secret.
+                let told = left.remove(&number);
+                if told != Some(stored.sequence) {
+                    let sequence = stored.sequence;
+                    return Err(
+                        format!("event {number} is at {sequence}, and was told {told:?}").into(),
+                    );
+                }
+            }
+        }
+        match left.keys().next() {
+            Some(number) => {
+                Err(format!("{} acked events are lost, such as {number}", left.len()).into())
+            }
+            None => Ok((reader.cursor().to_owned(), expected - first)),
+        }
+    }
+}
+
+/// The number of a stored event, which must be the next and as it was made.
+fn read(stored: &StoredEvent, expected: &mut u64) -> Result<u64> {
+    if stored.sequence != *expected {
+        return Err(format!(
+            "sequence {} was read instead of {expected}",
+            stored.sequence
+        )
+        .into());
+    }
+    *expected += 1;
+    let found = stored
+        .event
+        .as_ref()
+        .ok_or("a stored event without event")?;
+    let number = found.event_id.parse()?;
+    if *found != event(number) {
+        return Err(format!("event {number} is stored with other bytes").into());
+    }
+    Ok(number)
+}
+
+/// One stream of requests.
+pub struct Stream {
+    publisher: Publisher,
+    round: Round,
+}
+
+impl Stream {
+    /// Publishes to `address`, which leads to the server of `round`.
+    pub fn open(address: &str, round: &Round, options: PublisherOptions) -> Result<Self> {
+        Ok(Self {
+            publisher: Publisher::connect(address, options)?,
+            round: round.clone(),
+        })
+    }
+
+    /// Publishes events, one request at a time.
+    pub async fn publish(&self, numbers: Range<u64>) -> Result<()> {
+        for first in numbers.clone().step_by(REQUEST_EVENTS as usize) {
+            let request = first..(first + REQUEST_EVENTS).min(numbers.end);
+            let ack = self
+                .publisher
+                .send(request.clone().map(event).collect())
+                .await?;
+            for (number, told) in request.zip(ack.await?) {
+                self.round.take(number, told.outcome(), told.sequence)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub async fn finish(self) -> Result<()> {
+        Ok(self.publisher.finish().await?)
+    }
+}
+
+/// When all streams are open, and when they may go on.
+pub struct Together {
+    pub open: Barrier,
+    pub go_on: Barrier,
+}
+
+/// A stream among many that are open at once: small requests before that, a large one after it.
+pub async fn publish_together(
+    round: Round,
+    numbers: Range<u64>,
+    together: Arc<Together>,
+) -> Result<()> {
+    let stream = Stream::open(&round.address, &round, PublisherOptions::default())?;
+    stream.publish(numbers.clone()).await?;
+    together.open.wait().await;
+    together.go_on.wait().await;
+    let large = LARGE + numbers.start;
+    stream.publish(large..large + 1).await?;
+    stream.finish().await
+}
+
+/// Publishes event after event while something else goes wrong. Returns the longest time that one took.
+pub async fn watch(round: Round, stop: Arc<AtomicBool>) -> Result<Duration> {
+    let stream = Stream::open(&round.address, &round, PublisherOptions::default())?;
+    let mut longest = Duration::ZERO;
+    while !stop.load(Relaxed) {
+        let began = Instant::now();
+        stream.publish(round.numbers(1)).await?;
+        longest = longest.max(began.elapsed());
+    }
+    stream.finish().await?;
+    Ok(longest)
+}
+
+/// Follows all topics from a cursor, behind which the sequence `next` comes, until the sequence `end` is there.
+pub async fn follow(
+    address: String,
+    cursor: String,
+    mut next: u64,
+    end: Arc<AtomicU64>,
+    silence_max: Duration,
+) -> Result<()> {
+    let request = ListEventsRequest {
+        cursor,
+        follow: true,
+        ..ListEventsRequest::default()
+    };
+    let options = ReaderOptions {
+        silence_max,
+        ..ReaderOptions::default()
+    };
+    let mut reader = Reader::connect(&address, request, options)?;
+    while next < end.load(Relaxed) {
+        let response = reader
+            .next()
+            .await?
+            .ok_or("a list that follows has ended")?;
+        for stored in response.events {
+            read(&stored, &mut next)?;
+        }
+    }
+    Ok(())
+}

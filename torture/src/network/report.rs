@@ -1,0 +1,81 @@
+//! What the rounds came to.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Serialize;
+
+use crate::server::Usage;
+
+const MIB: u64 = 1024 * 1024;
+
+/// All rounds so far.
+#[derive(Default, Serialize)]
+pub struct Report {
+    pub seed: u64,
+    pub rounds: u32,
+    pub seconds: f64,
+    /// Connections that do nothing, in a round.
+    pub idle_connections: usize,
+    /// Streams that are open at once, in a round.
+    pub streams: usize,
+    pub acked: u64,
+    pub stored: u64,
+    /// Connections through the proxy, each of which failed.
+    pub failed_connections: u64,
+    /// Connections whose peer vanished.
+    pub vanished_connections: usize,
+    /// Attacking connections, by what they did.
+    pub attacks: BTreeMap<&'static str, usize>,
+    /// The longest time that one event took while attacks went on.
+    pub ack_ms_max: u64,
+    /// Before the first round, at most, and after the last.
+    pub rss_mib: [u64; 3],
+    pub open_files: [u64; 3],
+}
+
+impl Report {
+    /// Takes how much is used while there is most.
+    pub fn peak(&mut self, usage: &Usage) {
+        self.rss_mib[1] = self.rss_mib[1].max(usage.peak_rss_bytes / MIB);
+        self.open_files[1] = self.open_files[1].max(usage.open_files);
+    }
+
+    /// Takes how much is used when nobody is connected.
+    pub fn at_rest(&mut self, usage: &Usage) {
+        let at = if self.rounds == 0 { 0 } else { 2 };
+        self.rss_mib[at] = usage.rss_bytes / MIB;
+        self.open_files[at] = usage.open_files;
+        self.peak(usage);
+    }
+
+    pub fn took(&mut self, longest: Duration) {
+        let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
+        self.ack_ms_max = self.ack_ms_max.max(longest);
+    }
+
+    pub fn print(&self) {
+        for (name, connections) in &self.attacks {
+            println!("{connections:>8}  {name}");
+        }
+        let [rss_before, rss_peak, rss_after] = self.rss_mib;
+        let [files_before, files_peak, files_after] = self.open_files;
+        println!(
+            "{} rounds in {:.0} s with seed {}: {} idle connections and {} streams at once, {} connections that failed, \
+             {} that vanished, {} that attacked",
+            self.rounds,
+            self.seconds,
+            self.seed,
+            self.idle_connections,
+            self.streams,
+            self.failed_connections,
+            self.vanished_connections,
+            self.attacks.values().sum::<usize>(),
+        );
+        println!(
+            "{} events acked, {} stored, each once and read once; under attack an ack took {} ms at most",
+            self.acked, self.stored, self.ack_ms_max
+        );
+        println!("memory {rss_before} MiB before, {rss_peak} at most, {rss_after} after");
+        println!("open files {files_before} before, {files_peak} at most, {files_after} after");
+    }
+}
