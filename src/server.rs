@@ -51,6 +51,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// HTTP/2 streams of one connection.
 const CONNECTION_STREAMS_MAX: u32 = 4096;
+/// Streams that a connection may make the server reset, before it ends. CVE-2025-8671; not told, tonic has no limit.
+const CONNECTION_RESETS_MAX: usize = 1024;
 /// HTTP/2 flow control: what a stream and a connection may send ahead of what the server has read.
 /// A connection has room for many streams that wait for their share of the ingest budget.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -256,6 +258,7 @@ pub fn transport() -> TonicServer {
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
+        .http2_max_local_error_reset_streams(Some(CONNECTION_RESETS_MAX))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES_MAX)
