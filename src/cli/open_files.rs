@@ -14,7 +14,7 @@ pub(super) fn room_for_connections(wanted: usize) -> usize {
         maximum: limit.maximum,
     };
     // Where it cannot be raised, it stays.
-    if setrlimit(Resource::Nofile, raised.clone()).is_ok() {
+    if setrlimit(Resource::Nofile, raised).is_ok() {
         limit = raised;
     }
     // No limit is told as none.

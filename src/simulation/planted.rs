@@ -15,6 +15,13 @@ macro_rules! bugs {
         impl Bug {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$bug,)+];
+
+            /// What it is, in a sentence.
+            pub fn what(self) -> &'static str {
+                match self {
+                    $(Self::$bug => concat!($($doc),+).trim_ascii(),)+
+                }
+            }
         }
     };
 }

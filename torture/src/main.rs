@@ -5,6 +5,7 @@
 //! cargo run --release -p oncelog-torture -- --help
 //! ```
 
+mod all;
 mod client;
 mod crash;
 mod event;
@@ -32,6 +33,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Everything here, one after the other
+    All(all::AllArgs),
     /// Simulate the store over a disk, a clock and chance that follow from a seed
     Simulate(simulate::SimulateArgs),
     /// Kill, stop, starve and damage the real program under load, and look for everything it promised
@@ -45,7 +48,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Cli::parse().command).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("oncelog-torture: {error}");
             ExitCode::FAILURE
@@ -53,11 +56,13 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command) -> Result<()> {
-    match command {
-        Command::Simulate(args) => simulate::run(args).await.map(drop),
-        Command::Crash(args) => crash::run(&args).await.map(drop),
-        Command::Network(args) => network::run(&args).await,
-        Command::Soak(args) => soak::run(&args).await.map(drop),
-    }
+/// Runs a command, and returns its figures for the docs.
+async fn run(command: Command) -> Result<String> {
+    Ok(match command {
+        Command::All(args) => Box::pin(all::run(&args)).await?,
+        Command::Simulate(args) => simulate::run(args).await?.markdown(),
+        Command::Crash(args) => crash::run(&args).await?.markdown(),
+        Command::Network(args) => network::run(&args).await?.markdown(),
+        Command::Soak(args) => soak::run(&args).await?.markdown(),
+    })
 }

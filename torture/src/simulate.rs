@@ -58,6 +58,7 @@ pub struct SimulateReport {
 #[derive(Debug, Serialize)]
 struct Caught {
     bug: String,
+    is: &'static str,
     seeds: u64,
     broken: String,
 }
@@ -135,12 +136,12 @@ fn simulate(args: &SimulateArgs) -> Result<SimulateReport> {
         figures,
         planted: Vec::new(),
     };
-    report.print();
+    println!("{}", report.summary());
     Ok(report)
 }
 
 impl SimulateReport {
-    fn print(&self) {
+    fn summary(&self) -> String {
         let Figures {
             lives,
             kills,
@@ -152,12 +153,27 @@ impl SimulateReport {
             read,
             operations,
         } = self.figures;
-        println!(
-            "{} seeds from {} in {:.0} s ({:.0} a minute): {lives} starts of the server, {kills} kills, \
-             {power_losses} power losses, {faults} faults of the disk, {turned_bits} turned bits; {sent} events sent, \
-             {stored} stored, {read} read, {operations} operations of the disk, every promise kept",
+        format!(
+            "{} seeds from {} in {:.0} s ({:.0} a minute): {lives} starts of the server, {kills} kills, {power_losses} power \
+             losses, {faults} faults of the disk, {turned_bits} turned bits; {sent} events sent, {stored} stored, {read} read, \
+             {operations} operations of the disk; every promise kept",
             self.seeds, self.first_seed, self.seconds, self.seeds_per_minute
+        )
+    }
+
+    /// For the docs.
+    pub fn markdown(&self) -> String {
+        if self.planted.is_empty() {
+            return format!("{}.\n", self.summary());
+        }
+        let mut text = format!(
+            "{} planted bugs, each caught:\n\n| planted | what it is | seeds until it was caught |\n|---|---|---|\n",
+            self.planted.len()
         );
+        for Caught { bug, is, seeds, .. } in &self.planted {
+            text += &format!("| `{bug}` | {is} | {seeds} |\n");
+        }
+        text
     }
 }
 
@@ -178,6 +194,7 @@ fn plant(args: &SimulateArgs, bugs: &[Bug]) -> Result<SimulateReport> {
         println!("{bug:?} is caught by {broken}");
         planted.push(Caught {
             bug: format!("{bug:?}"),
+            is: bug.what(),
             seeds: broken.seed - args.seed + 1,
             broken: broken.what,
         });

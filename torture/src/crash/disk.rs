@@ -16,7 +16,7 @@ const DISK_BYTES: u64 = 64 * 1024 * 1024;
 /// What the ballast leaves free of it.
 const FREE_BYTES: u64 = 14 * 1024 * 1024;
 const BALLAST: &str = "ballast";
-const ZEROS: [u8; 1024 * 1024] = [0; 1024 * 1024];
+static ZEROS: [u8; 1024 * 1024] = [0; 1024 * 1024];
 
 /// A folder, removed when dropped; what is mounted on it is unmounted first.
 pub struct Place {

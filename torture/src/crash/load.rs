@@ -284,15 +284,14 @@ async fn call_again(
 
 /// Whether a valid call may end like this, from a server that goes or cannot store.
 pub fn check_refusal(status: &Status) -> Result<()> {
-    match status.code() {
-        Code::Unavailable | Code::ResourceExhausted => Ok(()),
-        // What a connection that is cut looks like to the library.
-        Code::Unknown | Code::Cancelled | Code::Internal if !is_told(status) => Ok(()),
-        _ => Err(format!("a valid call was refused: {status:?}").into()),
+    let is_away = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
+    // What a connection that is cut looks like to the library. What the server says has details.
+    let is_cut = matches!(
+        status.code(),
+        Code::Unknown | Code::Cancelled | Code::Internal
+    ) && status.details().is_empty();
+    if is_away || is_cut {
+        return Ok(());
     }
-}
-
-/// Whether the server said it, and not the connection.
-fn is_told(status: &Status) -> bool {
-    !status.details().is_empty()
+    Err(format!("a valid call was refused: {status:?}").into())
 }

@@ -266,17 +266,13 @@ impl State {
             Outcome::Rejected | Outcome::Unspecified => return Err("and is valid".into()),
         }
         known.is_at(told.sequence)?;
-        let refuted = match outcome {
-            Outcome::Conflict => 1 << content,
-            _ => !(1 << content),
-        };
-        known.refute(refuted)?;
+        let is_conflict = outcome == Outcome::Conflict;
+        let told = 1 << content;
+        known.refute(if is_conflict { told } else { !told })?;
         self.promise(number);
-        match outcome {
-            Outcome::Stored => self.counts.stored += 1,
-            Outcome::Conflict => self.counts.conflicts += 1,
-            _ => self.counts.duplicates += 1,
-        }
+        self.counts.stored += u64::from(outcome == Outcome::Stored);
+        self.counts.duplicates += u64::from(outcome == Outcome::Duplicate);
+        self.counts.conflicts += u64::from(is_conflict);
         Ok(())
     }
 
@@ -367,9 +363,10 @@ mod tests {
         EventOutcome {
             outcome: outcome.into(),
             sequence,
-            reason: match outcome {
-                Outcome::Rejected => "why".to_owned(),
-                _ => String::new(),
+            reason: if outcome == Outcome::Rejected {
+                "why".to_owned()
+            } else {
+                String::new()
             },
         }
     }

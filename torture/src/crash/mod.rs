@@ -20,7 +20,11 @@ use clap::Args;
 use fastrand::Rng;
 
 pub use self::report::Report;
-use self::{disk::Place, round::Kind, store::Store};
+use self::{
+    disk::Place,
+    round::{Kept, Kind},
+    store::Store,
+};
 use crate::{
     Result,
     event::{Events, PayloadBytes},
@@ -112,10 +116,10 @@ impl Rounds {
         let kinds = Kind::ALL.len();
         let kind = self.args.only.unwrap_or(Kind::ALL[round as usize % kinds]);
         let mut random = Rng::with_seed(self.seed ^ u64::from(round + 1).wrapping_mul(ROUND_SEED));
-        if round % STORE_ROUNDS == 0 {
+        if round.is_multiple_of(STORE_ROUNDS) {
             self.plain = None;
         }
-        if round % (STORE_ROUNDS * LARGE_STORE_ROUNDS) == 0 {
+        if round.is_multiple_of(STORE_ROUNDS * LARGE_STORE_ROUNDS) {
             self.large = None;
         }
         let mut store = match self.store(kind) {
@@ -144,10 +148,10 @@ impl Rounds {
             ),
             Err(error) => return Err(self.failed(round, kind, store, &error)),
         }
-        match kind {
-            Kind::DiskFull => {}
-            Kind::IndexDamage => self.large = Some(store),
-            _ => self.plain = Some(store),
+        match kind.kept() {
+            Kept::Never => {}
+            Kept::Large => self.large = Some(store),
+            Kept::Plain => self.plain = Some(store),
         }
         Ok(())
     }
@@ -162,19 +166,21 @@ impl Rounds {
             Store::new(&self.args.program, place, events)
         };
         let folder = || Place::folder(&self.args.scratch);
-        match kind {
-            Kind::DiskFull => Ok(new(
+        if let Some(why) = &self.no_strace
+            && kind.takes_strace()
+        {
+            return Err(why.clone().into());
+        }
+        match kind.kept() {
+            Kept::Never => Ok(new(
                 Place::small_disk(&self.args.scratch)?,
                 PayloadBytes::Mixed,
             )),
-            Kind::IndexDamage => match self.large.take() {
+            Kept::Large => match self.large.take() {
                 Some(store) => Ok(store),
                 None => Ok(new(folder()?, PayloadBytes::Fixed(8))),
             },
-            Kind::SyncFault | Kind::WriteFault | Kind::SlowSync if self.no_strace.is_some() => {
-                Err(self.no_strace.clone().unwrap_or_default().into())
-            }
-            _ => match self.plain.take() {
+            Kept::Plain => match self.plain.take() {
                 Some(store) => Ok(store),
                 None => Ok(new(folder()?, PayloadBytes::Mixed)),
             },
@@ -187,10 +193,10 @@ impl Rounds {
             |error| format!("its data directory is lost: {error}"),
             |path| format!("its data directory is below {}", path.display()),
         );
-        let skip = match kind {
-            Kind::DiskFull => round,
-            Kind::IndexDamage => round - round % (STORE_ROUNDS * LARGE_STORE_ROUNDS),
-            _ => round - round % STORE_ROUNDS,
+        let skip = match kind.kept() {
+            Kept::Never => round,
+            Kept::Large => round - round % (STORE_ROUNDS * LARGE_STORE_ROUNDS),
+            Kept::Plain => round - round % STORE_ROUNDS,
         };
         let only = self
             .args

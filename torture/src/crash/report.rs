@@ -89,6 +89,39 @@ impl Report {
         println!("{round:>4}  {:<14} skipped: {why}", kind.name());
     }
 
+    /// For the docs.
+    pub fn markdown(&self) -> String {
+        let Counts {
+            acked,
+            stored,
+            duplicates,
+            conflicts,
+            rejected,
+            read,
+        } = self.counts;
+        let mut text = format!(
+            "{} rounds, {} skipped, in {:.0} s with seed {}: {acked} events acked ({stored} told stored, {duplicates} \
+             duplicates, {conflicts} conflicts, {rejected} rejected), {read} read and compared; every promise kept.\n\n\
+             | round | passed | kills, faults met, places damaged | events acked | longest recovery, ms |\n\
+             |---|---|---|---|---|\n",
+            self.rounds, self.skipped, self.seconds, self.seed
+        );
+        for (kind, of) in &self.kinds {
+            let passed = match &of.why_skipped {
+                Some(why) => format!("{}, {} skipped ({why})", of.passed, of.skipped),
+                None => of.passed.to_string(),
+            };
+            text += &format!(
+                "| `{}` | {passed} | {} | {} | {} |\n",
+                kind.name(),
+                of.harms,
+                of.counts.acked,
+                of.recovery_ms_max
+            );
+        }
+        text
+    }
+
     /// The figures by kind.
     pub fn print(&self) {
         println!(

@@ -58,6 +58,27 @@ impl Kind {
         Self::CounterDamage,
     ];
 
+    /// For how long its data directory is kept.
+    pub fn kept(self) -> Kept {
+        match self {
+            Self::DiskFull => Kept::Never,
+            Self::IndexDamage => Kept::Large,
+            Self::Kill
+            | Self::KillStart
+            | Self::Restart
+            | Self::Terminate
+            | Self::SyncFault
+            | Self::WriteFault
+            | Self::SlowSync
+            | Self::CounterDamage => Kept::Plain,
+        }
+    }
+
+    /// Whether strace makes its faults.
+    pub fn takes_strace(self) -> bool {
+        matches!(self, Self::SyncFault | Self::WriteFault | Self::SlowSync)
+    }
+
     /// Its name on the command line.
     pub fn name(self) -> String {
         let value = self.to_possible_value();
@@ -65,6 +86,17 @@ impl Kind {
             .map(|value| value.get_name().to_owned())
             .unwrap_or_default()
     }
+}
+
+/// For how long a data directory is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// For one round.
+    Never,
+    /// For some rounds, of any kind.
+    Plain,
+    /// For more rounds, of its kind: its index has generations.
+    Large,
 }
 
 /// What a round came to.

@@ -41,7 +41,7 @@ use self::{
 };
 use crate::{
     Result, json,
-    server::{Server, Usage},
+    server::{Server, Starting, Usage},
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -103,7 +103,7 @@ pub struct NetworkArgs {
 }
 
 /// Runs one round, or as many as there is time for.
-pub async fn run(args: &NetworkArgs) -> Result<()> {
+pub async fn run(args: &NetworkArgs) -> Result<Report> {
     let connections = room(args.connections, args.streams)?;
     let data_dir = tempfile::tempdir_in(&args.scratch)?;
     let connections_max = (2 * (connections + args.streams) + OWN_FILES).to_string();
@@ -112,13 +112,14 @@ pub async fn run(args: &NetworkArgs) -> Result<()> {
         ["--max-connections", &connections_max],
         ["--max-ingest-bytes", &ingest_bytes_max],
     ];
-    let server = Server::start(
+    let server = Starting::spawn(
         &[],
         &args.program,
         data_dir.path(),
         "127.0.0.1:0",
         options.as_flattened(),
     )?;
+    let server = server.serving()?;
     let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
     println!("seed {seed}");
     let mut all = Rounds {
@@ -155,7 +156,8 @@ pub async fn run(args: &NetworkArgs) -> Result<()> {
         return Err("the server did not stop in order".into());
     }
     all.report.print();
-    json::write(args.json.as_deref(), &all.report)
+    json::write(args.json.as_deref(), &all.report)?;
+    Ok(all.report)
 }
 
 /// Raises the limit on open files, and returns how many of the idle connections there is room for beside the streams.

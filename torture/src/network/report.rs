@@ -53,6 +53,36 @@ impl Report {
         self.ack_ms_max = self.ack_ms_max.max(longest);
     }
 
+    /// For the docs.
+    pub fn markdown(&self) -> String {
+        let mut attacks = String::from("| attack | connections |\n|---|---|\n");
+        for (name, connections) in &self.attacks {
+            attacks += &format!("| {name} | {connections} |\n");
+        }
+        let row = |name: &str, [before, peak, after]: [u64; 3]| {
+            format!("| {name} | {before} | {peak} | {after} |\n")
+        };
+        format!(
+            "{} rounds in {:.0} s with seed {}, each with {} idle connections and {} streams that publish at once; in all {} \
+             connections that the proxy failed, {} whose peer vanished, {} that attacked. {} events were acked and {} stored, \
+             each once, and each was read once. Under attack an ack took {} ms at most.\n\n\
+             | | before | at most | after |\n|---|---|---|---|\n{}{}\n{attacks}",
+            self.rounds,
+            self.seconds,
+            self.seed,
+            self.idle_connections,
+            self.streams,
+            self.failed_connections,
+            self.vanished_connections,
+            self.attacks.values().sum::<usize>(),
+            self.acked,
+            self.stored,
+            self.ack_ms_max,
+            row("memory, MiB", self.rss_mib),
+            row("open files", self.open_files),
+        )
+    }
+
     pub fn print(&self) {
         for (name, connections) in &self.attacks {
             println!("{connections:>8}  {name}");

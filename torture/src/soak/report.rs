@@ -101,6 +101,72 @@ impl SoakReport {
         );
     }
 
+    /// For the docs.
+    pub fn markdown(&self) -> String {
+        let tenth = self.samples.len() / 10;
+        let first = self.samples.get(..=tenth).unwrap_or_default();
+        let last = self
+            .samples
+            .get(self.samples.len().saturating_sub(tenth + 1)..);
+        let last = last.unwrap_or_default();
+        let rate = |samples: &[Sample]| match samples {
+            [from, .., to] => (to.sent - from.sent) as f64 / (to.seconds - from.seconds),
+            _ => 0.0,
+        };
+        let median = |samples: &[Sample], value: fn(&Latency) -> f64| {
+            let mut values: Vec<f64> = samples.iter().skip(1).map(|s| value(&s.ack_ms)).collect();
+            values.sort_by(f64::total_cmp);
+            values.get(values.len() / 2).copied().unwrap_or_default()
+        };
+        let most = |samples: &[Sample], value: fn(&Sample) -> f64| {
+            samples.iter().map(value).fold(0.0, f64::max)
+        };
+        let row = |name: &str, value: &dyn Fn(&[Sample]) -> f64| {
+            let [first, last, all] = [first, last, &self.samples].map(value);
+            format!("| {name} | {first:.0} | {last:.0} | {all:.0} |\n")
+        };
+        let rows = [
+            row("events sent and acked per second", &|samples| rate(samples)),
+            row("ack of a request, p50, ms", &|samples| {
+                median(samples, |ack| ack.p50)
+            }),
+            row("ack of a request, p99, ms", &|samples| {
+                median(samples, |ack| ack.p99)
+            }),
+            row("ack of a request, slowest, ms", &|samples| {
+                most(samples, |s| s.ack_ms.max)
+            }),
+            row("memory at most, MiB", &|samples| {
+                most(samples, |s| s.rss_bytes as f64 / MIB)
+            }),
+            row("open files at most", &|samples| {
+                most(samples, |s| s.open_files as f64)
+            }),
+            row("files on disk at most", &|samples| {
+                most(samples, |s| s.data_files as f64)
+            }),
+        ];
+        format!(
+            "{} events sent in {:.0} s over {} streams in requests of {}, {} of them unique, with payloads of {} bytes: {:.2} us \
+             of server CPU per event sent, {:.0} bytes of disk per unique event, {:.0} MiB of memory at its peak. The counters and \
+             a list of all events are exactly what was acked; after a kill -9 it served again in {} ms; `oncelog verify` took {:.0} \
+             s.\n\n| | first tenth | last tenth | all |\n|---|---|---|---|\n{}\n\
+             ![rate, latency, CPU, memory, disk and files against the number of unique events](soak.svg)\n",
+            self.sent,
+            self.seconds,
+            self.streams,
+            self.events_per_request,
+            self.unique,
+            self.payload_bytes,
+            self.cpu_us_per_event_sent,
+            self.disk_bytes_per_unique,
+            self.peak_rss_bytes as f64 / MIB,
+            self.recovery_ms_after_kill,
+            self.verify_seconds,
+            rows.concat()
+        )
+    }
+
     /// All samples against the size of the history.
     pub fn chart(&self) -> Chart {
         let at = |name, color, value: fn(&Sample) -> f64| {
