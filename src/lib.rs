@@ -21,6 +21,8 @@
 //! | [`server`] | composition, health, reflection, start and stop |
 //! | [`client`] | a publisher that resends until acked, a reader that resumes |
 //! | [`config`], [`cli`] | flags and commands |
+//! | `simulation` | the store on one thread, over a disk, a clock and chance of its own; for tests and `torture/` |
+//! | `**/fuzzing` | what must hold of everything that is read; for tests and `fuzz/` |
 //!
 //! # Invariants
 //!
