@@ -2,11 +2,13 @@
 
 mod connection;
 mod incoming;
+mod memory;
 
 use std::{
     io,
     net::SocketAddr,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,7 +17,12 @@ use axum::{
     response::Response,
 };
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout_at};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+    time::timeout_at,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
@@ -152,7 +159,10 @@ impl Server {
         let (health, router) = router(&partition, &options, &stopping);
         tell_health(&health, ServingStatus::Serving).await;
         tokio::spawn(follow_health(health.clone(), partition.health()));
-        let incoming = incoming(listener, options.connections_max);
+        let places = Arc::new(Semaphore::new(options.connections_max));
+        let incoming = incoming(listener, Arc::clone(&places));
+        let connections_max = options.connections_max;
+        tokio::spawn(memory::give_back(places, connections_max, stopping.clone()));
         let stopped = stopping.clone().cancelled_owned();
         let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped));
         Ok(Self {

@@ -22,18 +22,18 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often the log may say that connections are not let in.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The connections of `listener`, at most `connections_max` at a time.
+/// The connections of `listener`, each of which holds one of `places` until it ends.
 pub(super) fn incoming(
     listener: TcpListener,
-    connections_max: usize,
+    places: Arc<Semaphore>,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let incoming = TcpIncoming::from(listener)
         .with_nodelay(Some(true))
         .with_keepalive(Some(KEEPALIVE_INTERVAL));
     let door = Door {
         incoming,
-        connections_max,
-        places: Arc::new(Semaphore::new(connections_max)),
+        connections_max: places.available_permits(),
+        places,
         told: None,
     };
     unfold(door, |mut door| async {

@@ -50,11 +50,11 @@ pub async fn run(args: &AllArgs) -> Result<String> {
     let parts = [
         ("Simulation", format!("simulate --minutes {simulate}")),
         ("Planted bugs", "simulate --bug all".to_owned()),
+        ("Network", format!("network --minutes {network} --seed 1")),
         (
             "The real program",
             format!("crash --minutes {crash} --seed 1"),
         ),
-        ("Network", format!("network --minutes {network} --seed 1")),
         (
             "Soak",
             format!("soak --unique {} --plot {}", args.unique, plot.display()),

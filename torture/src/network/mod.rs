@@ -51,8 +51,6 @@ const INGEST_BYTES_MAX: u64 = 32 * MIB;
 const BASE_BYTES_MAX: u64 = 256 * MIB;
 /// What a connection may use: its buffers and tasks, and what it may send ahead.
 const CONNECTION_BYTES_MAX: u64 = 64 * 1024;
-/// What of it the allocator may keep when the connection has gone, to use it again for the next.
-const CONNECTION_KEPT_BYTES_MAX: u64 = 40 * 1024;
 /// Files of the log and the index that may have been opened in a round.
 const KEPT_FILES_MAX: u64 = 16;
 /// Files of this program beside its connections.
@@ -378,7 +376,7 @@ impl Rounds {
         let back = async {
             loop {
                 let usage = self.server.usage()?;
-                let memory = usage.rss_bytes <= self.memory_max(CONNECTION_KEPT_BYTES_MAX);
+                let memory = usage.rss_bytes <= before.rss_bytes + BASE_BYTES_MAX;
                 if memory && usage.open_files <= before.open_files + KEPT_FILES_MAX {
                     return Ok(usage);
                 }
@@ -390,23 +388,19 @@ impl Rounds {
         }
         let usage = self.server.usage()?;
         Err(format!(
-            "{} s after the last client the server has {} MiB, of {} it may keep, and {} files; before the first, {}",
+            "{} s after the last client the server has {} MiB and {} files; before the first, {} and {}",
             RETURN_MAX.as_secs(),
             usage.rss_bytes / MIB,
-            self.memory_max(CONNECTION_KEPT_BYTES_MAX) / MIB,
             usage.open_files,
+            before.rss_bytes / MIB,
             before.open_files
         )
         .into())
     }
 
-    /// However many rounds there were, a server whose connections take so much each has no more than this.
-    fn memory_max(&self, connection_bytes: u64) -> u64 {
-        BASE_BYTES_MAX + (self.connections + self.streams) as u64 * connection_bytes
-    }
-
     fn hold_memory(&self) -> Result<()> {
-        let most = self.memory_max(CONNECTION_BYTES_MAX) + INGEST_BYTES_MAX;
+        let connections = (self.connections + self.streams) as u64;
+        let most = BASE_BYTES_MAX + INGEST_BYTES_MAX + connections * CONNECTION_BYTES_MAX;
         let peak = self.server.usage()?.peak_rss_bytes;
         if peak > most {
             let (peak, most) = (peak / MIB, most / MIB);
