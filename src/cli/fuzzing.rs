@@ -48,6 +48,7 @@ fn assert_served(args: &ServeArgs) {
     assert!(args.max_request_bytes <= args.max_ingest_bytes);
     assert!((1..=10_000_000).contains(&args.max_topics));
     assert!((1..=1_000_000).contains(&args.max_readers));
+    assert!((1..=1_000_000).contains(&args.max_connections));
     assert!(args.grace_seconds <= 3600);
     for origin in &args.http_cors_origin {
         assert!(origin == "*" || origin.to_str().is_ok_and(|origin| origin.contains("://")));

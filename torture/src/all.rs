@@ -39,6 +39,8 @@ pub struct AllArgs {
 /// Runs everything, and returns the figures.
 pub async fn run(args: &AllArgs) -> Result<String> {
     let began = Instant::now();
+    // Before the plot is written into the docs.
+    let commit = commit();
     let plot = args
         .docs
         .as_deref()
@@ -75,10 +77,9 @@ pub async fn run(args: &AllArgs) -> Result<String> {
         kernel,
     } = Machine::here(Path::new("."))?;
     let figures = format!(
-        "\n{}, {}: `oncelog-torture all --minutes {}`, {:.0} minutes in all, without a promise broken. {cpu}, {cores} cores, \
+        "\n{}, {commit}: `oncelog-torture all --minutes {}`, {:.0} minutes in all, without a promise broken. {cpu}, {cores} cores, \
          {:.0} GiB of memory, {disk}, {kernel}.\n{figures}\n",
         machine::today(),
-        commit(),
         args.minutes,
         began.elapsed().as_secs_f64() / 60.0,
         memory_bytes as f64 / f64::from(1 << 30),
