@@ -58,8 +58,9 @@ pub trait Disk: Send + Sync + 'static {
 
 /// An open file. Offsets and lengths are in bytes.
 pub trait DiskFile: Send + Sync + 'static {
-    /// Fills `buf` from `offset`; fails if the file ends before.
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Reads into `buf` from `offset`. Returns how many bytes it read, which may be fewer than there are; none at
+    /// the end of the file.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `buf` at `offset`.
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Makes the content durable, and the length where it is needed to read the content.
@@ -68,6 +69,24 @@ pub trait DiskFile: Send + Sync + 'static {
     fn sync_all(&self) -> io::Result<()>;
     /// The length.
     fn len(&self) -> io::Result<u64>;
+
+    /// Fills `buf` from `offset`; fails if the file ends before.
+    fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            match self.read_at(buf, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) if planted!(ShortReadBelieved) => return Ok(()),
+                Ok(read) => {
+                    buf = &mut buf[read..];
+                    offset += read as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the length is zero.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
@@ -131,10 +150,9 @@ impl DiskReader {
 impl io::Read for DiskReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let bytes = (self.len - self.offset).min(buf.len() as u64);
-        let buf = &mut buf[..bytes as usize];
-        self.file.read_exact_at(buf, self.offset)?;
-        self.offset += bytes;
-        Ok(buf.len())
+        let read = self.file.read_at(&mut buf[..bytes as usize], self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
     }
 }
 
@@ -225,8 +243,8 @@ impl Disk for OsDisk {
 }
 
 impl DiskFile for File {
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        FileExt::read_exact_at(self, buf, offset)
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buf, offset)
     }
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {

@@ -17,6 +17,8 @@ use crate::platform::{Disk, DiskFile};
 
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR_BYTES: u64 = 512;
+/// How often a read returns less than it could.
+const SHORT_READS_PERCENT: u64 = 10;
 /// A simulation that does more without a crash does not end.
 const OPERATIONS_MAX: u64 = 200_000;
 const ROOT: usize = 0;
@@ -543,14 +545,20 @@ impl SimFile {
 }
 
 impl DiskFile for SimFile {
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.disk.operate(Operation::Read)?;
         let mut state = self.disk.state();
-        let content = &state.file(self.node).now;
-        let end = offset as usize + buf.len();
-        let found = content.get(offset as usize..end);
-        buf.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
+        let State { nodes, chance, .. } = &mut *state;
+        let Node::File(file) = &nodes[self.node] else {
+            unreachable!("only files are opened")
+        };
+        let found = file.now.get(offset as usize..).unwrap_or_default();
+        let mut bytes = found.len().min(buf.len());
+        if bytes > 1 && chance.percent(SHORT_READS_PERCENT) {
+            bytes = 1 + chance.place(bytes - 1);
+        }
+        buf[..bytes].copy_from_slice(&found[..bytes]);
+        Ok(bytes)
     }
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {

@@ -77,6 +77,8 @@ bugs! {
     SliceLost,
     /// What is in no batch of the syncer yet is not looked for.
     OwnBatchUnseen,
+    /// A read that returns less than was asked for is taken for all of it.
+    ShortReadBelieved,
 }
 
 thread_local! {
