@@ -91,20 +91,11 @@ impl Report {
 
     /// For the docs.
     pub fn markdown(&self) -> String {
-        let Counts {
-            acked,
-            stored,
-            duplicates,
-            conflicts,
-            rejected,
-            read,
-        } = self.counts;
         let mut text = format!(
-            "{} rounds, {} skipped, in {:.0} s with seed {}: {acked} events acked ({stored} told stored, {duplicates} \
-             duplicates, {conflicts} conflicts, {rejected} rejected), {read} read and compared; every promise kept.\n\n\
+            "{}.\n\n\
              | round | passed | kills, faults met, places damaged | events acked | longest recovery, ms |\n\
              |---|---|---|---|---|\n",
-            self.rounds, self.skipped, self.seconds, self.seed
+            self.in_all()
         );
         for (kind, of) in &self.kinds {
             let passed = match &of.why_skipped {
@@ -141,6 +132,10 @@ impl Report {
                 of.recovery_ms_max
             );
         }
+        println!("{}", self.in_all());
+    }
+
+    fn in_all(&self) -> String {
         let Counts {
             acked,
             stored,
@@ -149,10 +144,12 @@ impl Report {
             rejected,
             read,
         } = self.counts;
-        println!(
-            "{} rounds, {} skipped, in {:.0} s with seed {}: {acked} events acked ({stored} told stored, {duplicates} \
-             duplicates, {conflicts} conflicts, {rejected} rejected), {read} read and compared, every promise kept",
+        let in_totals = acked - stored - duplicates - conflicts - rejected;
+        format!(
+            "{} rounds, {} skipped, in {:.0} s with seed {}: {acked} events acked, {stored} of them as stored, {duplicates} as \
+             duplicates, {conflicts} as conflicts, {rejected} as rejected and {in_totals} in the totals of a stream; {read} \
+             read and compared; every promise kept",
             self.rounds, self.skipped, self.seconds, self.seed
-        );
+        )
     }
 }

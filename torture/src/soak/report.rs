@@ -203,7 +203,7 @@ impl SoakReport {
                 ],
             ),
             panel(
-                "from sending a request to its ack, milliseconds (logarithmic)",
+                "request to ack, milliseconds (logarithmic)",
                 Scale::Logarithmic,
                 vec![
                     latency("median", "#e8590c", |ack| ack.p50),
