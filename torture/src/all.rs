@@ -67,6 +67,7 @@ pub async fn run(args: &AllArgs) -> Result<String> {
         println!("\n== oncelog-torture {command}");
         let words = ["oncelog-torture"].into_iter().chain(command.split(' '));
         let part = crate::run(Cli::try_parse_from(words)?.command).await?;
+        let part = with_separators(&part);
         figures += &format!("\n### {title}\n\n```sh\noncelog-torture {command}\n```\n\n{part}");
     }
     let Machine {
@@ -118,9 +119,32 @@ fn between(text: &str, figures: &str) -> Option<String> {
     Some(format!("{head}{BEGIN}{figures}{END}{tail}"))
 }
 
+/// The text with separators in its numbers of five digits and more.
+fn with_separators(text: &str) -> String {
+    let mut written = String::with_capacity(text.len());
+    let mut digits = 0;
+    for (at, char) in text.char_indices() {
+        digits = if char.is_ascii_digit() { digits + 1 } else { 0 };
+        let follow = text[at..].bytes().take_while(u8::is_ascii_digit).count();
+        if digits > 1 && follow % 3 == 0 && digits + follow > 5 {
+            written.push(',');
+        }
+        written.push(char);
+    }
+    written
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_numbers_have_separators() {
+        assert_eq!(
+            with_separators("of 50000000 (29352 a minute), 1413 failed, 123456"),
+            "of 50,000,000 (29,352 a minute), 1413 failed, 123,456"
+        );
+    }
 
     #[test]
     fn only_the_figures_are_written() {
