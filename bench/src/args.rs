@@ -152,6 +152,7 @@ impl RunArgs {
     }
 
     /// What a peer is measured with.
+    #[cfg(feature = "peers")]
     pub fn peer_course(&self, is_slow: bool) -> Course {
         let mut course = self.course();
         course.load.unique = self.unique.min(match is_slow {

@@ -154,6 +154,7 @@ impl Events {
     }
 
     /// Gives each event, taken apart, to `take`.
+    #[cfg(feature = "peers")]
     pub fn for_each(&self, numbers: &[u64], mut take: impl FnMut([&[u8]; 3])) {
         let mut encoded = Vec::with_capacity(self.encoded_len());
         for number in numbers {

@@ -30,6 +30,7 @@ pub trait Store: Send + Sync {
     fn promise(&self) -> Promise;
 
     /// Whether it takes so long that it gets fewer events.
+    #[cfg(feature = "peers")]
     fn is_slow(&self) -> bool {
         false
     }

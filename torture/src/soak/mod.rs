@@ -143,7 +143,7 @@ async fn sample(
         load.reach(args.unique * number / SAMPLES).await;
         let sample = sampler.take(server)?;
         if number % SAMPLES_PER_LINE == 0 {
-            print_sample(&samples[samples.len() - 1], &sample);
+            print_sample(&samples[samples.len() - SAMPLES_PER_LINE as usize], &sample);
         }
         samples.push(sample);
     }

@@ -249,7 +249,7 @@ impl SoakReport {
     }
 }
 
-/// Tells how it goes, from one sample to the next.
+/// Tells how it goes: the rate between two samples, and the rest as it is in the second.
 pub fn print_sample(from: &Sample, to: &Sample) {
     println!(
         "{:>11} stored  {:>7.0} events/s  ack {:>6.1} / {:>6.1} / {:>6.1} ms  {:>5.0} MiB  {:>4} open files  {:>6.2} GiB",
