@@ -6,7 +6,10 @@ use std::{
     path::Path,
 };
 
-use oncelog_figures::machine::{self, Machine};
+use oncelog_figures::{
+    machine::{self, Machine},
+    number::grouped,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -336,14 +339,7 @@ impl Display for Count {
             let unit = 10_f64.powf(rest.log10().floor() - 2.0);
             rest = (rest / unit).round() * unit;
         }
-        let digits = format!("{rest:.0}");
-        for (at, digit) in digits.char_indices() {
-            if at > 0 && (digits.len() - at) % 3 == 0 {
-                out.write_char(',')?;
-            }
-            out.write_char(digit)?;
-        }
-        Ok(())
+        out.write_str(&grouped(&format!("{rest:.0}")))
     }
 }
 

@@ -548,16 +548,13 @@ impl DiskFile for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.disk.operate(Operation::Read)?;
         let mut state = self.disk.state();
-        let State { nodes, chance, .. } = &mut *state;
-        let Node::File(file) = &nodes[self.node] else {
-            unreachable!("only files are opened")
-        };
-        let found = file.now.get(offset as usize..).unwrap_or_default();
-        let mut bytes = found.len().min(buf.len());
-        if bytes > 1 && chance.percent(SHORT_READS_PERCENT) {
-            bytes = 1 + chance.place(bytes - 1);
+        let len = state.file(self.node).now.len();
+        let from = len.min(offset as usize);
+        let mut bytes = buf.len().min(len - from);
+        if bytes > 1 && state.chance.percent(SHORT_READS_PERCENT) {
+            bytes = 1 + state.chance.place(bytes - 1);
         }
-        buf[..bytes].copy_from_slice(&found[..bytes]);
+        buf[..bytes].copy_from_slice(&state.file(self.node).now[from..from + bytes]);
         Ok(bytes)
     }
 

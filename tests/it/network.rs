@@ -308,7 +308,7 @@ async fn a_client_gives_up_a_server_that_vanishes() {
     lost.vanish();
     proxy.redirect(address);
     let ack = publisher.send(events("a", 5..9)).await.expect("sent");
-    assert_eq!(ack.await.expect("acked").len(), 4);
+    assert_eq!(in_time("an ack", ack).await.expect("acked").len(), 4);
     assert_eq!(list(&mut server.client().await, "a").await.len(), 9);
 }
 

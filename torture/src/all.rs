@@ -8,7 +8,10 @@ use std::{
 };
 
 use clap::{Args, Parser as _};
-use oncelog_figures::machine::{self, Machine};
+use oncelog_figures::{
+    machine::{self, Machine},
+    number::grouped,
+};
 
 use crate::{Cli, Result};
 
@@ -122,16 +125,19 @@ fn between(text: &str, figures: &str) -> Option<String> {
 /// The text with separators in its numbers of five digits and more.
 fn with_separators(text: &str) -> String {
     let mut written = String::with_capacity(text.len());
-    let mut digits = 0;
-    for (at, char) in text.char_indices() {
-        digits = if char.is_ascii_digit() { digits + 1 } else { 0 };
-        let follow = text[at..].bytes().take_while(u8::is_ascii_digit).count();
-        if digits > 1 && follow % 3 == 0 && digits + follow > 5 {
-            written.push(',');
+    let mut rest = text;
+    while let Some(at) = rest.find(|char: char| char.is_ascii_digit()) {
+        let (before, number) = rest.split_at(at);
+        let end = number.find(|char: char| !char.is_ascii_digit());
+        let (digits, after) = number.split_at(end.unwrap_or(number.len()));
+        written += before;
+        match digits.len() {
+            ..5 => written += digits,
+            5.. => written += &grouped(digits),
         }
-        written.push(char);
+        rest = after;
     }
-    written
+    written + rest
 }
 
 #[cfg(test)]
