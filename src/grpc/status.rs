@@ -9,8 +9,6 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
     event::Violation,
-    index::IndexError,
-    log::ReadError as LogReadError,
     partition::{PublishError, ReadError},
 };
 
@@ -106,21 +104,12 @@ pub(super) fn read(error: &ReadError) -> Status {
         ReadError::Cursor(cursor) => {
             return invalid_field(&Violation::new("cursor", cursor.to_string()));
         }
-        ReadError::Log(cause) => match **cause {
-            LogReadError::Damaged { .. } => (Code::DataLoss, "LOG_DAMAGED"),
-            LogReadError::Io { .. } => (Code::Unavailable, "LOG_UNREADABLE"),
-        },
-        ReadError::Index(cause) => match **cause {
-            IndexError::Damaged { .. } => (Code::Unavailable, "INDEX_DAMAGED"),
-            IndexError::Full { .. } | IndexError::Seal { .. } => {
-                unreachable!("reading does not seal")
-            }
-        },
+        ReadError::LogDamaged(_) => (Code::DataLoss, "LOG_DAMAGED"),
+        ReadError::LogUnreadable => (Code::Unavailable, "LOG_UNREADABLE"),
+        ReadError::IndexDamaged => (Code::Unavailable, "INDEX_DAMAGED"),
+        ReadError::IndexUnreadable => (Code::Unavailable, "INDEX_UNREADABLE"),
         ReadError::Stopping => (Code::Unavailable, "STOPPING"),
     };
-    if !matches!(error, ReadError::Stopping) {
-        tracing::error!(%error, "stored events cannot be read");
-    }
     Status::with_error_details(code, error.to_string(), info(reason))
 }
 

@@ -16,8 +16,6 @@ use super::{event::Flaw, json_response, publish::Totals};
 use crate::{
     aggregator::{ARRIVAL_SECONDS_MAX, SHARE_WAIT_SECONDS_MAX},
     event::Violation,
-    index::IndexError,
-    log::ReadError as LogReadError,
     partition::{PublishError, ReadError},
 };
 
@@ -268,24 +266,17 @@ impl From<&PublishError> for Failure {
 impl From<&ReadError> for Failure {
     fn from(error: &ReadError) -> Self {
         let msg = error.to_string();
-        let failure = match error {
-            ReadError::Cursor(cursor) => return Self::query("cursor", cursor.to_string()),
-            ReadError::Stopping => return Self::unavailable(msg, RETRY_SOON),
-            ReadError::Log(cause) => match **cause {
-                LogReadError::Damaged { .. } => {
-                    Self::new(StatusCode::INTERNAL_SERVER_ERROR, ["server".into()], msg)
-                }
-                LogReadError::Io { .. } => Self::unavailable(msg, RETRY_LATER),
-            },
-            ReadError::Index(cause) => match **cause {
-                IndexError::Damaged { .. } => Self::unavailable(msg, RETRY_MUCH_LATER),
-                IndexError::Full { .. } | IndexError::Seal { .. } => {
-                    unreachable!("reading does not seal")
-                }
-            },
-        };
-        tracing::error!(%error, "stored events cannot be read");
-        failure
+        match error {
+            ReadError::Cursor(cursor) => Self::query("cursor", cursor.to_string()),
+            ReadError::LogDamaged(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, ["server".into()], msg)
+            }
+            ReadError::LogUnreadable | ReadError::IndexUnreadable => {
+                Self::unavailable(msg, RETRY_LATER)
+            }
+            ReadError::IndexDamaged => Self::unavailable(msg, RETRY_MUCH_LATER),
+            ReadError::Stopping => Self::unavailable(msg, RETRY_SOON),
+        }
     }
 }
 

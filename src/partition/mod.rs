@@ -6,6 +6,7 @@
 
 mod clock;
 mod cursor;
+mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod look_up;
@@ -24,7 +25,6 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use thiserror::Error;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     task::spawn_blocking,
@@ -34,12 +34,13 @@ use tokio::{
 use self::look_up::LookUp;
 pub use self::{
     cursor::CursorError,
+    error::{PublishError, ReadError},
     open::{
         INGEST_BYTES_MAX, OpenError, PartitionOptions, Recovery, TOPICS_MAX, Threads,
         lock_data_dir, open,
     },
     reader::{Chunk, Reader, Start},
-    request::{Outcome, PublishError, Rejection},
+    request::{Outcome, Rejection},
     stats::{Counters, CountersError, Snapshot, TopicCounters},
 };
 #[cfg(any(test, feature = "simulation"))]
@@ -54,8 +55,8 @@ use self::{
 };
 use crate::{
     event::{Event, Key, Sequence, StoredEvent, Topic},
-    index::{Entry, IndexError, IndexReader},
-    log::{FileReader, LogReader, ReadError as LogReadError},
+    index::{Entry, IndexReader},
+    log::{FileReader, LogReader},
 };
 
 /// Whether a partition can store events.
@@ -65,23 +66,6 @@ pub enum Health {
     Serving,
     /// A write or sync failed, or the index is damaged. Only a restart helps; reads go on.
     Failed,
-}
-
-/// Why stored events could not be read.
-#[derive(Clone, Debug, Error)]
-pub enum ReadError {
-    /// The log.
-    #[error(transparent)]
-    Log(#[from] Arc<LogReadError>),
-    /// The index.
-    #[error(transparent)]
-    Index(#[from] Arc<IndexError>),
-    /// The cursor.
-    #[error("cursor: {0}")]
-    Cursor(#[from] CursorError),
-    /// The partition has stopped.
-    #[error("the server is stopping; connect again")]
-    Stopping,
 }
 
 /// A handle on a partition.
@@ -188,7 +172,7 @@ impl<R: LogReader> Partition<R> {
             let key = key.clone();
             let found = spawn_blocking(move || view.get(&key));
             let found = found.await.map_err(|_| ReadError::Stopping)?;
-            if let Some(entry) = found.map_err(Arc::new)? {
+            if let Some(entry) = found? {
                 return Ok(Some(entry));
             }
         }
@@ -208,7 +192,7 @@ impl<R: LogReader> Partition<R> {
         let topic = Topic::new(key.topic()).expect("a key is made of valid names");
         let batch = match self.0.tail.recent(at) {
             Some(batch) => Some(batch),
-            None => self.0.log.read(at, Some(&topic)).map_err(Arc::new)?,
+            None => self.0.log.read(at, Some(&topic))?,
         };
         let mut events = batch.iter().flat_map(|batch| batch.events_of(&topic));
         let found = events.find(|event| event.sequence == at);

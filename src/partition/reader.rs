@@ -177,18 +177,17 @@ impl Scan {
 
     fn over_log<R: LogReader>(&mut self, shared: &Shared<R>, log: &R) -> Result<(), ReadError> {
         let Some(topic) = self.topic.clone() else {
-            return self.over(|sequence| Ok(log.read(sequence, None).map_err(Arc::new)?));
+            return self.over(|sequence| Ok(log.read(sequence, None)?));
         };
         loop {
-            let slices = shared.index.slices(&topic, self.next, SLICES_MAX);
-            let slices = slices.map_err(Arc::new)?;
+            let slices = shared.index.slices(&topic, self.next, SLICES_MAX)?;
             let last_page = slices.len() < SLICES_MAX;
             for slice in slices {
                 if slice >= self.until {
                     self.next = self.until;
                     return Ok(());
                 }
-                let batch = log.read(slice, Some(&topic)).map_err(Arc::new)?;
+                let batch = log.read(slice, Some(&topic))?;
                 let batch = batch.expect("the index does not run ahead of the durable log");
                 // The first batch of a page may end before the position.
                 if self.next < batch.end_sequence() && !self.take(&batch) {

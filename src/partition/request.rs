@@ -1,14 +1,11 @@
 //! What goes from a handler to the writer and back.
 
-use std::sync::Arc;
-
-use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::{PublishError, ReadError};
 use crate::{
     event::{Event, Key, Sequence},
-    index::{Entry, IndexError},
-    log::AppendError,
+    index::Entry,
 };
 
 /// What became of one event.
@@ -31,42 +28,6 @@ pub enum Rejection {
     OfRequest,
     /// The other events are stored.
     OfEvent,
-}
-
-/// Why no event of a request was acknowledged. Some may be stored all the same, unless it says
-/// otherwise; resending is safe.
-#[derive(Clone, Debug, Error)]
-pub enum PublishError {
-    /// The request would begin a topic beyond the limit. None of its events is stored.
-    #[error(
-        "a new topic beyond the limit of {max} topics (--max-topics); no event of the request is stored"
-    )]
-    TopicLimit {
-        /// The limit.
-        max: usize,
-    },
-    /// There is no disk space for the log or its index. Heals when space returns.
-    #[error("the server's disk is full; what was acknowledged is safe, send the rest again later")]
-    DiskFull,
-    /// The index cannot be written, and memory must not grow without it. The server keeps trying.
-    #[error("the server cannot write its index at the moment, and keeps trying; send again later")]
-    IndexBehind,
-    /// A write or sync failed, or the index is damaged; the partition takes no more events until the
-    /// server is restarted.
-    #[error("the server cannot store events until it is restarted; its log says why")]
-    Failed,
-    /// The partition is stopping.
-    #[error("the server is stopping; connect again and resend what was not acknowledged")]
-    Stopping,
-}
-
-impl From<&AppendError> for PublishError {
-    fn from(error: &AppendError) -> Self {
-        match error {
-            AppendError::Full { .. } => Self::DiskFull,
-            AppendError::Failed { .. } => Self::Failed,
-        }
-    }
 }
 
 /// The events of one request, to be stored in their order.
@@ -93,7 +54,7 @@ pub(super) enum Message {
     Find {
         key: Key,
         looked_to: Sequence,
-        reply: oneshot::Sender<Result<Option<Entry>, Arc<IndexError>>>,
+        reply: oneshot::Sender<Result<Option<Entry>, ReadError>>,
     },
     /// The syncer has finished a batch.
     Synced,

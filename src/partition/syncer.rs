@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, mpsc as std_mpsc};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
-    request::{Answer, Message, PublishError, Request},
+    PublishError,
+    request::{Answer, Message, Request},
     stats::{Dropped, Stats},
     tail::DurableTail,
 };
@@ -57,8 +58,8 @@ impl Reply {
     }
 
     /// Tells that the batch was not stored.
-    pub fn refuse(self, error: &PublishError) {
-        _ = self.reply.send(Err(error.clone()));
+    pub fn refuse(self, error: PublishError) {
+        _ = self.reply.send(Err(error));
     }
 }
 
@@ -118,9 +119,9 @@ impl<L: Log> Syncer<L> {
             Err(error) => {
                 log_failure(&error);
                 let error = PublishError::from(&error);
-                tell_writer(self.synced(Err(error.clone())));
+                tell_writer(self.synced(Err(error)));
                 for reply in work.replies {
-                    reply.refuse(&error);
+                    reply.refuse(error);
                 }
             }
         }

@@ -11,7 +11,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    sync::{Arc, mpsc as std_mpsc},
+    sync::mpsc as std_mpsc,
 };
 
 use tokio::sync::{
@@ -20,9 +20,9 @@ use tokio::sync::{
 };
 
 use super::{
-    Health,
+    Health, PublishError,
     clock::Clock,
-    request::{Message, Outcome, PublishError, Rejection, Request},
+    request::{Message, Outcome, Rejection, Request},
     stats::Dropped,
     syncer::{self, Reply, Synced, Work},
 };
@@ -112,7 +112,7 @@ impl Pending {
         }
     }
 
-    fn refuse(self, error: &PublishError) {
+    fn refuse(self, error: PublishError) {
         for reply in self.replies {
             reply.refuse(error);
         }
@@ -155,14 +155,14 @@ impl<L: Log> Writer<L> {
     fn take(&mut self, message: Message) {
         match message {
             Message::Publish(request) => match &self.failed {
-                Some(error) => _ = request.reply.send(Err(error.clone())),
+                Some(error) => _ = request.reply.send(Err(*error)),
                 None => self.check(request),
             },
             Message::Find {
                 key,
                 looked_to,
                 reply,
-            } => _ = reply.send(self.index.get(&key, looked_to).map_err(Arc::new)),
+            } => _ = reply.send(self.index.get(&key, looked_to).map_err(Into::into)),
             // Only wakes this thread; the answer itself is in `synced`.
             Message::Synced => {}
             Message::Stop => self.queue.close(),
@@ -314,7 +314,7 @@ impl<L: Log> Writer<L> {
             self.index.truncate(self.durable_tail);
         }
         let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
-        batch.refuse(&error);
+        batch.refuse(error);
         match error {
             PublishError::DiskFull => {}
             PublishError::Failed
@@ -325,15 +325,11 @@ impl<L: Log> Writer<L> {
     }
 
     fn after_index_error(&mut self, error: &IndexError) -> PublishError {
-        match error {
-            IndexError::Full { .. } => PublishError::DiskFull,
-            IndexError::Seal { .. } => PublishError::IndexBehind,
-            IndexError::Damaged { .. } => {
-                tracing::error!(%error, "the index is damaged; restart to rebuild it from the log");
-                self.fail();
-                PublishError::Failed
-            }
+        if let IndexError::Damaged { .. } = error {
+            tracing::error!(%error, "the index is damaged; restart to rebuild it from the log");
+            self.fail();
         }
+        error.into()
     }
 
     /// Takes no more events from now on.

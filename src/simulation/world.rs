@@ -339,7 +339,7 @@ impl World {
             }
             Err(error) => {
                 let is_excused = self.disk.has_crashed() || self.disk.has_faulted();
-                let is_log_damage = matches!(&error, ReadError::Log(error) if is_damaged(error));
+                let is_log_damage = matches!(&error, ReadError::LogDamaged(_));
                 assert!(is_excused && !is_log_damage, "nothing is read: {error}");
                 true
             }
@@ -545,7 +545,7 @@ impl World {
                     Ok((_, true)) => {}
                     Ok((_, false)) => break,
                     Err(error) => {
-                        let is_io = matches!(&error, ReadError::Log(error) if !is_damaged(error));
+                        let is_io = matches!(&error, ReadError::LogUnreadable);
                         assert!(!is_io, "a turned bit makes {error}");
                         break;
                     }

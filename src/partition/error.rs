@@ -1,0 +1,105 @@
+//! Why a publish or a read failed, as a caller can act on it.
+//!
+//! One variant for each thing a caller can do. Errors of the log and the index become one of these where they
+//! are met; the edges map these and nothing below.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::cursor::CursorError;
+use crate::{
+    index::IndexError,
+    log::{AppendError, ReadError as LogReadError},
+};
+
+/// Why no event of a request was acknowledged. Some may be stored all the same, unless it says
+/// otherwise; resending is safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PublishError {
+    /// The request would begin a topic beyond the limit. None of its events is stored.
+    #[error(
+        "a new topic beyond the limit of {max} topics (--max-topics); no event of the request is stored"
+    )]
+    TopicLimit {
+        /// The limit.
+        max: usize,
+    },
+    /// There is no disk space for the log or its index. Heals when space returns.
+    #[error("the server's disk is full; what was acknowledged is safe, send the rest again later")]
+    DiskFull,
+    /// The index cannot be written, and memory must not grow without it. The server keeps trying.
+    #[error("the server cannot write its index at the moment, and keeps trying; send again later")]
+    IndexBehind,
+    /// A write or sync failed, or the index is damaged; the partition takes no more events until the
+    /// server is restarted.
+    #[error("the server cannot store events until it is restarted; its log says why")]
+    Failed,
+    /// The partition is stopping.
+    #[error("the server is stopping; connect again and resend what was not acknowledged")]
+    Stopping,
+}
+
+impl From<&AppendError> for PublishError {
+    fn from(error: &AppendError) -> Self {
+        match error {
+            AppendError::Full { .. } => Self::DiskFull,
+            AppendError::Failed { .. } => Self::Failed,
+        }
+    }
+}
+
+impl From<&IndexError> for PublishError {
+    fn from(error: &IndexError) -> Self {
+        match error {
+            IndexError::Full { .. } => Self::DiskFull,
+            IndexError::Seal { .. } => Self::IndexBehind,
+            IndexError::Damaged { .. } => Self::Failed,
+        }
+    }
+}
+
+/// Why stored events could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ReadError {
+    /// The cursor is not taken.
+    #[error("cursor: {0}")]
+    Cursor(#[from] CursorError),
+    /// Stored events are damaged. The text names the file and the offset.
+    #[error("{0}")]
+    LogDamaged(Arc<str>),
+    /// The log cannot be read now, for a reason that says nothing about what is stored.
+    #[error("the server cannot read its log at the moment; try again later")]
+    LogUnreadable,
+    /// The index is damaged. It is rebuilt from the log when the server is restarted.
+    #[error("the server's index is damaged until it is restarted; its log says where")]
+    IndexDamaged,
+    /// The index cannot be read now, for a reason that says nothing about what is stored.
+    #[error("the server cannot read its index at the moment; try again later")]
+    IndexUnreadable,
+    /// The partition is stopping.
+    #[error("the server is stopping; connect again")]
+    Stopping,
+}
+
+/// The causes stay in the server's log, where each is written once: here.
+impl From<LogReadError> for ReadError {
+    fn from(error: LogReadError) -> Self {
+        tracing::error!(%error, "stored events cannot be read");
+        match error {
+            LogReadError::Damaged { .. } => Self::LogDamaged(error.to_string().into()),
+            LogReadError::Io { .. } => Self::LogUnreadable,
+        }
+    }
+}
+
+impl From<IndexError> for ReadError {
+    fn from(error: IndexError) -> Self {
+        tracing::error!(%error, "the index cannot be read");
+        match error {
+            IndexError::Damaged { .. } => Self::IndexDamaged,
+            // The index is busy with what it could not write; it keeps trying.
+            IndexError::Full { .. } | IndexError::Seal { .. } => Self::IndexUnreadable,
+        }
+    }
+}
