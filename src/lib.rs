@@ -11,7 +11,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`event`] | events, their keys, limits and canonical encoding |
-//! | [`log`] | batches, segment files, recovery: what is stored |
+//! | [`log`] | what is stored: batches, and in `log/files` segments and recovery |
 //! | [`index`] | which keys are stored and where; derived from the log; the only one that names sled |
 //! | [`platform`] | the operating system as the store sees it: files, threads, the clock, chance |
 //! | [`partition`] | the write path, the durable tail, readers, counters |

@@ -1,25 +1,16 @@
 //! The log: batches of events, durable in order. It decides what is stored; all else is derived from it.
 //!
-//! Owns [`Log`] and [`LogReader`], what every log can do, their errors, and [`FileLog`], the log in files.
-//! Nothing outside this module touches the files. Knows nothing of duplicates, acks or streams; locking
-//! the data directory is for who opens it.
+//! Owns [`Log`] and [`LogReader`], what every log can do, their errors, and batches, the bytes that every log
+//! stores. `files` has the log in files. Knows nothing of duplicates, acks or streams.
 
 mod batch;
 mod builder;
-mod check;
-mod directory;
-mod file;
-mod frame;
+mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod header;
-mod prepare;
-mod reader;
-mod recovery;
-mod segment;
 #[cfg(test)]
 mod support;
-mod walk;
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -27,10 +18,8 @@ use thiserror::Error;
 
 pub use batch::Batch;
 pub use builder::{BATCH_BYTES_MAX, BatchBuilder};
-pub use check::{Checked, Damage, check};
-pub use file::{FileLog, FileLogOptions};
+pub use files::{Checked, Damage, FileLog, FileLogOptions, FileReader, OpenError, check};
 pub use header::NotABatch;
-pub use reader::FileReader;
 
 use crate::event::{Sequence, Topic};
 
@@ -114,44 +103,5 @@ pub enum ReadError {
         offset: u64,
         /// What is wrong.
         what: String,
-    },
-}
-
-/// Why a log cannot be opened.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    /// The file system refuses.
-    #[error("opening the log failed at {}: {source}", path.display())]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the file system said.
-        source: io::Error,
-    },
-    /// Events that were acknowledged are damaged or missing; no crash leaves a log like this. Nothing was
-    /// changed.
-    #[error(
-        "the log is damaged: {} at offset {offset}: {reason}; `oncelog verify` lists all damage",
-        path.display()
-    )]
-    Damaged {
-        /// The file, or the directory where a file is missing.
-        path: PathBuf,
-        /// Where in it, in bytes.
-        offset: u64,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A newer oncelog wrote this.
-    #[error(
-        "{} has format version {version}; this oncelog knows version {}",
-        path.display(),
-        segment::FORMAT_VERSION
-    )]
-    UnknownVersion {
-        /// The file.
-        path: PathBuf,
-        /// Its format version.
-        version: u32,
     },
 }

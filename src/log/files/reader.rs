@@ -13,12 +13,12 @@ use std::{
 };
 
 use super::{
-    Batch, LogReader, ReadError,
     segment::Segment,
     walk::{NoBatch, Walk},
 };
 use crate::{
     event::{FIRST_SEQUENCE, Sequence, Topic},
+    log::{Batch, LogReader, ReadError},
     platform::Disk,
 };
 
@@ -186,7 +186,8 @@ mod tests {
     use super::*;
     use crate::log::{
         FileLog, FileLogOptions, Log as _,
-        support::{append_many, batch, batch_at, event, flip, frames, open, segments, topic},
+        files::support::{append_many, batch_at, flip, frames, open, segments},
+        support::{batch, event, topic},
     };
     use crate::platform::Platform;
 

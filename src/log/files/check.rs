@@ -10,12 +10,13 @@ use std::{
 };
 
 use super::{
-    Batch, OpenError, directory,
+    OpenError, directory,
     segment::{SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path},
     walk::{RunEnd, SCAN_BYTES, Walk},
 };
 use crate::{
     event::{FIRST_SEQUENCE, Sequence},
+    log::Batch,
     platform::Disk,
 };
 
@@ -161,7 +162,7 @@ mod tests {
     use super::*;
     use crate::log::{
         Log as _,
-        support::{append_many, batch_at, flip, frames, open, segments},
+        files::support::{append_many, batch_at, flip, frames, open, segments},
     };
     use crate::platform::OsDisk;
 

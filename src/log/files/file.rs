@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    AppendError, Batch, FileReader, Log, OpenError,
+    FileReader, OpenError,
     directory::NEXT_NAME,
     frame::{ALIGN, Frame, PREFIX_BYTES},
     prepare::{NotPrepared, Prepared, Preparer},
@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     event::{FIRST_SEQUENCE, Sequence},
+    log::{AppendError, Batch, Log},
     platform::{Disk, DiskFile, Platform},
 };
 
@@ -311,7 +312,8 @@ mod tests {
     use crate::{
         log::{
             LogReader as _,
-            support::{append_many, assert_whole, batch, batch_at, event, open, segments, small},
+            files::support::{append_many, assert_whole, batch_at, open, segments, small},
+            support::{batch, event},
         },
         platform::faulty::FaultyDisk,
     };

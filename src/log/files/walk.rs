@@ -8,13 +8,15 @@ use std::{io, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    Batch,
     frame::{ALIGN, Frame, HEAD_BYTES, PREFIX_BYTES},
-    header::{Header, NotABatch},
     segment::Segment,
 };
 use crate::{
     event::{Sequence, Topic},
+    log::{
+        Batch,
+        header::{Header, NotABatch},
+    },
     platform::{Disk, DiskFile},
 };
 

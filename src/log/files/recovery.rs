@@ -181,11 +181,12 @@ mod tests {
     use super::*;
     use crate::log::{
         FileLog, FileLogOptions, Log as _,
-        frame::Frame,
-        segment::SegmentHeader,
-        support::{
-            append_many, assert_whole, batch, batch_at, event, flip, frames, open, segments, small,
+        files::{
+            frame::Frame,
+            segment::SegmentHeader,
+            support::{append_many, assert_whole, batch_at, flip, frames, open, segments, small},
         },
+        support::{batch, event},
     };
     use crate::platform::Platform;
 

@@ -5,7 +5,7 @@
 //! `batch_bytes` and the fixed part of the batch's header, so that what a publisher sends, even if it is
 //! a copy of a frame, is no frame of this segment, and 40 bytes tell whether there is one.
 
-use super::header::{FIXED_BYTES, Fixed};
+use crate::log::header::{FIXED_BYTES, Fixed};
 
 /// Where frames begin, in bytes.
 pub(super) const ALIGN: u64 = 8;

@@ -1,0 +1,65 @@
+//! The log in files: segments, zero-filled ahead, each batch synced before it counts.
+//!
+//! Owns the files of the log; nothing outside this folder touches them. Locking the data directory is the
+//! caller's task.
+
+mod check;
+mod directory;
+mod file;
+mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+mod prepare;
+mod reader;
+mod recovery;
+mod segment;
+#[cfg(test)]
+mod support;
+mod walk;
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+pub use check::{Checked, Damage, check};
+pub use file::{FileLog, FileLogOptions};
+pub use reader::FileReader;
+
+/// Why a log cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The file system refuses.
+    #[error("opening the log failed at {}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// Events that were acknowledged are damaged or missing; no crash leaves a log like this. Nothing was
+    /// changed.
+    #[error(
+        "the log is damaged: {} at offset {offset}: {reason}; `oncelog verify` lists all damage",
+        path.display()
+    )]
+    Damaged {
+        /// The file, or the directory where a file is missing.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A newer oncelog wrote this.
+    #[error(
+        "{} has format version {version}; this oncelog knows version {}",
+        path.display(),
+        segment::FORMAT_VERSION
+    )]
+    UnknownVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its format version.
+        version: u32,
+    },
+}
