@@ -10,6 +10,7 @@ mod backoff;
 mod fake;
 mod publisher;
 mod reader;
+mod window;
 mod worker;
 
 use std::{error::Error, fmt, time::Duration};
@@ -17,8 +18,10 @@ use std::{error::Error, fmt, time::Duration};
 use thiserror::Error;
 use tonic::{Status, transport::Endpoint};
 
-pub use publisher::{PendingAck, PublishError, Publisher, PublisherOptions};
+pub use publisher::{PendingAck, Publisher};
 pub use reader::{ReadError, Reader, ReaderOptions};
+pub use window::PublisherOptions;
+pub use worker::PublishError;
 
 /// The largest message the client takes: the largest event a server can be told to accept (16 MiB),
 /// and room for what stands around it.

@@ -1,89 +1,21 @@
-//! A publisher that resends until its events are durable: the handle, its window and its errors.
+//! A publisher that resends until its events are durable: the handle, and the acks it gives out.
 
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use prost::Message as _;
-use thiserror::Error;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    Cause, InvalidEndpoint, endpoint,
-    worker::{Command, Unacked, Worker},
+    endpoint,
+    window::{PublisherOptions, Window},
+    worker::{Command, PublishError, Unacked, Worker},
 };
 use crate::{grpc::wire::RawPublishRequest, proto::v1};
-
-/// The limits of a [`Publisher`].
-#[derive(Clone, Debug)]
-pub struct PublisherOptions {
-    /// How many requests may wait for their acks; at least 1. Default 64.
-    pub requests_in_flight_max: usize,
-    /// How many bytes the requests that wait for their acks may have together, encoded; a request
-    /// larger than that travels alone. Default 16 MiB.
-    pub bytes_in_flight_max: u32,
-    /// How long the server may acknowledge nothing before the stream counts as broken. Default 30 s.
-    pub ack_timeout: Duration,
-    /// How long to go on trying after the first break without an ack. Default 60 s.
-    pub give_up_after: Duration,
-}
-
-impl Default for PublisherOptions {
-    fn default() -> Self {
-        Self {
-            requests_in_flight_max: 64,
-            bytes_in_flight_max: 16 * 1024 * 1024,
-            ack_timeout: Duration::from_secs(30),
-            give_up_after: Duration::from_secs(60),
-        }
-    }
-}
-
-/// Why events were not published. After the first error a publisher stays failed.
-///
-/// Whether the events without an ack were stored is not known; publishing them again is safe.
-#[derive(Clone, Debug, Error)]
-pub enum PublishError {
-    /// The address of the server cannot be used.
-    #[error(transparent)]
-    InvalidEndpoint(#[from] InvalidEndpoint),
-    /// The server refused the stream; trying again will not help.
-    #[error("{server} refused the events: {cause}")]
-    Refused {
-        /// The address of the server.
-        server: Arc<str>,
-        /// What the server answered.
-        #[source]
-        cause: Cause,
-    },
-    /// The connection kept breaking.
-    #[error("gave up on {server} after {} s without an ack: {cause}", .after.as_secs_f32())]
-    GaveUp {
-        /// The address of the server.
-        server: Arc<str>,
-        /// How long the publisher tried.
-        after: Duration,
-        /// How the last attempt ended.
-        #[source]
-        cause: Cause,
-    },
-    /// The server does not keep to the contract.
-    #[error("{server} broke the contract: {description}")]
-    Protocol {
-        /// The address of the server.
-        server: Arc<str>,
-        /// What it did.
-        description: String,
-    },
-    /// The publisher was finished, or its runtime was shut down.
-    #[error("the publisher is finished")]
-    Finished,
-}
 
 /// Publishes events over one StreamingPublish stream until they are durable.
 ///
@@ -192,47 +124,10 @@ impl Ended {
     }
 }
 
-/// What bounds the requests that were sent and not acked.
-#[derive(Clone, Debug)]
-pub(super) struct Window {
-    requests: Arc<Semaphore>,
-    pub requests_max: usize,
-    bytes: Arc<Semaphore>,
-    bytes_max: u32,
-}
-
-impl Window {
-    fn new(options: &PublisherOptions) -> Self {
-        let requests_max = options.requests_in_flight_max.max(1);
-        let bytes_max = options.bytes_in_flight_max.max(1);
-        Self {
-            requests: Arc::new(Semaphore::new(requests_max)),
-            requests_max,
-            bytes: Arc::new(Semaphore::new(bytes_max as usize)),
-            bytes_max,
-        }
-    }
-
-    /// Waits for room for a request of `len` bytes; `None` once the window is closed.
-    async fn enter(&self, len: usize) -> Option<[OwnedSemaphorePermit; 2]> {
-        let bytes = u32::try_from(len).map_or(self.bytes_max, |len| len.min(self.bytes_max));
-        let request = Arc::clone(&self.requests).acquire_owned().await.ok()?;
-        let bytes = Arc::clone(&self.bytes)
-            .acquire_many_owned(bytes)
-            .await
-            .ok()?;
-        Some([request, bytes])
-    }
-
-    /// Lets nothing more in.
-    pub fn close(&self) {
-        self.requests.close();
-        self.bytes.close();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::FutureExt as _;
     use tonic::{Code, Status};
 

@@ -5,6 +5,7 @@
 use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, TryFutureExt as _};
+use thiserror::Error;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
     time::{Instant, sleep, sleep_until},
@@ -17,13 +18,54 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use super::{
-    Cause, MESSAGE_BYTES_MAX, PublishError, PublisherOptions,
+    Cause, InvalidEndpoint, MESSAGE_BYTES_MAX,
     backoff::{Backoff, is_transient},
-    publisher::Window,
+    window::{PublisherOptions, Window},
 };
 use crate::{grpc::wire::RawPublishRequest, proto::v1};
 
 const PATH: &str = "/oncelog.v1.AggregatorService/StreamingPublish";
+
+/// Why events were not published. After the first error a publisher stays failed.
+///
+/// Whether the events without an ack were stored is not known; publishing them again is safe.
+#[derive(Clone, Debug, Error)]
+pub enum PublishError {
+    /// The address of the server cannot be used.
+    #[error(transparent)]
+    InvalidEndpoint(#[from] InvalidEndpoint),
+    /// The server refused the stream; trying again will not help.
+    #[error("{server} refused the events: {cause}")]
+    Refused {
+        /// The address of the server.
+        server: Arc<str>,
+        /// What the server answered.
+        #[source]
+        cause: Cause,
+    },
+    /// The connection kept breaking.
+    #[error("gave up on {server} after {} s without an ack: {cause}", .after.as_secs_f32())]
+    GaveUp {
+        /// The address of the server.
+        server: Arc<str>,
+        /// How long the publisher tried.
+        after: Duration,
+        /// How the last attempt ended.
+        #[source]
+        cause: Cause,
+    },
+    /// The server does not keep to the contract.
+    #[error("{server} broke the contract: {description}")]
+    Protocol {
+        /// The address of the server.
+        server: Arc<str>,
+        /// What it did.
+        description: String,
+    },
+    /// The publisher was finished, or its runtime was shut down.
+    #[error("the publisher is finished")]
+    Finished,
+}
 
 /// What the handles tell the task.
 #[derive(Debug)]
