@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, event::Events, measure::Latency};
+use crate::{Result, event::Events, recorder::Latency};
 
 /// Events in a group: what one request brings, and what many bring together.
 const GROUPS: [u64; 2] = [256, 4096];

@@ -13,6 +13,7 @@ mod plan;
 mod plot;
 mod process;
 mod publish;
+mod recorder;
 mod report;
 mod store;
 mod wire;

@@ -3,8 +3,8 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -18,6 +18,7 @@ use crate::{
     event::Events,
     plan::Load,
     process::{cpu_seconds, has_children, memory_bytes},
+    recorder::{Latency, Recorder},
     store::{Keeps, Promise, Running, Seen, Store},
 };
 
@@ -91,31 +92,6 @@ pub struct Kept {
     pub restart_seconds: f64,
 }
 
-/// Times in milliseconds.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Latency {
-    pub p50_ms: f64,
-    pub p99_ms: f64,
-    pub p999_ms: f64,
-}
-
-impl Latency {
-    pub fn of(mut micros: Vec<u32>) -> Self {
-        micros.sort_unstable();
-        let at = |share: f64| {
-            let at = (micros.len() as f64 * share) as usize;
-            micros
-                .get(at)
-                .map_or(0.0, |micros| f64::from(*micros) / 1e3)
-        };
-        Self {
-            p50_ms: at(0.5),
-            p99_ms: at(0.99),
-            p999_ms: at(0.999),
-        }
-    }
-}
-
 /// Where a load was at a moment.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Sample {
@@ -124,38 +100,6 @@ pub struct Sample {
     pub stored: u64,
     pub server_cpu_seconds: f64,
     pub memory_bytes: u64,
-}
-
-/// Takes the acks of all streams.
-#[derive(Debug, Default)]
-pub struct Recorder {
-    sent: AtomicU64,
-    stored: AtomicU64,
-    latencies_us: Mutex<Vec<u32>>,
-}
-
-impl Recorder {
-    /// A request of `events` events was acknowledged after `latency`; `stored` of them were new.
-    pub fn acked(&self, events: u64, stored: u64, latency: Duration) {
-        self.sent.fetch_add(events, Relaxed);
-        self.stored.fetch_add(stored, Relaxed);
-        let micros = u32::try_from(latency.as_micros()).unwrap_or(u32::MAX);
-        let mut latencies = self.latencies_us.lock();
-        latencies
-            .as_mut()
-            .unwrap_or_else(|poisoned| poisoned.get_mut())
-            .push(micros);
-    }
-
-    /// Events acknowledged, and those of them that were new.
-    fn counts(&self) -> (u64, u64) {
-        (self.sent.load(Relaxed), self.stored.load(Relaxed))
-    }
-
-    fn latency(&self) -> Latency {
-        let latencies = self.latencies_us.lock();
-        Latency::of(latencies.unwrap_or_else(PoisonError::into_inner).clone())
-    }
 }
 
 /// What a load took.
@@ -397,10 +341,11 @@ impl Watch {
         let thread = std::thread::spawn(move || {
             let began = Instant::now();
             let sample = |memory_bytes| -> Result<Sample> {
+                let (sent, stored) = recorder.counts();
                 Ok(Sample {
                     seconds: began.elapsed().as_secs_f64(),
-                    sent: recorder.sent.load(Relaxed),
-                    stored: recorder.stored.load(Relaxed),
+                    sent,
+                    stored,
                     server_cpu_seconds: cpu_seconds(pid)?,
                     memory_bytes,
                 })
@@ -415,7 +360,7 @@ impl Watch {
                     memory = memory.max(memory_bytes(pid)?);
                     memory_at = Instant::now();
                 }
-                let stored = recorder.stored.load(Relaxed);
+                let (_, stored) = recorder.counts();
                 if stored >= next {
                     samples.push(sample(memory)?);
                     next = stored.saturating_add(sample_events);

@@ -17,8 +17,9 @@ use crate::{
     args::RunArgs,
     disk::DiskFigures,
     event::{Events, IdKind},
-    measure::{Figures, Kept, Latency},
+    measure::{Figures, Kept},
     plan::Resend,
+    recorder::Latency,
 };
 
 /// A run.

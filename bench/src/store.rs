@@ -18,7 +18,7 @@ use std::{path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, event::Events, measure::Recorder, plan::Plan, process::Process};
+use crate::{Result, event::Events, plan::Plan, process::Process, recorder::Recorder};
 
 /// A store that can be started on a directory.
 #[tonic::async_trait(?Send)]

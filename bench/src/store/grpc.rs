@@ -26,8 +26,8 @@ use super::{Seen, Stream};
 use crate::{
     Result,
     event::{Events, put_varint},
-    measure::Recorder,
     plan::Plan,
+    recorder::Recorder,
     wire::{Messages, PREFIX_LEN, Sink, Value, take_field},
 };
 

@@ -15,9 +15,9 @@ use super::{Promise, Running, Seen, Store, Stream, pipelined, until_ready};
 use crate::{
     Result,
     event::Events,
-    measure::Recorder,
     plan::Plan,
     process::{Process, User, find_program},
+    recorder::Recorder,
 };
 
 /// The socket's file is named by it; nothing listens on it.

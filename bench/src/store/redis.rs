@@ -8,9 +8,9 @@ use super::{Promise, Running, Seen, Store, Stream, pipelined, until_ready};
 use crate::{
     Result,
     event::Events,
-    measure::Recorder,
     plan::Plan,
     process::{Process, find_program},
+    recorder::Recorder,
 };
 
 const SETTINGS: [&str; 10] = [

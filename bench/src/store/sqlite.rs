@@ -15,7 +15,7 @@ use rusqlite::{Connection, params};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{Promise, Running, Seen, Store, Stream, until_ready};
-use crate::{Result, event::Events, measure::Recorder, plan::Plan, process::Process};
+use crate::{Result, event::Events, plan::Plan, process::Process, recorder::Recorder};
 
 const SETTINGS: &str = "
     PRAGMA journal_mode = WAL;
