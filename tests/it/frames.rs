@@ -100,20 +100,33 @@ pub fn field(name: &str, value: &str) -> Vec<u8> {
     field
 }
 
+/// Header fields, one after the other.
+pub fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
+    let fields = fields.iter();
+    fields
+        .flat_map(|(name, value)| field(name, value))
+        .collect()
+}
+
+/// The header of a request.
+pub fn request_fields(method: &str, path: &str) -> Vec<u8> {
+    fields(&[
+        (":method", method),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "test"),
+    ])
+}
+
+/// The header of a gRPC call of any service.
+pub fn grpc_fields(path: &str) -> Vec<u8> {
+    let grpc = fields(&[("content-type", "application/grpc"), ("te", "trailers")]);
+    [request_fields("POST", path), grpc].concat()
+}
+
 /// The header of a gRPC call of the aggregator.
 pub fn call_fields(method: &str) -> Vec<u8> {
-    let path = format!("/oncelog.v1.AggregatorService/{method}");
-    [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", &path),
-        (":authority", "test"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ]
-    .iter()
-    .flat_map(|(name, value)| field(name, value))
-    .collect()
+    grpc_fields(&format!("/oncelog.v1.AggregatorService/{method}"))
 }
 
 /// The HEADERS of a gRPC call.
@@ -269,7 +282,8 @@ impl Peer {
     }
 }
 
-async fn next(from: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
+/// The next frame; `None` at the end.
+pub async fn next(from: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
     let mut header = [0; HEADER_BYTES];
     match from.read_exact(&mut header).await {
         Ok(_) => {}

@@ -210,17 +210,37 @@ pub async fn publish_together(
     stream.finish().await
 }
 
-/// Publishes event after event while something else goes wrong. Returns the longest time that one took.
-pub async fn watch(round: Round, stop: Arc<AtomicBool>) -> Result<Duration> {
+/// How long each of many acks took.
+#[derive(Default)]
+pub struct Latencies(Vec<Duration>);
+
+impl Latencies {
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What this share of them took at most, in milliseconds; 0 without any.
+    pub fn share_ms(&self, share: f64) -> u64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        let last = sorted.len().saturating_sub(1);
+        let at = (share * sorted.len() as f64).ceil() as usize;
+        let took = sorted.get(at.saturating_sub(1).min(last)).copied();
+        u64::try_from(took.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Publishes event after event, each once the one before is acked, while something else goes wrong.
+pub async fn watch(round: Round, stop: Arc<AtomicBool>) -> Result<Latencies> {
     let stream = Stream::open(&round.address, &round, PublisherOptions::default())?;
-    let mut longest = Duration::ZERO;
+    let mut latencies = Latencies::default();
     while !stop.load(Relaxed) {
         let began = Instant::now();
         stream.publish(round.numbers(1)).await?;
-        longest = longest.max(began.elapsed());
+        latencies.0.push(began.elapsed());
     }
     stream.finish().await?;
-    Ok(longest)
+    Ok(latencies)
 }
 
 /// Follows all topics from a cursor, behind which the sequence `next` comes, until the sequence `end` is there.

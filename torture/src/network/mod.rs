@@ -2,6 +2,8 @@
 //! Everything acked is stored and read once, memory stays within its limit, and all of it comes back.
 
 mod attack;
+mod bomb;
+mod connection;
 // Shared with the tests of the server, which use what is not used here.
 #[allow(dead_code)]
 #[path = "../../../tests/it/frames.rs"]
@@ -11,6 +13,7 @@ mod load;
 #[path = "../../../tests/it/proxy.rs"]
 mod proxy;
 mod report;
+mod rude;
 
 use std::{
     net::SocketAddr,
@@ -89,6 +92,12 @@ pub struct NetworkArgs {
     /// Goes on for so long, with a new seed each round
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     minutes: u64,
+    /// Then one client takes all it is given for so long; 0 for never
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    rude: u64,
+    /// Only that client, and only in this way, or in `all` at once
+    #[arg(long, value_name = "WAY", value_parser = rude::parse_only)]
+    rude_only: Option<rude::Only>,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -100,8 +109,21 @@ pub struct NetworkArgs {
     scratch: PathBuf,
 }
 
-/// Runs one round, or as many as there is time for.
+/// Runs one round, or as many as there is time for, and then what one rude client does.
 pub async fn run(args: &NetworkArgs) -> Result<Report> {
+    let mut report = match args.rude_only {
+        Some(_) => Report::default(),
+        None => rounds(args).await?,
+    };
+    if args.rude > 0 {
+        let only = args.rude_only.and_then(|only| only.0);
+        report.rude = Some(rude::run(&args.program, &args.scratch, args.rude, only).await?);
+    }
+    json::write(args.json.as_deref(), &report)?;
+    Ok(report)
+}
+
+async fn rounds(args: &NetworkArgs) -> Result<Report> {
     let connections = room(args.connections, args.streams)?;
     let data_dir = tempfile::tempdir_in(&args.scratch)?;
     let connections_max = (2 * (connections + args.streams) + OWN_FILES).to_string();
@@ -154,7 +176,6 @@ pub async fn run(args: &NetworkArgs) -> Result<Report> {
         return Err("the server did not stop in order".into());
     }
     all.report.print();
-    json::write(args.json.as_deref(), &all.report)?;
     Ok(all.report)
 }
 
@@ -367,7 +388,7 @@ impl Rounds {
             *self.report.attacks.entry(attack.name()).or_default() += peers;
         }
         stop.store(true, Relaxed);
-        self.report.took(watching.await??);
+        self.report.took(&watching.await??);
         Ok(())
     }
 

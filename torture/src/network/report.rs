@@ -1,9 +1,10 @@
 //! What the rounds came to.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::{load::Latencies, rude::RudeReport};
 use crate::server::Usage;
 
 const MIB: u64 = 1024 * 1024;
@@ -31,6 +32,8 @@ pub struct Report {
     /// Before the first round, at most, and after the last.
     pub rss_mib: [u64; 3],
     pub open_files: [u64; 3],
+    /// What one rude client came to, if there was one.
+    pub rude: Option<RudeReport>,
 }
 
 impl Report {
@@ -48,9 +51,8 @@ impl Report {
         self.peak(usage);
     }
 
-    pub fn took(&mut self, longest: Duration) {
-        let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
-        self.ack_ms_max = self.ack_ms_max.max(longest);
+    pub fn took(&mut self, latencies: &Latencies) {
+        self.ack_ms_max = self.ack_ms_max.max(latencies.share_ms(1.0));
     }
 
     /// For the docs.
@@ -62,11 +64,15 @@ impl Report {
         let row = |name: &str, [before, peak, after]: [u64; 3]| {
             format!("| {name} | {before} | {peak} | {after} |\n")
         };
+        let rude = self
+            .rude
+            .as_ref()
+            .map_or_else(String::new, |rude| format!("\nThen {}.\n", rude.text()));
         format!(
             "{} rounds in {:.0} s with seed {}, each with {} idle connections and {} streams that publish at once; in all {} \
              connections that the proxy failed, {} whose peer vanished, {} that attacked. {} events were acked and {} stored, \
              each once, and each was read once. Under attack an ack took {} ms at most.\n\n\
-             | | before | at most | after |\n|---|---|---|---|\n{}{}\n{attacks}",
+             | | before | at most | after |\n|---|---|---|---|\n{}{}\n{attacks}{rude}",
             self.rounds,
             self.seconds,
             self.seed,
