@@ -12,7 +12,6 @@ use std::{fmt, sync::Arc};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use thiserror::Error;
-use xxhash_rust::xxh3::xxh3_64;
 
 pub use encoding::{
     EventView, NotCanonical, Payload, Timestamp, put_varint, take_varint, varint_len,
@@ -117,7 +116,6 @@ impl EventId {
 pub struct Key {
     bytes: Bytes,
     topic_len: u8,
-    hash: u64,
 }
 
 impl Key {
@@ -137,12 +135,9 @@ impl Key {
         space.put_slice(topic.as_bytes());
         space.put_u8(Self::SEPARATOR);
         space.put_slice(event_id.as_bytes());
-        let bytes = space.split().freeze();
-        let hash = xxh3_64(&bytes);
         Self {
-            bytes,
+            bytes: space.split().freeze(),
             topic_len: u8::try_from(topic.len()).expect("a topic has at most 255 bytes"),
-            hash,
         }
     }
 
@@ -160,11 +155,6 @@ impl Key {
     pub fn topic_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.topic_len)]
     }
-
-    /// xxh3-64 of the bytes. Places a key in tables and filters; never decides that two are equal.
-    pub fn hash(&self) -> u64 {
-        self.hash
-    }
 }
 
 impl fmt::Debug for Key {
@@ -178,7 +168,6 @@ impl fmt::Debug for Key {
 pub struct Event {
     key: Key,
     encoded: Bytes,
-    content_hash: u64,
 }
 
 impl Event {
@@ -198,7 +187,7 @@ impl Event {
     ) -> Result<Self, Violation> {
         check_event(view)?;
         let key = Key::from_names(view.topic, view.event_id, key_space);
-        Ok(Self::from_parts(key, encoded))
+        Ok(Self { key, encoded })
     }
 
     /// Takes an event back that was checked when it was stored.
@@ -208,16 +197,7 @@ impl Event {
             return Err(NotCanonical);
         }
         let key = Key::from_names(view.topic, view.event_id, &mut BytesMut::new());
-        Ok(Self::from_parts(key, encoded))
-    }
-
-    fn from_parts(key: Key, encoded: Bytes) -> Self {
-        let content_hash = xxh3_64(&encoded);
-        Self {
-            key,
-            encoded,
-            content_hash,
-        }
+        Ok(Self { key, encoded })
     }
 
     /// What identifies the event.
@@ -228,11 +208,6 @@ impl Event {
     /// The canonical encoding of the `oncelog.v1.Event`.
     pub fn encoded(&self) -> &Bytes {
         &self.encoded
-    }
-
-    /// xxh3-64 of the canonical encoding: two events of one key with different hashes are in conflict.
-    pub fn content_hash(&self) -> u64 {
-        self.content_hash
     }
 }
 

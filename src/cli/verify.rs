@@ -170,12 +170,13 @@ impl IndexCheck {
     }
 
     fn add(&mut self, batch: &Batch, report: &mut Report) {
+        let secret = self.index.secret();
         for stored in batch.events() {
             match Event::from_stored(stored.encoded) {
                 Ok(event) => {
                     let entry = Entry {
                         sequence: stored.sequence,
-                        content_hash: event.content_hash(),
+                        content_hash: secret.content_hash(event.encoded()),
                     };
                     self.waiting.push((event.key().clone(), entry));
                 }
@@ -231,7 +232,7 @@ impl IndexCheck {
             self.sealed += u64::from(covered);
             let twice = !covered && !self.unsealed.insert(key.as_bytes().into());
             let expected = covered.then_some(entry);
-            match view.get(&key) {
+            match view.get(&key, self.index.secret().key_hash(&key)) {
                 Err(error) => report.wrong_entry(format!("index: {error}")),
                 Ok(found) if found == expected && !twice => {}
                 Ok(found) => {

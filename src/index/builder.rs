@@ -7,25 +7,23 @@ use std::{
     io,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-    sync::Arc,
 };
-
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     Entry,
-    disk::{TempFolder, folder_name},
-    error::BuildError,
+    disk::TempFolder,
+    error::{BuildError, Trouble},
     fence::FencedWriter,
     filter::Filter,
-    generation::{FILTER_FILE, Generation, KEYS_TREE, SLICES_TREE, Unusable},
+    folder::Folder,
+    generation::{FILTER_FILE, Generation, KEYS_TREE, SLICES_TREE},
     manifest::Manifest,
     run::{RUN_KEYS_MAX, RunWriter},
+    secret::KeyHash,
     slices::SlicesWriter,
     store::Store,
 };
-use crate::{event::Sequence, platform::Disk};
+use crate::event::Sequence;
 
 /// A generation that is being built. Dropped before it is finished, it leaves nothing.
 pub(super) struct Builder {
@@ -33,30 +31,30 @@ pub(super) struct Builder {
     filter: Filter,
     run: RunWriter,
     /// The hashes of the keys in the run.
-    hashes: Vec<u64>,
+    hashes: Vec<KeyHash>,
     slices_run: SlicesWriter,
     key_count: u64,
     // The store, declared before its folder: it is closed before the folder is removed.
     keys: FencedWriter,
     slices: FencedWriter,
     store: Store,
-    folder: TempFolder,
-    disk: Arc<dyn Disk>,
+    temp: TempFolder,
+    folder: Folder,
 }
 
 impl Builder {
-    /// Begins a generation in the folder `dir`, of the sequences `range` and at most `keys_max` keys.
+    /// Begins a generation of the sequences `range` and at most `keys_max` keys.
     pub(super) fn create(
-        disk: &Arc<dyn Disk>,
-        dir: &Path,
+        folder: &Folder,
         range: Range<Sequence>,
         keys_max: u64,
     ) -> Result<Self, BuildError> {
-        let folder = TempFolder::create(Arc::clone(disk), dir.join(folder_name(&range)))?;
-        let store = Store::open(&**disk, folder.path(), keys_max)?;
+        let disk = &folder.disk;
+        let temp = TempFolder::create(disk.clone(), folder.generation(&range))?;
+        let store = Store::open(&**disk, temp.path(), keys_max)?;
         let runs = |name| -> Result<_, BuildError> {
             let tree = store.open_tree(name)?;
-            let path = folder.path().join(name);
+            let path = temp.path().join(name);
             Ok(FencedWriter::create(tree, &**disk, &path)?)
         };
         Ok(Self {
@@ -69,14 +67,19 @@ impl Builder {
             slices: runs(SLICES_TREE)?,
             range,
             store,
-            folder,
-            disk: Arc::clone(disk),
+            temp,
+            folder: folder.clone(),
         })
     }
 
     /// Adds a key above all so far; one that equals the last is left out. True if it began a run, for callers
     /// that look up now and then.
-    pub(super) fn push_key(&mut self, key: &[u8], entry: Entry) -> Result<bool, BuildError> {
+    pub(super) fn push_key(
+        &mut self,
+        key: &[u8],
+        hash: KeyHash,
+        entry: Entry,
+    ) -> Result<bool, BuildError> {
         assert!(
             self.range.contains(&entry.sequence),
             "a generation holds the sequences it covers"
@@ -86,7 +89,7 @@ impl Builder {
             self.put_run()?;
         }
         if self.run.push(key, entry) {
-            self.hashes.push(xxh3_64(key));
+            self.hashes.push(hash);
             self.key_count += 1;
         }
         Ok(full)
@@ -113,27 +116,37 @@ impl Builder {
         self.put_slices_run()?;
         // The folder first: of what is left when something fails, the last is dropped first.
         let Self {
-            folder,
+            temp,
             range,
             filter,
             key_count,
             store,
             keys,
             slices,
-            disk,
+            folder,
             ..
         } = self;
+        let disk = &*folder.disk;
         let (key_runs, slice_runs) = (keys.finish()?, slices.finish()?);
         store.flush()?;
         drop(store);
-        filter.save(&*disk, &folder.path().join(FILTER_FILE))?;
-        let store_bytes = Store::bytes(&*disk, folder.path())?;
-        Manifest::new(range.clone(), key_count, key_runs, slice_runs, store_bytes)
-            .save(&*disk, folder.path())?;
-        let path = folder.publish()?;
-        Generation::open(&disk, &path, range).map_err(|unusable| match unusable {
-            Unusable::Unreadable(error) => error.into(),
-            Unusable::Damaged(fault) => io::Error::other(fault.0.to_string()).into(),
+        filter.save(disk, &temp.path().join(FILTER_FILE))?;
+        let store_bytes = Store::bytes(disk, temp.path())?;
+        let secret = folder.secret.name();
+        Manifest::new(
+            range.clone(),
+            key_count,
+            key_runs,
+            slice_runs,
+            store_bytes,
+            secret,
+        )
+        .save(disk, temp.path())?;
+        temp.publish()?;
+        Generation::open(&folder, range).map_err(|trouble| match trouble {
+            Trouble::Unreadable(error) => error.into(),
+            Trouble::Damage(fault) => io::Error::other(fault.0.to_string()).into(),
+            Trouble::Newer { .. } => unreachable!("this version wrote it"),
         })
     }
 

@@ -69,13 +69,12 @@ impl TempFolder {
         &self.path
     }
 
-    /// Makes all that is in the folder durable, gives it its name and returns its path.
-    pub(super) fn publish(mut self) -> io::Result<PathBuf> {
+    /// Makes all that is in the folder durable and gives it its name.
+    pub(super) fn publish(mut self) -> io::Result<()> {
         self.disk.sync_tree(&self.path)?;
         self.disk.rename(&self.path, &self.target)?;
         self.published = true;
-        sync_parent(&*self.disk, &self.target)?;
-        Ok(self.target.clone())
+        sync_parent(&*self.disk, &self.target)
     }
 }
 

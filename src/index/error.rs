@@ -11,7 +11,7 @@ use thiserror::Error;
 /// Why a lookup or a seal failed. Cheap to clone: one failure answers a whole batch.
 #[derive(Clone, Debug, Error)]
 pub enum IndexError {
-    /// A generation cannot be read, or proved that it lost entries. It is marked, removed at the next
+    /// A generation proved that it lost entries. It is marked, removed at the next
     /// [`Index::open`](super::Index::open), and refilled from the log then.
     #[error("{}: index generation is damaged: {reason}", path.display())]
     Damaged {
@@ -51,6 +51,20 @@ pub enum OpenError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// A newer version wrote a file. Nothing was changed.
+    #[error(
+        "{} has format version {version}; this oncelog knows version {known}: run the one that wrote it, or remove \
+         the folder of the index, which is then rebuilt from the log",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+        /// The newest version that this build reads.
+        known: u32,
     },
 }
 
@@ -137,6 +151,81 @@ pub(super) fn is_environment(error: &io::Error) -> bool {
 /// Whether sled could not lock its file; it has no kind for that.
 pub(super) fn is_locked(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Other && error.to_string().contains("could not acquire lock")
+}
+
+/// Why a file of the index was not read.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// It is not what was written, or unfinished.
+    Damage(Fault),
+    /// It may be whole, but cannot be read now.
+    Unreadable(io::Error),
+    /// A newer version wrote it.
+    Newer {
+        /// Empty until [`Trouble::of`] names it.
+        path: PathBuf,
+        version: u32,
+        known: u32,
+    },
+}
+
+impl Trouble {
+    pub(super) fn newer(version: u32, known: u32) -> Self {
+        Self::Newer {
+            path: PathBuf::new(),
+            version,
+            known,
+        }
+    }
+
+    /// Why the index cannot be opened, if it is not damage that can be repaired; `path` is what was read.
+    pub(super) fn into_open_error(self, path: &Path) -> OpenError {
+        let path = path.to_owned();
+        match self {
+            Self::Newer {
+                path,
+                version,
+                known,
+            } => OpenError::Newer {
+                path,
+                version,
+                known,
+            },
+            Self::Unreadable(source) => OpenError::Io { path, source },
+            Self::Damage(Fault(reason)) => OpenError::Io {
+                path,
+                source: io::Error::new(io::ErrorKind::InvalidData, &*reason),
+            },
+        }
+    }
+
+    /// Names the file that it is about.
+    pub(super) fn of(self, file: &Path) -> Self {
+        match self {
+            Self::Newer { version, known, .. } => Self::Newer {
+                path: file.to_owned(),
+                version,
+                known,
+            },
+            Self::Damage(_) | Self::Unreadable(_) => self,
+        }
+    }
+}
+
+impl From<Fault> for Trouble {
+    fn from(fault: Fault) -> Self {
+        Self::Damage(fault)
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        if is_environment(&error) {
+            Self::Unreadable(error)
+        } else {
+            Self::Damage(error.into())
+        }
+    }
 }
 
 /// What is wrong with a generation, in words for the operator.

@@ -1,13 +1,15 @@
 //! Filter: says of most absent keys that they are absent, from memory.
 //!
 //! A blocked Bloom filter: one 64-byte block a key, one bit in each of its eight words, so that a probe
-//! touches one cache line. Owns the filter and its file. Never decides that a key is present.
+//! touches one cache line. Owns the filter and its file. Never decides that a key is present. Keys are hashed under a
+//! [secret](super::secret), so that nobody can choose keys that pass.
 
 use std::{
     io::{self, BufReader, BufWriter, Read, Write},
     path::Path,
 };
 
+use super::secret::KeyHash;
 use crate::platform::{Disk, DiskReader, DiskWriter};
 
 /// One cache line.
@@ -22,8 +24,9 @@ const BIT_BITS: u32 = 6;
 /// those that chose the block.
 const REMIX: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The first bytes of the file: name and version of the format. The number of blocks (u64), the blocks
-/// (eight u64 each) and the CRC32C (u32) of all that follow, little-endian.
-const MAGIC: [u8; 8] = *b"olbloom1";
+/// (eight u64 each) and the CRC32C (u32) of all that follow, little-endian. Which version it is, is decided by the
+/// [manifest](super::manifest) of the generation.
+const MAGIC: [u8; 8] = *b"olbloom2";
 /// How much of the file is read or written at a time.
 const BUFFER_BYTES: usize = 256 * 1024;
 
@@ -43,8 +46,8 @@ impl Filter {
     }
 
     /// Adds hashes. Many at a time: each is in another cache line, and lines are waited for together.
-    pub(super) fn insert(&mut self, hashes: &[u64]) {
-        for &hash in hashes {
+    pub(super) fn insert(&mut self, hashes: &[KeyHash]) {
+        for &KeyHash(hash) in hashes {
             let block = &mut self.blocks[block_of(hash, self.blocks.len())];
             for (word, bit) in block.iter_mut().zip(bits_of(hash)) {
                 *word |= bit;
@@ -52,7 +55,7 @@ impl Filter {
         }
     }
 
-    pub(super) fn may_contain(&self, hash: u64) -> bool {
+    pub(super) fn may_contain(&self, KeyHash(hash): KeyHash) -> bool {
         let block = &self.blocks[block_of(hash, self.blocks.len())];
         block
             .iter()
@@ -175,6 +178,7 @@ mod tests {
             flip in 1..=u8::MAX,
         ) {
             let mut filter = Filter::with_capacity(capacity);
+            let hashes: Vec<_> = hashes.into_iter().map(KeyHash).collect();
             filter.insert(&hashes);
             let mut bytes = Vec::new();
             filter.write(&mut bytes).expect("memory");
@@ -188,8 +192,8 @@ mod tests {
         }
     }
 
-    fn hash(at: u64) -> u64 {
-        xxh3_64(&at.to_le_bytes())
+    fn hash(at: u64) -> KeyHash {
+        KeyHash(xxh3_64(&at.to_le_bytes()))
     }
 
     fn filled(keys: u64) -> Filter {

@@ -8,6 +8,7 @@ use super::{
     filter::Filter,
     manifest::Manifest,
     run::{RUN_KEYS_MAX, RunCursor, RunWriter, find},
+    secret::{KeyHash, Secret},
     slices::{self, SlicesWriter},
 };
 use crate::event::Sequence;
@@ -198,14 +199,17 @@ fn read_filter(bytes: &[u8]) {
     let mut written = Vec::new();
     filter.write(&mut written).expect("memory");
     assert_eq!(written, bytes);
-    for hash in [0, 1, 1 << 63, u64::MAX] {
+    for hash in [0, 1, 1 << 63, u64::MAX].map(KeyHash) {
         filter.insert(&[hash]);
         assert!(filter.may_contain(hash));
     }
 }
 
-/// Reads a manifest as it is, and with its checksum made right; also the name of a folder.
+/// Reads a manifest as it is, and with its checksum made right; also the name of a folder, and a secret.
 pub fn manifest(data: &[u8]) {
+    if let Ok(secret) = Secret::parse(data) {
+        assert_eq!(secret.encode(), data);
+    }
     if let Ok(manifest) = Manifest::parse(data) {
         assert_eq!(Manifest::parse(&manifest.json()).ok(), Some(manifest));
     }
@@ -281,7 +285,7 @@ pub(crate) mod seeds {
 
     pub(crate) fn filters() -> Vec<(&'static str, Vec<u8>)> {
         let mut filter = Filter::with_capacity(100);
-        filter.insert(&[1, 1 << 40, u64::MAX]);
+        filter.insert(&[1, 1 << 40, u64::MAX].map(KeyHash));
         let mut whole = Vec::new();
         filter.write(&mut whole).expect("memory");
         let unchecked = whole[..whole.len() - 4].to_vec();
@@ -294,7 +298,7 @@ pub(crate) mod seeds {
             bytes,
         };
         let (keys, slices) = (runs(b"a\0b", 5000), runs(b"a\0\0\x01", 70));
-        let manifest = Manifest::new(1..100, 99, keys, slices, 4096);
+        let manifest = Manifest::new(1..100, 99, keys, slices, 4096, 7);
         vec![
             ("whole", manifest.json()),
             ("folder", disk::folder_name(&(1..100)).into_bytes()),

@@ -15,11 +15,14 @@ use std::{
 
 use super::{
     Entry, disk,
-    error::{Fault, IndexError, is_environment},
+    error::{Fault, IndexError, Trouble},
     fence::{Fenced, Run},
     filter::Filter,
+    folder::Folder,
     manifest::{Manifest, Runs},
-    run, slices,
+    run,
+    secret::KeyHash,
+    slices,
     store::Store,
 };
 use crate::{
@@ -33,30 +36,6 @@ pub(super) const KEYS_TREE: &str = "keys";
 pub(super) const SLICES_TREE: &str = "slices";
 /// Written when a generation turns out damaged, so that the next start removes it. Holds the reason.
 const DAMAGED_FILE: &str = "damaged";
-
-/// Why a folder is not a generation that can be used.
-pub(super) enum Unusable {
-    /// It is damaged or unfinished.
-    Damaged(Fault),
-    /// It may be whole, but cannot be read now.
-    Unreadable(io::Error),
-}
-
-impl From<Fault> for Unusable {
-    fn from(fault: Fault) -> Self {
-        Self::Damaged(fault)
-    }
-}
-
-impl From<io::Error> for Unusable {
-    fn from(error: io::Error) -> Self {
-        if is_environment(&error) {
-            Self::Unreadable(error)
-        } else {
-            Self::Damaged(Fault::new(error.to_string()))
-        }
-    }
-}
 
 /// An open generation.
 pub(super) struct Generation {
@@ -73,19 +52,20 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// Opens and checks the one in the folder `path` whose name says `range`.
-    pub(super) fn open(
-        disk: &Arc<dyn Disk>,
-        path: &Path,
-        range: Range<Sequence>,
-    ) -> Result<Self, Unusable> {
+    /// Opens and checks the one of `range`.
+    pub(super) fn open(folder: &Folder, range: Range<Sequence>) -> Result<Self, Trouble> {
+        let Folder { disk, secret, .. } = folder;
+        let path = &*folder.generation(&range);
         if let Ok(reason) = disk.read(&path.join(DAMAGED_FILE)) {
             let reason = String::from_utf8_lossy(&reason);
             return Err(Fault::new(format!("marked as damaged: {reason}")).into());
         }
-        let manifest = Manifest::load(&**disk, path)??;
+        let manifest = Manifest::load(&**disk, path)?;
         if manifest.range() != range {
             return Err(Fault::new("its manifest is of another folder").into());
+        }
+        if manifest.secret != secret.name() {
+            return Err(Fault::new("its hashes are of another secret").into());
         }
         if Store::bytes(&**disk, path)? < manifest.store_bytes {
             return Err(Fault::new("its store was cut off").into());
@@ -101,7 +81,7 @@ impl Generation {
             if file.len()? != written.bytes {
                 return Err(Fault::new(format!("its file {name} has another length")).into());
             }
-            Ok::<_, Unusable>(Fenced::new(tree, file, written.first))
+            Ok::<_, Trouble>(Fenced::new(tree, file, written.first))
         };
         let keys = runs(KEYS_TREE, manifest.key_runs)?;
         let slices = runs(SLICES_TREE, manifest.slice_runs)?;
@@ -143,13 +123,13 @@ impl Generation {
     }
 
     /// From memory: false if the key is certainly not in it.
-    pub(super) fn may_contain(&self, key: &Key) -> bool {
-        self.filter.may_contain(key.hash())
+    pub(super) fn may_contain(&self, hash: KeyHash) -> bool {
+        self.filter.may_contain(hash)
     }
 
     /// The entry of exactly this key. Reads the disk unless the filter says no.
-    pub(super) fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
-        if !self.may_contain(key) {
+    pub(super) fn get(&self, key: &Key, hash: KeyHash) -> Result<Option<Entry>, IndexError> {
+        if !self.may_contain(hash) {
             return Ok(None);
         }
         self.read(|this| match this.keys.floor(key.as_bytes())? {
@@ -267,10 +247,14 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::index::testing::os_disk;
-    use crate::index::testing::{batch_of, build, entry, key, key_at, topic_at};
+    use crate::index::testing::{SECRET, batch_of, build, entry, folder, key, key_at, topic_at};
 
     const RANGE: Range<Sequence> = 101..1_101;
+
+    fn get(generation: &Generation, sequence: Sequence) -> Result<Option<Entry>, IndexError> {
+        let key = key_at(sequence);
+        generation.get(&key, SECRET.key_hash(&key))
+    }
 
     type Change = fn(&mut Vec<u8>);
 
@@ -280,17 +264,21 @@ mod tests {
         (dir, generation)
     }
 
-    fn reopen(generation: Generation) -> Result<Generation, Unusable> {
+    fn reopen(generation: Generation) -> Result<Generation, Trouble> {
         let path = generation.path().to_owned();
         drop(generation);
-        Generation::open(&os_disk(), &path, RANGE)
+        open(&path)
     }
 
-    fn reason<T>(outcome: Result<T, Unusable>) -> String {
+    fn open(path: &Path) -> Result<Generation, Trouble> {
+        Generation::open(&folder(path.parent().expect("a folder")), RANGE)
+    }
+
+    fn reason<T>(outcome: Result<T, Trouble>) -> String {
         match outcome {
             Ok(_) => "usable".to_owned(),
-            Err(Unusable::Damaged(fault)) => fault.0.to_string(),
-            Err(Unusable::Unreadable(error)) => panic!("{error}"),
+            Err(Trouble::Damage(fault)) => fault.0.to_string(),
+            Err(trouble) => panic!("{trouble:?}"),
         }
     }
 
@@ -305,7 +293,7 @@ mod tests {
         let (_dir, generation) = built();
         let generation = reopen(generation).unwrap_or_else(|_| panic!("whole"));
         for sequence in RANGE {
-            let found = generation.get(&key_at(sequence)).expect("readable");
+            let found = get(&generation, sequence).expect("readable");
             assert_eq!(found, Some(entry(sequence)));
         }
         // Past the filter, which would hide most of what a lookup does with an absent key.
@@ -315,7 +303,7 @@ mod tests {
         };
         for sequence in (1..101).chain(1_101..1_300) {
             assert_eq!(probe(key_at(sequence)), None, "{sequence}");
-            assert_eq!(generation.get(&key_at(sequence)).expect("readable"), None);
+            assert_eq!(get(&generation, sequence).expect("readable"), None);
         }
         for (topic, id) in [
             ("a", "before all"),
@@ -363,15 +351,14 @@ mod tests {
             db.flush().expect("flushed");
             drop((tree, db));
 
-            let generation =
-                Generation::open(&os_disk(), &path, RANGE).unwrap_or_else(|_| panic!("opens"));
+            let generation = open(&path).unwrap_or_else(|_| panic!("opens"));
             let mut failed = false;
             for sequence in RANGE {
                 let outcome = if slices {
                     let (mut page, from) = (Vec::new(), sequence);
                     generation.slices(topic_at(sequence), from, 2, &mut page)
                 } else {
-                    let found = generation.get(&key_at(sequence));
+                    let found = get(&generation, sequence);
                     found.map(|found| assert_eq!(found, Some(entry(sequence))))
                 };
                 failed |= matches!(outcome, Err(IndexError::Damaged { .. }));
@@ -420,7 +407,7 @@ mod tests {
             let path = generation.path().to_owned();
             drop(generation);
             corrupt(&path.join(file), change);
-            let found = reason(Generation::open(&os_disk(), &path, RANGE));
+            let found = reason(open(&path));
             assert!(
                 found.starts_with(expected) || file == "sled/db",
                 "{file}: {found}"
@@ -430,12 +417,14 @@ mod tests {
         let (_dir, generation) = built();
         let path = generation.path().to_owned();
         drop(generation);
-        assert_eq!(
-            reason(Generation::open(&os_disk(), &path, 101..1_100)),
-            "its manifest is of another folder"
-        );
+        let other = path.with_file_name(disk::folder_name(&(101..1_100)));
+        fs::rename(&path, &other).expect("renamed");
+        let folder = folder(path.parent().expect("a folder"));
+        let renamed = Generation::open(&folder, 101..1_100);
+        assert_eq!(reason(renamed), "its manifest is of another folder");
+        fs::rename(&other, &path).expect("renamed");
         fs::remove_file(path.join("generation.json")).expect("removed");
-        assert_ne!(reason(Generation::open(&os_disk(), &path, RANGE)), "usable");
+        assert_ne!(reason(open(&path)), "usable");
     }
 
     #[test]
@@ -451,8 +440,9 @@ mod tests {
 
     #[test]
     fn removing_leaves_nothing() {
-        let (dir, generation) = built();
+        let (_dir, generation) = built();
+        let path = generation.path().to_owned();
         generation.remove().expect("removed");
-        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 0);
+        assert!(!path.exists());
     }
 }

@@ -1,16 +1,21 @@
 //! Manifest: the last file written of a generation, which says what is in it.
 //!
-//! Owns the file `generation.json`. A generation without a whole manifest was not finished.
+//! Owns the file `generation.json`. A generation without a whole manifest was not finished. From version 3 on, every
+//! version has its number in `format` and ends with `,"crc32c":<CRC32C of all before>}`, so that a manifest of a newer
+//! version can be told from a damaged one.
 
 use std::{io, ops::Range, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::error::Fault;
+use super::error::{Fault, Trouble};
 use crate::{event::Sequence, platform::Disk};
 
-const FILE: &str = "generation.json";
-const FORMAT: u32 = 2;
+pub(super) const FILE: &str = "generation.json";
+/// 3: contents and keys are hashed under the secret of the index; 2 hashed them without one.
+const FORMAT: u32 = 3;
+/// What begins the last member.
+const CRC_MEMBER: &str = ",\"crc32c\":";
 
 /// What is in a file of runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +39,16 @@ pub(super) struct Manifest {
     pub(super) slice_runs: Runs,
     /// The length of the store's main file, which never gets shorter.
     pub(super) store_bytes: u64,
-    /// Of this manifest with 0 here.
+    /// Which secret its hashes are of.
+    pub(super) secret: u64,
+    /// Of all before.
+    crc32c: u32,
+}
+
+/// What every version has.
+#[derive(Deserialize)]
+struct AnyVersion {
+    format: u32,
     crc32c: u32,
 }
 
@@ -45,6 +59,7 @@ impl Manifest {
         key_runs: Runs,
         slice_runs: Runs,
         store_bytes: u64,
+        secret: u64,
     ) -> Self {
         let mut manifest = Self {
             format: FORMAT,
@@ -54,9 +69,10 @@ impl Manifest {
             key_runs,
             slice_runs,
             store_bytes,
+            secret,
             crc32c: 0,
         };
-        manifest.crc32c = manifest.checksum();
+        manifest.crc32c = checksum(&manifest.json());
         manifest
     }
 
@@ -70,32 +86,26 @@ impl Manifest {
     }
 
     /// Reads the one in `folder`.
-    pub(super) fn load(disk: &dyn Disk, folder: &Path) -> io::Result<Result<Self, Fault>> {
-        let json = disk.read(&folder.join(FILE))?;
-        Ok(Self::parse(&json))
+    pub(super) fn load(disk: &dyn Disk, folder: &Path) -> Result<Self, Trouble> {
+        let path = folder.join(FILE);
+        Self::parse(&disk.read(&path)?).map_err(|trouble| trouble.of(&path))
     }
 
-    pub(super) fn parse(json: &[u8]) -> Result<Self, Fault> {
-        let manifest: Self = serde_json::from_slice(json)
-            .map_err(|error| Fault::new(format!("{FILE} is malformed: {error}")))?;
-        if manifest.format != FORMAT {
-            return Err(Fault::new(format!(
-                "{FILE} has format {}, this version reads {FORMAT}",
-                manifest.format
-            )));
+    pub(super) fn parse(json: &[u8]) -> Result<Self, Trouble> {
+        let malformed = |error| Fault::new(format!("{FILE} is malformed: {error}"));
+        let AnyVersion { format, crc32c } = serde_json::from_slice(json).map_err(malformed)?;
+        if format < FORMAT {
+            let reason =
+                format!("it has format version {format}, and this oncelog writes {FORMAT}");
+            return Err(Fault::new(reason).into());
         }
-        if manifest.crc32c != manifest.checksum() {
-            return Err(Fault::new(format!("{FILE} does not match its checksum")));
+        if crc32c != checksum(json) {
+            return Err(Fault::new(format!("{FILE} does not match its checksum")).into());
         }
-        Ok(manifest)
-    }
-
-    fn checksum(&self) -> u32 {
-        let blank = Self {
-            crc32c: 0,
-            ..self.clone()
-        };
-        crc32c::crc32c(&blank.json())
+        if format > FORMAT {
+            return Err(Trouble::newer(format, FORMAT));
+        }
+        Ok(serde_json::from_slice(json).map_err(malformed)?)
     }
 
     pub(super) fn json(&self) -> Vec<u8> {
@@ -110,9 +120,17 @@ impl Manifest {
             format: FORMAT,
             ..found
         };
-        manifest.crc32c = manifest.checksum();
+        manifest.crc32c = checksum(&manifest.json());
         Some(manifest)
     }
+}
+
+/// The CRC32C of a manifest up to the member that holds it; of nothing if it has none.
+fn checksum(json: &[u8]) -> u32 {
+    let member = CRC_MEMBER.as_bytes();
+    let mut windows = json.windows(member.len());
+    let end = windows.rposition(|window| window == member).unwrap_or(0);
+    crc32c::crc32c(&json[..end])
 }
 
 #[cfg(test)]
@@ -134,11 +152,12 @@ mod tests {
             keys: u64,
             runs in [any_runs(), any_runs()],
             store_bytes: u64,
+            secret: u64,
             at in any::<prop::sample::Index>(),
             digit in b'0'..=b'9',
         ) {
             let [key_runs, slice_runs] = runs;
-            let manifest = Manifest::new(range.clone(), keys, key_runs, slice_runs, store_bytes);
+            let manifest = Manifest::new(range.clone(), keys, key_runs, slice_runs, store_bytes, secret);
             prop_assert_eq!(manifest.range(), range);
             let json = manifest.json();
             prop_assert_eq!(&Manifest::parse(&json).expect("whole"), &manifest);
@@ -156,7 +175,7 @@ mod tests {
             bytes,
         };
         let (keys, slices) = (runs(b"a\0b", 5000), runs(b"a\0\0\x01", 70));
-        let manifest = Manifest::new(1..100, 99, keys, slices, 4096);
+        let manifest = Manifest::new(1..100, 99, keys, slices, 4096, 7);
         let json = manifest.json();
         assert_eq!(Manifest::parse(&json).expect("whole"), manifest);
         for at in 0..json.len() {
@@ -170,5 +189,29 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn versions_are_told_from_damage() {
+        let with_crc = |content: &str| {
+            let crc = crc32c::crc32c(content.as_bytes());
+            Manifest::parse(format!("{content}{CRC_MEMBER}{crc}}}").as_bytes())
+        };
+        let newer = with_crc(r#"{"format":4,"what":"a later version has""#);
+        assert!(matches!(
+            newer,
+            Err(Trouble::Newer {
+                version: 4,
+                known: 3,
+                ..
+            })
+        ));
+        let changed = Manifest::parse(br#"{"format":4,"what":"is not so","crc32c":1}"#);
+        assert!(matches!(changed, Err(Trouble::Damage(_))));
+        let older = Manifest::parse(br#"{"format":2,"first":1,"crc32c":1}"#);
+        let Err(Trouble::Damage(Fault(reason))) = older else {
+            panic!("version 2 is not read");
+        };
+        assert!(reason.contains("has format version 2"), "{reason}");
     }
 }

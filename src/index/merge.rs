@@ -3,19 +3,20 @@
 //! Owns the tiers: a merge takes as many adjacent generations of one tier as the fanout says, so that the
 //! number of generations grows with the logarithm of the history and a key is written once a tier.
 
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 use super::{
     Entry, IndexOptions,
     builder::Builder,
     error::{BuildError, Fault},
     fence::Run,
+    folder::Folder,
     generation::Generation,
     parts::View,
     run::RunCursor,
     slices,
 };
-use crate::{event::Sequence, platform::Disk};
+use crate::event::Sequence;
 
 /// The generations to merge next, if any.
 pub(super) fn candidates(view: &View, options: IndexOptions) -> Option<Vec<Arc<Generation>>> {
@@ -79,11 +80,9 @@ fn tier(keys: u64, options: IndexOptions) -> u32 {
         .unwrap_or(0)
 }
 
-/// Merges adjacent `parents` into one generation in the folder `dir`. Calls `go_on` between runs; an error
-/// of it ends the merge.
+/// Merges adjacent `parents` into one generation. Calls `go_on` between runs; an error of it ends the merge.
 pub(super) fn merge(
-    disk: &Arc<dyn Disk>,
-    dir: &Path,
+    folder: &Folder,
     parents: &[Arc<Generation>],
     mut go_on: impl FnMut() -> Result<(), BuildError>,
 ) -> Result<Generation, BuildError> {
@@ -92,13 +91,14 @@ pub(super) fn merge(
     };
     let range = first.range().start..last.range().end;
     let keys_max = parents.iter().map(|parent| parent.key_count()).sum();
-    let mut builder = Builder::create(disk, dir, range, keys_max)?;
-    merge_keys(parents, &mut builder, &mut go_on)?;
+    let mut builder = Builder::create(folder, range, keys_max)?;
+    merge_keys(folder, parents, &mut builder, &mut go_on)?;
     merge_slices(parents, &mut builder, &mut go_on)?;
     builder.finish()
 }
 
 fn merge_keys(
+    folder: &Folder,
     parents: &[Arc<Generation>],
     builder: &mut Builder,
     go_on: &mut impl FnMut() -> Result<(), BuildError>,
@@ -116,7 +116,11 @@ fn merge_keys(
         let source = &mut sources[at];
         if is_last && planted!(MergeLosesKey) {
             // It is gone.
-        } else if builder.push_key(source.key(), source.entry)? {
+        } else if builder.push_key(
+            source.key(),
+            folder.secret.hash_key(source.key()),
+            source.entry,
+        )? {
             go_on()?;
         }
         if !source.advance()? {

@@ -4,16 +4,15 @@
 
 use std::{
     io,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
-    IndexOptions, builder::caught, control::Control, error::BuildError, generation::Generation,
-    merge, parts::Parts,
+    IndexOptions, builder::caught, control::Control, error::BuildError, folder::Folder,
+    generation::Generation, merge, parts::Parts,
 };
-use crate::platform::{Job, Platform, Step};
+use crate::platform::{Job, Jobs, Step};
 
 /// How long to wait after a failed merge: it may have written much before it failed.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -22,8 +21,8 @@ const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 /// What the thread works with.
 pub(super) struct Merger {
-    platform: Platform,
-    dir: PathBuf,
+    jobs: Arc<dyn Jobs>,
+    folder: Folder,
     options: IndexOptions,
     parts: Arc<Parts>,
     control: Arc<Control>,
@@ -43,10 +42,7 @@ impl Job for Merger {
             return Step::Ended;
         }
         self.wakes = self.control.wakes();
-        if self
-            .retry_at
-            .is_some_and(|at| self.platform.jobs.now() < at)
-        {
+        if self.retry_at.is_some_and(|at| self.jobs.now() < at) {
             return Step::Idle;
         }
         self.retry_at = None;
@@ -57,14 +53,14 @@ impl Job for Merger {
             Err(BuildError::Stopped) => Step::Ended,
             Err(BuildError::Io(error)) => {
                 tracing::warn!(%error, "merging failed; trying again later");
-                self.retry_at = Some(self.platform.jobs.now() + RETRY_AFTER);
+                self.retry_at = Some(self.jobs.now() + RETRY_AFTER);
                 Step::Idle
             }
         }
     }
 
     fn wait(&mut self) {
-        let look_at = (!self.retired.is_empty()).then(|| self.platform.jobs.now() + LOOK_AFTER);
+        let look_at = (!self.retired.is_empty()).then(|| self.jobs.now() + LOOK_AFTER);
         let until = self.retry_at.into_iter().chain(look_at).min();
         self.control.wait(self.wakes, until);
     }
@@ -72,15 +68,15 @@ impl Job for Merger {
 
 impl Merger {
     pub(super) fn new(
-        platform: Platform,
-        dir: PathBuf,
+        jobs: Arc<dyn Jobs>,
+        folder: Folder,
         options: IndexOptions,
         parts: Arc<Parts>,
         control: Arc<Control>,
     ) -> Self {
         Self {
-            platform,
-            dir,
+            jobs,
+            folder,
             options,
             parts,
             control,
@@ -105,7 +101,7 @@ impl Merger {
             }
             Ok(())
         };
-        let merged = caught(|| merge::merge(&self.platform.disk, &self.dir, &parents, go_on))?;
+        let merged = caught(|| merge::merge(&self.folder, &parents, go_on))?;
         merged.log("merged");
         self.parts.publish(Arc::new(merged));
         self.retired.extend(parents);

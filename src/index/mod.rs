@@ -2,7 +2,8 @@
 //!
 //! The log decides, the index remembers: all of it is derived from the log and can be rebuilt from it. It
 //! maps each key of the whole history, compared byte for byte, to its sequence and content hash, and each
-//! topic to the batches that contain it. Owns the folder `index` of the data directory; the only place that
+//! topic to the batches that contain it. Callers hash keys and contents with its [`Secret`] before they ask, so that
+//! the writer need not. Owns the folder `index` of the data directory; the only place that
 //! names sled. Does not read the log, and decides nothing about events.
 //!
 //! A key goes from `recent`, in memory and the writer's own, into a frozen part, in memory and seen by
@@ -18,6 +19,7 @@ mod disk;
 mod error;
 mod fence;
 mod filter;
+mod folder;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod generation;
@@ -32,12 +34,15 @@ mod rebuild;
 mod recent;
 mod run;
 mod sealer;
+mod secret;
 mod slices;
 mod store;
 mod survey;
 mod threads;
 
 use std::{
+    collections::BTreeMap,
+    io,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -47,12 +52,15 @@ pub use error::{IndexError, OpenError};
 pub use parts::View;
 pub use reader::IndexReader;
 pub use rebuild::Rebuild;
+pub use secret::{KeyHash, Secret};
 pub use survey::Rejected;
 
 use crate::{
     event::{FIRST_SEQUENCE, Key, Sequence},
     platform::{Disk, Platform},
 };
+use error::{Fault, Trouble};
+use folder::Folder;
 use generation::Generation;
 use parts::Parts;
 use recent::Recent;
@@ -67,7 +75,7 @@ const FROZEN_MAX: usize = 2;
 pub struct Entry {
     /// Its place in the log.
     pub sequence: Sequence,
-    /// xxh3-64 of its canonical encoding.
+    /// [`Secret::content_hash`] of its canonical encoding.
     pub content_hash: u64,
 }
 
@@ -92,8 +100,7 @@ impl Default for IndexOptions {
 
 /// The writer's side of the index. There is one; it runs the threads that seal and merge.
 pub struct Index {
-    platform: Platform,
-    dir: PathBuf,
+    folder: Folder,
     options: IndexOptions,
     parts: Arc<Parts>,
     /// What is in no sealed part.
@@ -106,8 +113,9 @@ pub struct Index {
 
 impl Index {
     /// Opens the index in the folder `dir`, which is created if it is missing, for a log whose durable tail
-    /// is `tail`. Generations that are damaged, unfinished, superseded or ahead of the tail are removed, and
-    /// a warning logged. Before anything else, rebuild what is [`Index::missing`].
+    /// is `tail`. Generations that are damaged, unfinished, superseded, of an older version or ahead of the tail are
+    /// removed, and a warning logged; if there is one of a newer version, it fails and changes nothing. Before anything
+    /// else, rebuild what is [`Index::missing`].
     pub fn open(
         platform: &Platform,
         dir: &Path,
@@ -117,23 +125,30 @@ impl Index {
         let disk = &*platform.disk;
         assert!(options.keys_per_generation > 0, "a generation holds keys");
         assert!(options.merge_fanout >= 2, "a merge has two parents or more");
+        survey::refuse_newer(disk, dir)?;
+        let secret = load_secret(disk, dir)?;
         disk.create_dir(dir).map_err(OpenError::io(dir))?;
+        let secret = match secret {
+            Ok(secret) => secret,
+            Err(fault) => draw_secret(platform, dir, &fault).map_err(OpenError::io(dir))?,
+        };
+        let folder = Folder {
+            disk: Arc::clone(&platform.disk),
+            path: dir.to_owned(),
+            secret,
+        };
         disk::remove_temp_folders(disk, dir).map_err(OpenError::io(dir))?;
         let Survey {
             generations,
             rejected,
-        } = survey::survey(platform, dir, tail)?;
-        for Rejected { path, reason } in rejected {
-            let reason = &*reason;
-            tracing::warn!(path = %path.display(), reason, "removing an index generation");
-            disk::remove_folder(disk, &path).map_err(OpenError::io(&path))?;
-        }
+        } = survey::survey(&*platform.jobs, &folder, tail)?;
+        remove(disk, rejected)?;
         let missing = gaps(&generations, tail);
         let parts = Arc::new(Parts::new(generations));
-        let threads = Threads::spawn(platform, dir, options, &parts).map_err(OpenError::io(dir))?;
+        let threads =
+            Threads::spawn(&platform.jobs, &folder, options, &parts).map_err(OpenError::io(dir))?;
         Ok(Self {
-            platform: platform.clone(),
-            dir: dir.to_owned(),
+            folder,
             options,
             recent: Recent::with_capacity(options.keys_per_generation),
             recent_from: parts.view().sealed_to(),
@@ -158,26 +173,36 @@ impl Index {
         Rebuild::new(self, range)
     }
 
-    /// A reader of the sealed parts.
-    pub fn reader(&self) -> IndexReader {
-        IndexReader::new(Arc::clone(&self.parts))
+    /// What keys and contents are hashed with.
+    pub fn secret(&self) -> Secret {
+        self.folder.secret
     }
 
-    /// The entry of exactly this key, for a caller that looked into a [`View`] whose
+    /// A reader of the sealed parts.
+    pub fn reader(&self) -> IndexReader {
+        IndexReader::new(Arc::clone(&self.parts), self.folder.secret)
+    }
+
+    /// The entry of exactly this key, which has this hash, for a caller that looked into a [`View`] whose
     /// [`sealed_to`](View::sealed_to) is `looked_to`: looks into memory and into what was sealed since.
-    pub fn get(&self, key: &Key, looked_to: Sequence) -> Result<Option<Entry>, IndexError> {
-        if let Some(entry) = self.recent.get(key) {
+    pub fn get(
+        &self,
+        key: &Key,
+        hash: KeyHash,
+        looked_to: Sequence,
+    ) -> Result<Option<Entry>, IndexError> {
+        if let Some(entry) = self.recent.get(key, hash) {
             return Ok(Some(entry));
         }
         if self.recent_from <= looked_to || planted!(LookedTooFar) {
             return Ok(None);
         }
-        self.parts.view().get_from(key, looked_to)
+        self.parts.view().get_from(key, hash, looked_to)
     }
 
     /// Adds a key that is not in the index. Sequences strictly increase.
-    pub fn insert(&mut self, key: &Key, entry: Entry) {
-        self.recent.insert(key, entry);
+    pub fn insert(&mut self, key: &Key, hash: KeyHash, entry: Entry) {
+        self.recent.insert(key, hash, entry);
     }
 
     /// Forgets the keys with a sequence at or above `tail`, which is not below the durable tail: a batch
@@ -238,12 +263,58 @@ pub fn inspect(
     dir: &Path,
     tail: Sequence,
 ) -> Result<(IndexReader, Vec<Rejected>), OpenError> {
+    let disk = Arc::clone(&platform.disk);
+    survey::refuse_newer(&*disk, dir)?;
+    // Without its secret no generation can be used: another one says so of each.
+    let secret = load_secret(&*disk, dir)?.unwrap_or_else(|_| Secret::draw(platform));
+    let folder = Folder {
+        disk,
+        path: dir.to_owned(),
+        secret,
+    };
     let Survey {
         generations,
         rejected,
-    } = survey::survey(platform, dir, tail)?;
+    } = survey::survey(&*platform.jobs, &folder, tail)?;
     let parts = Arc::new(Parts::new(generations));
-    Ok((IndexReader::new(parts), rejected))
+    Ok((IndexReader::new(parts, secret), rejected))
+}
+
+/// The secret in the folder `dir`, or what is wrong with it.
+fn load_secret(disk: &dyn Disk, dir: &Path) -> Result<Result<Secret, Fault>, OpenError> {
+    match Secret::load(disk, dir) {
+        Ok(secret) => Ok(Ok(secret)),
+        Err(Trouble::Damage(fault)) => Ok(Err(fault)),
+        Err(trouble) => Err(trouble.into_open_error(dir)),
+    }
+}
+
+/// Gives the folder `dir` another secret.
+fn draw_secret(platform: &Platform, dir: &Path, fault: &Fault) -> io::Result<Secret> {
+    let disk = &*platform.disk;
+    if !survey::folders(disk, dir)?.is_empty() {
+        let (path, reason) = (dir.display(), &*fault.0);
+        tracing::warn!(%path, reason, "the index has lost its secret; it is rebuilt");
+    }
+    let secret = Secret::draw(platform);
+    secret.save(disk, dir)?;
+    Ok(secret)
+}
+
+/// Removes what cannot be used, with a warning for each reason.
+fn remove(disk: &dyn Disk, rejected: Vec<Rejected>) -> Result<(), OpenError> {
+    let mut reasons: BTreeMap<Arc<str>, Vec<PathBuf>> = BTreeMap::new();
+    for Rejected { path, reason } in rejected {
+        reasons.entry(reason).or_default().push(path);
+    }
+    for (reason, paths) in reasons {
+        let (count, first) = (paths.len(), paths[0].display());
+        tracing::warn!(%first, count, %reason, "removing generations of the index");
+        for path in paths {
+            disk::remove_folder(disk, &path).map_err(OpenError::io(&path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Where the last generation in the folder `dir` ends, by its name, whole or not; the first sequence if there
@@ -274,11 +345,12 @@ mod testing {
     use std::{ops::Range, path::Path, sync::Arc};
 
     use super::{
-        Entry, generation::Generation, parts::Frozen, recent::Recent, sealer, slices::RecentSlices,
+        Entry, Secret, folder::Folder, generation::Generation, parts::Frozen, recent::Recent,
+        sealer, slices::RecentSlices,
     };
     use crate::{
         event::{EventId, Key, Sequence, Topic},
-        platform::{Disk, OsDisk},
+        platform::{OsDisk, Platform},
     };
 
     pub(super) fn topic(name: &str) -> Topic {
@@ -312,7 +384,8 @@ mod testing {
         let mut keys = Recent::default();
         let mut slices = RecentSlices::default();
         for sequence in range.clone() {
-            keys.insert(&key_at(sequence), entry(sequence));
+            let key = key_at(sequence);
+            keys.insert(&key, SECRET.key_hash(&key), entry(sequence));
             slices.add(topic_at(sequence), batch_of(sequence));
         }
         let frozen = Frozen {
@@ -320,12 +393,31 @@ mod testing {
             keys,
             slices,
         };
-        sealer::build(&os_disk(), dir, &frozen, || Ok(())).expect("built")
+        sealer::build(&folder(dir), &frozen, || Ok(())).expect("built")
     }
 
-    pub(super) fn os_disk() -> Arc<dyn Disk> {
-        Arc::new(OsDisk)
+    /// `dir` as the folder of an index, with [`SECRET`] in it.
+    pub(super) fn folder(dir: &Path) -> Folder {
+        if Secret::load(&OsDisk, dir).is_err() {
+            SECRET.save(&OsDisk, dir).expect("saved");
+        }
+        Folder {
+            disk: Arc::new(OsDisk),
+            path: dir.to_owned(),
+            secret: SECRET,
+        }
     }
+
+    /// A platform whose indexes all have [`SECRET`].
+    pub(super) fn platform() -> Platform {
+        Platform {
+            random: || SECRET_HALF,
+            ..Platform::default()
+        }
+    }
+
+    const SECRET_HALF: u64 = 7;
+    pub(super) const SECRET: Secret = Secret::of_halves([SECRET_HALF; 2]);
 
     /// The first sequence of the batch of two that holds `sequence`.
     pub(super) fn batch_of(sequence: Sequence) -> Sequence {

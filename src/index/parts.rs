@@ -9,7 +9,8 @@ use std::{
 };
 
 use super::{
-    Entry, error::IndexError, generation::Generation, recent::Recent, slices::RecentSlices,
+    Entry, error::IndexError, generation::Generation, recent::Recent, secret::KeyHash,
+    slices::RecentSlices,
 };
 use crate::event::{FIRST_SEQUENCE, Key, Sequence};
 
@@ -36,17 +37,17 @@ impl Part {
         }
     }
 
-    fn may_contain(&self, key: &Key) -> bool {
+    fn may_contain(&self, key: &Key, hash: KeyHash) -> bool {
         match self {
-            Self::Frozen(frozen) => frozen.keys.get(key).is_some(),
-            Self::Generation(generation) => generation.may_contain(key),
+            Self::Frozen(frozen) => frozen.keys.get(key, hash).is_some(),
+            Self::Generation(generation) => generation.may_contain(hash),
         }
     }
 
-    fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
+    fn get(&self, key: &Key, hash: KeyHash) -> Result<Option<Entry>, IndexError> {
         match self {
-            Self::Frozen(frozen) => Ok(frozen.keys.get(key)),
-            Self::Generation(generation) => generation.get(key),
+            Self::Frozen(frozen) => Ok(frozen.keys.get(key, hash)),
+            Self::Generation(generation) => generation.get(key, hash),
         }
     }
 
@@ -83,26 +84,27 @@ impl View {
     }
 
     /// False if the key is certainly in no sealed part. Answers from memory.
-    pub fn may_contain(&self, key: &Key) -> bool {
-        self.parts.iter().any(|part| part.may_contain(key))
+    pub fn may_contain(&self, key: &Key, hash: KeyHash) -> bool {
+        self.parts.iter().any(|part| part.may_contain(key, hash))
     }
 
     /// The entry of exactly this key, if a sealed part has it. May read the disk: not for async workers.
-    pub fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
-        self.get_from(key, FIRST_SEQUENCE)
+    pub fn get(&self, key: &Key, hash: KeyHash) -> Result<Option<Entry>, IndexError> {
+        self.get_from(key, hash, FIRST_SEQUENCE)
     }
 
     /// The same, in those parts only that hold sequences at or above `looked_to`.
     pub(super) fn get_from(
         &self,
         key: &Key,
+        hash: KeyHash,
         looked_to: Sequence,
     ) -> Result<Option<Entry>, IndexError> {
         for part in self.parts.iter().rev() {
             if part.range().end <= looked_to {
                 break;
             }
-            if let Some(entry) = part.get(key)? {
+            if let Some(entry) = part.get(key, hash)? {
                 return Ok(Some(entry));
             }
         }

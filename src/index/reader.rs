@@ -7,6 +7,7 @@ use std::{ops::Range, sync::Arc};
 use super::{
     error::IndexError,
     parts::{Parts, View},
+    secret::Secret,
 };
 use crate::event::{Sequence, Topic};
 
@@ -15,11 +16,17 @@ use crate::event::{Sequence, Topic};
 #[derive(Clone)]
 pub struct IndexReader {
     parts: Arc<Parts>,
+    secret: Secret,
 }
 
 impl IndexReader {
-    pub(super) fn new(parts: Arc<Parts>) -> Self {
-        Self { parts }
+    pub(super) fn new(parts: Arc<Parts>, secret: Secret) -> Self {
+        Self { parts, secret }
+    }
+
+    /// What keys and contents are hashed with.
+    pub fn secret(&self) -> Secret {
+        self.secret
     }
 
     /// The sealed parts of now. Take one for each request.

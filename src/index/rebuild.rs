@@ -5,7 +5,8 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    Entry, Index, error::IndexError, parts::Frozen, recent::Recent, sealer, slices::RecentSlices,
+    Entry, Index, error::IndexError, parts::Frozen, recent::Recent, sealer, secret::KeyHash,
+    slices::RecentSlices,
 };
 use crate::event::{Key, Sequence};
 
@@ -48,12 +49,12 @@ impl<'a> Rebuild<'a> {
     }
 
     /// Adds an event of the batch.
-    pub fn insert(&mut self, key: &Key, entry: Entry) {
+    pub fn insert(&mut self, key: &Key, hash: KeyHash, entry: Entry) {
         assert!(
             self.range.contains(&entry.sequence),
             "an event is of the range"
         );
-        self.keys.insert(key, entry);
+        self.keys.insert(key, hash, entry);
     }
 
     /// Ends the range; it is missing no more. What is left goes into a generation, or into memory if the
@@ -70,15 +71,15 @@ impl<'a> Rebuild<'a> {
 
     /// Builds the generation of what was added, which ends at `end`.
     fn build(&mut self, end: Sequence) -> Result<(), IndexError> {
-        let dir = &self.index.dir;
+        let folder = &self.index.folder;
         let capacity = self.index.options.keys_per_generation;
         let frozen = Frozen {
             range: self.range.start..end,
             keys: std::mem::replace(&mut self.keys, Recent::with_capacity(capacity)),
             slices: std::mem::take(&mut self.slices),
         };
-        let generation = sealer::build(&self.index.platform.disk, dir, &frozen, || Ok(()))
-            .map_err(|error| error.into_index_error(dir))?;
+        let generation = sealer::build(folder, &frozen, || Ok(()))
+            .map_err(|error| error.into_index_error(&folder.path))?;
         self.index.parts.publish(Arc::new(generation));
         self.index.recent_from = self.index.parts.view().sealed_to();
         self.index.threads.control().wake();

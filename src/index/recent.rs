@@ -6,7 +6,7 @@ use std::{hint::black_box, vec};
 
 use hashbrown::{HashTable, hash_table};
 
-use super::Entry;
+use super::{Entry, secret::KeyHash};
 use crate::event::{Key, Sequence};
 
 /// Key bytes are kept in chunks of this size, so that growing never copies them.
@@ -26,7 +26,7 @@ pub(super) struct Recent {
 
 #[derive(Clone, Copy)]
 struct Slot {
-    hash: u64,
+    hash: KeyHash,
     entry: Entry,
     /// `(chunk * CHUNK_BYTES + offset) << LEN_BITS | length` of the key.
     place: u64,
@@ -66,21 +66,21 @@ impl Recent {
             .partition_point(|slot| slot.entry.sequence < tail)
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<Entry> {
-        let found = self.table.find(key.hash(), |&index| {
+    pub(super) fn get(&self, key: &Key, hash: KeyHash) -> Option<Entry> {
+        let found = self.table.find(hash.0, |&index| {
             let slot = self.slots[index as usize];
-            slot.hash == key.hash() && key_of(&self.chunks, slot) == key.as_bytes()
+            slot.hash == hash && key_of(&self.chunks, slot) == key.as_bytes()
         });
         found.map(|&index| self.slots[index as usize].entry)
     }
 
     /// Adds a key. A key that is there already keeps its first entry: the log may hold a key twice only if
     /// it was tampered with, and then the first is the one that was acked.
-    pub(super) fn insert(&mut self, key: &Key, entry: Entry) {
-        self.insert_bytes(key.as_bytes(), key.hash(), entry);
+    pub(super) fn insert(&mut self, key: &Key, hash: KeyHash, entry: Entry) {
+        self.insert_bytes(key.as_bytes(), hash, entry);
     }
 
-    fn insert_bytes(&mut self, key: &[u8], hash: u64, entry: Entry) {
+    fn insert_bytes(&mut self, key: &[u8], hash: KeyHash, entry: Entry) {
         assert!(
             self.slots
                 .last()
@@ -92,8 +92,8 @@ impl Recent {
             let slot = slots[index as usize];
             slot.hash == hash && key_of(chunks, slot) == key
         };
-        let rehash = |&index: &u32| slots[index as usize].hash;
-        if let hash_table::Entry::Vacant(vacant) = self.table.entry(hash, same, rehash) {
+        let rehash = |&index: &u32| slots[index as usize].hash.0;
+        if let hash_table::Entry::Vacant(vacant) = self.table.entry(hash.0, same, rehash) {
             vacant.insert(u32::try_from(slots.len()).expect("fewer than 2^32 keys in memory"));
             let place = push_key(chunks, key);
             slots.push(Slot { hash, entry, place });
@@ -106,7 +106,7 @@ impl Recent {
             let index = self.slots.len();
             match self
                 .table
-                .find_entry(slot.hash, |&other| other as usize == index)
+                .find_entry(slot.hash.0, |&other| other as usize == index)
             {
                 Ok(found) => drop(found.remove()),
                 Err(_) => unreachable!("every slot is in the table"),
@@ -127,8 +127,8 @@ impl Recent {
         rest
     }
 
-    /// All keys and entries in the order of the keys' bytes.
-    pub(super) fn sorted(&self) -> impl Iterator<Item = (&[u8], Entry)> {
+    /// All keys, their hashes and entries in the order of the keys' bytes.
+    pub(super) fn sorted(&self) -> impl Iterator<Item = Sorted<'_>> {
         // Most comparisons end within the first bytes, and those are at hand.
         let mut order: Vec<(u128, &Slot)> = self
             .slots
@@ -152,20 +152,23 @@ impl Recent {
 struct Together<'a> {
     order: vec::IntoIter<(u128, &'a Slot)>,
     chunks: &'a [Vec<u8>],
-    group: vec::IntoIter<(&'a [u8], Entry)>,
+    group: vec::IntoIter<Sorted<'a>>,
 }
 
+/// A key with its hash and its entry.
+type Sorted<'a> = (&'a [u8], KeyHash, Entry);
+
 impl<'a> Iterator for Together<'a> {
-    type Item = (&'a [u8], Entry);
+    type Item = Sorted<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
         const GROUP_KEYS: usize = 64;
         if self.group.len() == 0 {
             let slots = self.order.by_ref().take(GROUP_KEYS).map(|(_, slot)| *slot);
             let group: Vec<_> = slots
-                .map(|slot| (key_of(self.chunks, slot), slot.entry))
+                .map(|slot| (key_of(self.chunks, slot), slot.hash, slot.entry))
                 .collect();
-            let ends = group.iter().map(|(key, _)| (key.first(), key.last()));
+            let ends = group.iter().map(|(key, ..)| (key.first(), key.last()));
             black_box(ends.fold(0, |sum, (first, last)| {
                 sum ^ first.unwrap_or(&0) ^ last.unwrap_or(&0)
             }));
@@ -205,7 +208,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::index::testing::{entry, key};
+    use crate::index::testing::{SECRET, entry, key};
+
+    fn insert(recent: &mut Recent, key: &Key, sequence: Sequence) {
+        recent.insert(key, SECRET.key_hash(key), entry(sequence));
+    }
+
+    fn get(recent: &Recent, key: &Key) -> Option<Entry> {
+        recent.get(key, SECRET.key_hash(key))
+    }
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -232,7 +243,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Insert(id) => {
-                        recent.insert(&key("t", &id.to_string()), entry(tail));
+                        insert(&mut recent, &key("t", &id.to_string()), tail);
                         model.entry(id).or_insert(entry(tail));
                         tail += 1;
                     }
@@ -253,9 +264,9 @@ mod tests {
                 prop_assert_eq!(recent.table.len(), model.len());
             }
             for id in 0..300 {
-                prop_assert_eq!(recent.get(&key("t", &id.to_string())), model.get(&id).copied());
+                prop_assert_eq!(get(&recent, &key("t", &id.to_string())), model.get(&id).copied());
             }
-            let sorted: Vec<_> = recent.sorted().map(|(key, _)| key.to_vec()).collect();
+            let sorted: Vec<_> = recent.sorted().map(|(key, ..)| key.to_vec()).collect();
             prop_assert!(sorted.is_sorted());
             prop_assert_eq!(sorted.len(), model.len());
         }
@@ -266,22 +277,22 @@ mod tests {
         let mut recent = Recent::default();
         let id = |at: u64| format!("{at:0>200}");
         for at in 1..=12_000 {
-            recent.insert(&key("t", &id(at)), entry(at));
+            insert(&mut recent, &key("t", &id(at)), at);
         }
         assert!(recent.chunks.len() > 2);
         recent.truncate(3);
         assert_eq!(recent.chunks.len(), 1);
-        assert_eq!(recent.get(&key("t", &id(2))), Some(entry(2)));
-        assert_eq!(recent.get(&key("t", &id(3))), None);
-        recent.insert(&key("t", &id(3)), entry(3));
-        assert_eq!(recent.get(&key("t", &id(3))), Some(entry(3)));
+        assert_eq!(get(&recent, &key("t", &id(2))), Some(entry(2)));
+        assert_eq!(get(&recent, &key("t", &id(3))), None);
+        insert(&mut recent, &key("t", &id(3)), 3);
+        assert_eq!(get(&recent, &key("t", &id(3))), Some(entry(3)));
     }
 
     #[test]
     fn keys_are_compared_whole() {
         let mut recent = Recent::default();
-        recent.insert(&key("ab", "c"), entry(1));
-        assert_eq!(recent.get(&key("a", "bc")), None);
-        assert_eq!(recent.get(&key("ab", "c")), Some(entry(1)));
+        insert(&mut recent, &key("ab", "c"), 1);
+        assert_eq!(get(&recent, &key("a", "bc")), None);
+        assert_eq!(get(&recent, &key("ab", "c")), Some(entry(1)));
     }
 }

@@ -4,7 +4,6 @@
 
 use std::{
     io,
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,26 +12,26 @@ use super::{
     builder::{Builder, caught},
     control::Control,
     error::{BuildError, IndexError},
+    folder::Folder,
     generation::Generation,
     parts::{Frozen, Parts},
 };
-use crate::platform::{Disk, Job, Platform, Step};
+use crate::platform::{Job, Jobs, Step};
 
 /// How long to wait after a failed seal.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Builds the generation of a frozen part in the folder `dir`. Calls `go_on` between runs; an error of it
+/// Builds the generation of a frozen part. Calls `go_on` between runs; an error of it
 /// ends the build.
 pub(super) fn build(
-    disk: &Arc<dyn Disk>,
-    dir: &Path,
+    folder: &Folder,
     frozen: &Frozen,
     go_on: impl Fn() -> Result<(), BuildError>,
 ) -> Result<Generation, BuildError> {
     let keys = frozen.keys.len() as u64;
-    let mut builder = Builder::create(disk, dir, frozen.range.clone(), keys)?;
-    for (key, entry) in frozen.keys.sorted() {
-        if builder.push_key(key, entry)? {
+    let mut builder = Builder::create(folder, frozen.range.clone(), keys)?;
+    for (key, hash, entry) in frozen.keys.sorted() {
+        if builder.push_key(key, hash, entry)? {
             go_on()?;
         }
     }
@@ -44,8 +43,8 @@ pub(super) fn build(
 
 /// What the thread works with.
 pub(super) struct Sealer {
-    platform: Platform,
-    dir: PathBuf,
+    jobs: Arc<dyn Jobs>,
+    folder: Folder,
     parts: Arc<Parts>,
     control: Arc<Control>,
     /// How often the threads had been woken when this one last looked for work.
@@ -61,10 +60,7 @@ impl Job for Sealer {
             return Step::Ended;
         }
         self.wakes = self.control.wakes();
-        if self
-            .retry_at
-            .is_some_and(|at| self.platform.jobs.now() < at)
-        {
+        if self.retry_at.is_some_and(|at| self.jobs.now() < at) {
             return Step::Idle;
         }
         self.retry_at = None;
@@ -73,8 +69,8 @@ impl Job for Sealer {
             Ok(false) => Step::Idle,
             Err(BuildError::Stopped) => Step::Ended,
             Err(error) => {
-                self.report(Some(error.into_index_error(&self.dir)));
-                self.retry_at = Some(self.platform.jobs.now() + RETRY_AFTER);
+                self.report(Some(error.into_index_error(&self.folder.path)));
+                self.retry_at = Some(self.jobs.now() + RETRY_AFTER);
                 Step::Idle
             }
         }
@@ -87,14 +83,14 @@ impl Job for Sealer {
 
 impl Sealer {
     pub(super) fn new(
-        platform: Platform,
-        dir: PathBuf,
+        jobs: Arc<dyn Jobs>,
+        folder: Folder,
         parts: Arc<Parts>,
         control: Arc<Control>,
     ) -> Self {
         Self {
-            platform,
-            dir,
+            jobs,
+            folder,
             parts,
             control,
             wakes: 0,
@@ -113,7 +109,7 @@ impl Sealer {
             }
             Ok(())
         };
-        let generation = build(&self.platform.disk, &self.dir, &frozen, go_on)?;
+        let generation = build(&self.folder, &frozen, go_on)?;
         generation.log("sealed");
         self.parts.publish(Arc::new(generation));
         self.report(None);
@@ -142,7 +138,7 @@ impl Drop for Sealer {
         // A panic is a failure for all who wait, not a wait without end.
         if std::thread::panicking() {
             self.control.set_failure(Some(IndexError::Seal {
-                path: self.dir.clone(),
+                path: self.folder.path.clone(),
                 source: Arc::new(io::Error::other("the index sealer panicked")),
             }));
         }

@@ -14,12 +14,14 @@ use std::{
 
 use super::{
     disk,
-    error::{Fault, OpenError},
-    generation::{Generation, Unusable},
+    error::{Fault, OpenError, Trouble},
+    folder::Folder,
+    generation::Generation,
+    manifest::Manifest,
 };
 use crate::{
     event::Sequence,
-    platform::{Disk, Platform},
+    platform::{Disk, Jobs},
 };
 
 /// A folder of a generation that cannot be used.
@@ -38,8 +40,23 @@ pub(super) struct Survey {
     pub(super) rejected: Vec<Rejected>,
 }
 
-/// Opens the generations in the folder `dir` that end at or below `tail`.
-pub(super) fn survey(platform: &Platform, dir: &Path, tail: Sequence) -> Result<Survey, OpenError> {
+/// Fails if a newer version wrote a generation in the folder `dir`. Changes nothing.
+pub(super) fn refuse_newer(disk: &dyn Disk, dir: &Path) -> Result<(), OpenError> {
+    for (path, _) in folders(disk, dir).map_err(OpenError::io(dir))? {
+        if let Err(newer @ Trouble::Newer { .. }) = Manifest::load(disk, &path) {
+            return Err(newer.into_open_error(&path));
+        }
+    }
+    Ok(())
+}
+
+/// Opens the generations in `folder` that end at or below `tail`.
+pub(super) fn survey(
+    jobs: &dyn Jobs,
+    folder: &Folder,
+    tail: Sequence,
+) -> Result<Survey, OpenError> {
+    let dir = &*folder.path;
     let mut rejected = Vec::new();
     let mut reject = |path: &Path, fault: Fault| {
         rejected.push(Rejected {
@@ -48,7 +65,7 @@ pub(super) fn survey(platform: &Platform, dir: &Path, tail: Sequence) -> Result<
         });
     };
     let mut found = Vec::new();
-    for (path, range) in folders(&*platform.disk, dir).map_err(OpenError::io(dir))? {
+    for (path, range) in folders(&*folder.disk, dir).map_err(OpenError::io(dir))? {
         if range.end > tail {
             let reason = format!("it is ahead of the log, which ends at {tail}");
             reject(&path, Fault::new(reason));
@@ -57,11 +74,11 @@ pub(super) fn survey(platform: &Platform, dir: &Path, tail: Sequence) -> Result<
         }
     }
     let mut opened = Vec::new();
-    for (path, outcome) in open_all(platform, found) {
+    for (path, outcome) in open_all(jobs, folder, found) {
         match outcome {
             Ok(generation) => opened.push(generation),
-            Err(Unusable::Damaged(fault)) => reject(&path, fault),
-            Err(Unusable::Unreadable(source)) => return Err(OpenError::Io { path, source }),
+            Err(Trouble::Damage(fault)) => reject(&path, fault),
+            Err(trouble) => return Err(trouble.into_open_error(&path)),
         }
     }
     // A crash between publishing a merged generation and removing its parents leaves both.
@@ -99,13 +116,14 @@ pub(super) fn folders(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(PathBuf, R
 
 /// Opens generations, as many at a time as there are processors.
 fn open_all(
-    platform: &Platform,
+    jobs: &dyn Jobs,
+    folder: &Folder,
     folders: Vec<(PathBuf, Range<Sequence>)>,
-) -> Vec<(PathBuf, Result<Generation, Unusable>)> {
-    let at_a_time = platform.jobs.parallelism();
-    let open = |(path, range): &(PathBuf, Range<Sequence>)| {
+) -> Vec<(PathBuf, Result<Generation, Trouble>)> {
+    let at_a_time = jobs.parallelism();
+    let open = |(_, range): &(PathBuf, Range<Sequence>)| {
         // The store asserts what it reads: its panic says that the files are damaged.
-        let opened = || Generation::open(&platform.disk, path, range.clone());
+        let opened = || Generation::open(folder, range.clone());
         catch_unwind(AssertUnwindSafe(opened))
             .unwrap_or_else(|_| Err(Fault::new("sled panicked").into()))
     };

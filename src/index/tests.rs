@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     thread,
     time::Duration,
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::{
-    testing::{batch_of, build, entry, key_at, topic, topic_at},
+    testing::{SECRET, batch_of, build, entry, key_at, platform, topic, topic_at},
     *,
 };
 
@@ -31,7 +31,7 @@ fn dir() -> TempDir {
 
 /// An index in `dir` of the events below `tail`, with nothing missing.
 fn open(dir: &Path, tail: Sequence) -> Index {
-    let mut index = Index::open(&Platform::default(), dir, OPTIONS, tail).expect("opens");
+    let mut index = Index::open(&platform(), dir, OPTIONS, tail).expect("opens");
     for range in index.missing() {
         let mut rebuild = index.rebuild(range.clone());
         for first in range.step_by(BATCH as usize) {
@@ -40,7 +40,8 @@ fn open(dir: &Path, tail: Sequence) -> Index {
                 .add_batch(batch.clone().map(topic_at), first)
                 .expect("built");
             for sequence in batch {
-                rebuild.insert(&key_at(sequence), entry(sequence));
+                let key = key_at(sequence);
+                rebuild.insert(&key, SECRET.key_hash(&key), entry(sequence));
             }
         }
         rebuild.finish().expect("built");
@@ -49,12 +50,36 @@ fn open(dir: &Path, tail: Sequence) -> Index {
     index
 }
 
+fn insert(index: &mut Index, sequence: Sequence) {
+    let key = key_at(sequence);
+    index.insert(&key, SECRET.key_hash(&key), entry(sequence));
+}
+
+fn get(index: &Index, sequence: Sequence, looked_to: Sequence) -> Option<Entry> {
+    let key = key_at(sequence);
+    let found = index.get(&key, SECRET.key_hash(&key), looked_to);
+    found.expect("readable")
+}
+
+fn get_sealed(view: &View, sequence: Sequence) -> Option<Entry> {
+    let key = key_at(sequence);
+    view.get(&key, SECRET.key_hash(&key)).expect("readable")
+}
+
+/// How many folders the index has.
+fn folders(dir: &Path) -> usize {
+    let found = fs::read_dir(dir).expect("listed");
+    found
+        .filter(|found| found.as_ref().is_ok_and(|found| found.path().is_dir()))
+        .count()
+}
+
 /// Stores the events `range`, from batch to batch.
 fn store(index: &mut Index, range: Range<Sequence>) {
     let reader = index.reader();
     for first in range.step_by(BATCH as usize) {
         for sequence in first..first + BATCH {
-            index.insert(&key_at(sequence), entry(sequence));
+            insert(index, sequence);
         }
         reader.add_slices((first..first + BATCH).map(topic_at), first);
         index.seal_if_full(first + BATCH).expect("sealed");
@@ -64,8 +89,7 @@ fn store(index: &mut Index, range: Range<Sequence>) {
 fn check_keys(index: &Index, tail: Sequence) {
     for sequence in FIRST_SEQUENCE..tail + 10 {
         let expected = (sequence < tail).then(|| entry(sequence));
-        let found = index.get(&key_at(sequence), FIRST_SEQUENCE);
-        assert_eq!(found.expect("readable"), expected, "{sequence}");
+        assert_eq!(get(index, sequence, FIRST_SEQUENCE), expected, "{sequence}");
     }
 }
 
@@ -127,8 +151,11 @@ fn keys_are_found_wherever_they_are() {
     index.seal_now(1_251).expect("sealed");
     assert_eq!(index.reader().sealed_to(), 1_251);
     let view = index.reader().view();
-    assert!((1..1_251).all(|sequence| view.may_contain(&key_at(sequence))));
-    assert_eq!(view.get(&key_at(700)).expect("readable"), Some(entry(700)));
+    assert!((1..1_251).all(|sequence| {
+        let key = key_at(sequence);
+        view.may_contain(&key, SECRET.key_hash(&key))
+    }));
+    assert_eq!(get_sealed(&view, 700), Some(entry(700)));
     check_keys(&index, 1_251);
     drop((view, index));
     let index = open(dir.path(), 1_251);
@@ -151,7 +178,7 @@ fn generations_are_merged_in_tiers_and_their_folders_removed() {
     assert!(index.reader().storage_bytes() > 0);
     drop(index);
     assert_eq!(
-        fs::read_dir(dir.path()).expect("listed").count(),
+        folders(dir.path()),
         2,
         "what no view shows is removed at the latest when the thread stops"
     );
@@ -175,8 +202,7 @@ fn readers_see_each_slice_once_while_parts_move() {
                     assert_eq!(seen, expected_slices(name, durable));
                     let view = reader.view();
                     for sequence in (1..view.sealed_to()).step_by(97) {
-                        let found = view.get(&key_at(sequence)).expect("readable");
-                        assert_eq!(found, Some(entry(sequence)));
+                        assert_eq!(get_sealed(&view, sequence), Some(entry(sequence)));
                     }
                     if durable == end {
                         break;
@@ -203,7 +229,7 @@ fn the_writer_looks_only_where_the_caller_did_not() {
     store(&mut index, 51..81);
     index.seal_now(81).expect("sealed");
     store(&mut index, 81..91);
-    let found = |sequence| index.get(&key_at(sequence), looked_to).expect("readable");
+    let found = |sequence| get(&index, sequence, looked_to);
     assert_eq!(found(10), None, "the caller has looked there");
     assert_eq!(found(60), Some(entry(60)), "sealed since");
     assert_eq!(found(90), Some(entry(90)), "recent");
@@ -215,7 +241,7 @@ fn what_is_in_flight_stays_when_the_rest_is_sealed() {
     let mut index = open(dir.path(), 1);
     store(&mut index, 1..51);
     for sequence in 51..55 {
-        index.insert(&key_at(sequence), entry(sequence));
+        insert(&mut index, sequence);
     }
     index.seal_now(51).expect("sealed");
     assert_eq!(index.reader().sealed_to(), 51);
@@ -239,7 +265,7 @@ fn lost_generations_are_rebuilt() {
     fs::write(damaged.join("filter"), "").expect("written");
     fs::create_dir(dir.path().join("left.tmp")).expect("created");
 
-    let (reader, rejected) = inspect(&Platform::default(), dir.path(), 651).expect("opens");
+    let (reader, rejected) = inspect(&platform(), dir.path(), 651).expect("opens");
     let mut found: Vec<_> = rejected.iter().map(|one| one.reason.to_string()).collect();
     found.sort();
     assert!(
@@ -251,9 +277,9 @@ fn lost_generations_are_rebuilt() {
     assert!(damaged.exists(), "an inspection removes nothing");
     drop(reader);
 
-    let index = Index::open(&Platform::default(), dir.path(), OPTIONS, 651).expect("opens");
+    let index = Index::open(&platform(), dir.path(), OPTIONS, 651).expect("opens");
     assert_eq!(index.missing(), [301..551, 601..651]);
-    assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 2);
+    assert_eq!(folders(dir.path()), 2);
     drop(index);
     let index = open(dir.path(), 651);
     assert_eq!(
@@ -266,6 +292,105 @@ fn lost_generations_are_rebuilt() {
 }
 
 #[test]
+fn without_its_secret_it_is_rebuilt() {
+    type Damage = fn(&Path);
+    let damages: [Damage; 2] = [
+        |path| fs::remove_file(path).expect("removed"),
+        |path| fs::write(path, "no secret").expect("written"),
+    ];
+    for damage in damages {
+        let dir = dir();
+        drop(build(dir.path(), 1..101));
+        let secret = dir.path().join("secret");
+        let before = fs::read(&secret).expect("a file");
+        damage(&secret);
+        // Another secret: with it each duplicate would look like a conflict.
+        let index = Index::open(&Platform::default(), dir.path(), OPTIONS, 101).expect("opens");
+        assert_eq!(index.missing(), [1..101]);
+        assert_eq!(folders(dir.path()), 0);
+        drop(index);
+        assert_ne!(fs::read(&secret).expect("a file"), before);
+        let opened = Index::open(&platform(), dir.path(), OPTIONS, 101).expect("opens");
+        assert_ne!(opened.secret(), SECRET, "the one that was drawn stays");
+    }
+}
+
+/// All that is below `dir`, by path.
+fn contents(dir: &Path, into: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for found in fs::read_dir(dir).expect("listed") {
+        let path = found.expect("listed").path();
+        if path.is_dir() {
+            contents(&path, into);
+        } else {
+            let content = fs::read(&path).expect("read");
+            into.insert(path, content);
+        }
+    }
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_refused_and_nothing_touched() {
+    let with_crc = |before: &[u8], after: &dyn Fn(u32) -> Vec<u8>| {
+        [before, &*after(crc32c::crc32c(before))].concat()
+    };
+    let manifest = with_crc(
+        br#"{"format":4,"what":"this version does not know""#,
+        &|crc| format!(",\"crc32c\":{crc}}}").into_bytes(),
+    );
+    let secret = with_crc(b"olsecret\x02\0\0\0longer than version 1 has it", &|crc| {
+        crc.to_le_bytes().to_vec()
+    });
+    for (is_manifest, content, version, known) in [(true, manifest, 4, 3), (false, secret, 2, 1)] {
+        let dir = dir();
+        drop(build(dir.path(), 1..101));
+        let of_newer = build(dir.path(), 101..201).path().to_owned();
+        drop(build(dir.path(), 301..401));
+        fs::create_dir(dir.path().join("left.tmp")).expect("created");
+        fs::write(dir.path().join("left.tmp/file"), "x").expect("written");
+        let newer = if is_manifest {
+            of_newer.join("generation.json")
+        } else {
+            dir.path().join("secret")
+        };
+        fs::write(&newer, content).expect("written");
+        let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
+        contents(dir.path(), &mut before);
+        let opened = Index::open(&platform(), dir.path(), OPTIONS, 201).map(drop);
+        let inspected = inspect(&platform(), dir.path(), 201).map(drop);
+        for refused in [opened, inspected] {
+            let error = refused.expect_err("it is of a newer version").to_string();
+            let expected = format!(
+                "{} has format version {version}; this oncelog knows version {known}",
+                newer.display()
+            );
+            assert!(error.starts_with(&expected), "{error}");
+        }
+        contents(dir.path(), &mut after);
+        assert_eq!(before, after);
+    }
+}
+
+#[test]
+fn an_older_version_is_rebuilt() {
+    let dir = dir();
+    for range in [1..101, 101..201] {
+        let path = build(dir.path(), range).path().join("generation.json");
+        let json = fs::read_to_string(&path).expect("read");
+        fs::write(&path, json.replace("\"format\":3", "\"format\":2")).expect("written");
+    }
+    let (_, rejected) = inspect(&platform(), dir.path(), 201).expect("opens");
+    for Rejected { reason, .. } in rejected {
+        assert_eq!(
+            &*reason,
+            "it has format version 2, and this oncelog writes 3"
+        );
+    }
+    let index = open(dir.path(), 201);
+    check_keys(&index, 201);
+    check_slices(&index, 201);
+}
+
+#[test]
 fn of_a_merge_that_was_cut_short_the_greater_is_kept() {
     let dir = dir();
     drop(build(dir.path(), 1..101));
@@ -274,7 +399,7 @@ fn of_a_merge_that_was_cut_short_the_greater_is_kept() {
     drop(build(dir.path(), 151..251));
     let index = open(dir.path(), 251);
     assert_eq!(index.reader().generations(), [(1..201, 200)]);
-    assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
+    assert_eq!(folders(dir.path()), 1);
     check_keys(&index, 251);
 }
 
@@ -282,11 +407,13 @@ fn of_a_merge_that_was_cut_short_the_greater_is_kept() {
 fn a_reader_that_is_left_keeps_the_index_from_opening_and_nothing_is_removed() {
     let dir = dir();
     drop(build(dir.path(), 1..101));
-    let (reader, _) = inspect(&Platform::default(), dir.path(), 101).expect("opens");
-    let error = Index::open(&Platform::default(), dir.path(), OPTIONS, 101)
+    let (reader, _) = inspect(&platform(), dir.path(), 101).expect("opens");
+    let error = Index::open(&platform(), dir.path(), OPTIONS, 101)
         .err()
         .expect("locked");
-    let OpenError::Io { source, .. } = error;
+    let OpenError::Io { source, .. } = error else {
+        panic!("{error}");
+    };
     assert!(
         source.to_string().contains("could not acquire lock"),
         "{source}"
@@ -310,7 +437,7 @@ fn an_unwritable_folder_refuses_and_heals() {
     let reader = index.reader();
     for first in (201..301).step_by(BATCH as usize) {
         for sequence in first..first + BATCH {
-            index.insert(&key_at(sequence), entry(sequence));
+            insert(&mut index, sequence);
         }
         reader.add_slices((first..first + BATCH).map(topic_at), first);
     }
@@ -367,7 +494,7 @@ proptest! {
                 }
                 Step::Abort(events) => {
                     for sequence in tail..tail + Sequence::from(events) {
-                        index.insert(&key_at(sequence), entry(sequence));
+                        insert(&mut index, sequence);
                     }
                     index.seal_if_full(tail).expect("sealed");
                     index.truncate(tail);
@@ -382,6 +509,7 @@ proptest! {
                     let folders: BTreeMap<_, _> = fs::read_dir(dir.path())
                         .expect("listed")
                         .map(|found| found.expect("listed").path())
+                        .filter(|path| path.is_dir())
                         .enumerate()
                         .collect();
                     if let Some(lost) = folders.get(&(usize::from(which) % folders.len().max(1))) {
@@ -391,8 +519,7 @@ proptest! {
                 }
             }
             for sequence in 1..tail + 20 {
-                let found = index.get(&key_at(sequence), 1).expect("readable");
-                prop_assert_eq!(found, model.get(&sequence).copied());
+                prop_assert_eq!(get(&index, sequence, 1), model.get(&sequence).copied());
             }
         }
         for name in TOPICS {

@@ -1,9 +1,11 @@
 //! Threads: those of an index, from its start to its end.
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, sync::Arc};
 
-use super::{IndexOptions, control::Control, merger::Merger, parts::Parts, sealer::Sealer};
-use crate::platform::{Job, Jobs, Platform, Running};
+use super::{
+    IndexOptions, control::Control, folder::Folder, merger::Merger, parts::Parts, sealer::Sealer,
+};
+use crate::platform::{Job, Jobs, Running};
 
 /// The handle of the threads; stops and joins them when dropped.
 pub(super) struct Threads {
@@ -14,25 +16,30 @@ pub(super) struct Threads {
 
 impl Threads {
     pub(super) fn spawn(
-        platform: &Platform,
-        dir: &Path,
+        jobs: &Arc<dyn Jobs>,
+        folder: &Folder,
         options: IndexOptions,
         parts: &Arc<Parts>,
     ) -> io::Result<Self> {
         let control = Arc::<Control>::default();
         let mut threads = Self {
-            jobs: Arc::clone(&platform.jobs),
+            jobs: Arc::clone(jobs),
             control: Arc::clone(&control),
             running: Vec::new(),
         };
-        let (platform, dir) = (platform.clone(), dir.to_owned());
         let sealer = Sealer::new(
-            platform.clone(),
-            dir.clone(),
+            Arc::clone(jobs),
+            folder.clone(),
             Arc::clone(parts),
             Arc::clone(&control),
         );
-        let merger = Merger::new(platform, dir, options, Arc::clone(parts), control);
+        let merger = Merger::new(
+            Arc::clone(jobs),
+            folder.clone(),
+            options,
+            Arc::clone(parts),
+            control,
+        );
         threads.add("index-sealer", sealer)?;
         threads.add("index-merger", merger)?;
         Ok(threads)

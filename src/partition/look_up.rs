@@ -8,12 +8,30 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::request::{Answer, Message, Rejection, Request};
 use crate::{
     event::{Event, FIRST_SEQUENCE, Sequence},
-    index::{Entry, IndexError, IndexReader, View},
+    index::{Entry, IndexError, IndexReader, KeyHash, Secret, View},
 };
+
+/// An event with the hashes that the index goes by. They are computed here and not by the writer, which there is
+/// only one of.
+pub(super) struct HashedEvent {
+    pub event: Event,
+    pub key_hash: KeyHash,
+    pub content_hash: u64,
+}
+
+impl HashedEvent {
+    pub fn new(event: Event, secret: &Secret) -> Self {
+        Self {
+            key_hash: secret.key_hash(event.key()),
+            content_hash: secret.content_hash(event.encoded()),
+            event,
+        }
+    }
+}
 
 /// Events whose keys the filters were asked for.
 pub(crate) struct LookUp {
-    events: Vec<Event>,
+    events: Vec<HashedEvent>,
     view: View,
     /// Those that the filters do not exclude.
     maybe: Vec<usize>,
@@ -21,16 +39,23 @@ pub(crate) struct LookUp {
 
 /// Events and what is sealed of them.
 pub(crate) struct LookedUp {
-    events: Vec<Event>,
+    events: Vec<HashedEvent>,
     sealed: Vec<Option<Entry>>,
     looked_to: Sequence,
 }
 
 impl LookUp {
-    /// Asks the filters, in memory.
+    /// Hashes events and asks the filters, in memory.
     pub fn new(index: &IndexReader, events: Vec<Event>) -> Self {
-        let view = index.view();
-        let may_contain = |at: &usize| view.may_contain(events[*at].key());
+        let (view, secret) = (index.view(), index.secret());
+        let hash = |event| HashedEvent::new(event, &secret);
+        let events: Vec<_> = events.into_iter().map(hash).collect();
+        let may_contain = |at: &usize| {
+            let HashedEvent {
+                event, key_hash, ..
+            } = &events[*at];
+            view.may_contain(event.key(), *key_hash)
+        };
         let maybe = (0..events.len()).filter(may_contain).collect();
         Self {
             events,
@@ -60,11 +85,16 @@ impl LookUp {
         }
         let mut sealed = vec![None; events.len()];
         let found = maybe.into_iter().try_for_each(|at| {
-            sealed[at] = view.get(events[at].key())?;
+            let HashedEvent {
+                event,
+                key_hash,
+                content_hash,
+            } = &events[at];
+            sealed[at] = view.get(event.key(), *key_hash)?;
             if planted!(FilterTrusted) && sealed[at].is_none() {
                 sealed[at] = Some(Entry {
                     sequence: FIRST_SEQUENCE,
-                    content_hash: events[at].content_hash(),
+                    content_hash: *content_hash,
                 });
             }
             Ok::<_, IndexError>(())

@@ -168,9 +168,10 @@ impl<R: LogReader> Partition<R> {
     async fn find(&self, key: Key) -> Result<Option<Entry>, ReadError> {
         let view = self.0.index.view();
         let looked_to = view.sealed_to();
-        if view.may_contain(&key) {
+        let hash = self.0.index.secret().key_hash(&key);
+        if view.may_contain(&key, hash) {
             let key = key.clone();
-            let found = spawn_blocking(move || view.get(&key));
+            let found = spawn_blocking(move || view.get(&key, hash));
             let found = found.await.map_err(|_| ReadError::Stopping)?;
             if let Some(entry) = found? {
                 return Ok(Some(entry));
@@ -179,6 +180,7 @@ impl<R: LogReader> Partition<R> {
         let (reply, found) = oneshot::channel();
         let find = Message::Find {
             key,
+            hash,
             looked_to,
             reply,
         };

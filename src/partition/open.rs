@@ -303,6 +303,7 @@ fn load_counters(platform: &Platform, data_dir: &Path) -> Result<Snapshot, OpenE
 fn fill_index(platform: &Platform, index: &mut Index, log: &FileReader) -> Result<u64, OpenError> {
     let mut replayed = 0;
     let mut reported = platform.jobs.now();
+    let secret = index.secret();
     for range in index.missing() {
         let events = range.end - range.start;
         let mut rebuild = index.rebuild(range.clone());
@@ -320,9 +321,9 @@ fn fill_index(platform: &Platform, index: &mut Index, log: &FileReader) -> Resul
                     .expect("the log holds what its checksums cover");
                 let entry = Entry {
                     sequence,
-                    content_hash: event.content_hash(),
+                    content_hash: secret.content_hash(event.encoded()),
                 };
-                rebuild.insert(event.key(), entry);
+                rebuild.insert(event.key(), secret.key_hash(event.key()), entry);
                 replayed += 1;
             }
             let now = platform.jobs.now();

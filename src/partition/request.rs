@@ -2,10 +2,10 @@
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{PublishError, ReadError};
+use super::{PublishError, ReadError, look_up::HashedEvent};
 use crate::{
-    event::{Event, Key, Sequence},
-    index::Entry,
+    event::{Key, Sequence},
+    index::{Entry, KeyHash},
 };
 
 /// What became of one event.
@@ -32,7 +32,7 @@ pub enum Rejection {
 
 /// The events of one request, to be stored in their order.
 pub(super) struct Request {
-    pub events: Vec<Event>,
+    pub events: Vec<HashedEvent>,
     /// What a handler found under their keys in the sealed parts of the index: for each event, or, if there
     /// was nothing, for none.
     pub sealed: Vec<Option<Entry>>,
@@ -53,6 +53,7 @@ pub(super) enum Message {
     /// Finds a key that the sealed parts below `looked_to` do not hold.
     Find {
         key: Key,
+        hash: KeyHash,
         looked_to: Sequence,
         reply: oneshot::Sender<Result<Option<Entry>, ReadError>>,
     },

@@ -22,6 +22,7 @@ use tokio::sync::{
 use super::{
     Health, PublishError,
     clock::Clock,
+    look_up::HashedEvent,
     request::{Message, Outcome, Rejection, Request},
     stats::Dropped,
     syncer::{self, Reply, Synced, Work},
@@ -160,9 +161,10 @@ impl<L: Log> Writer<L> {
             },
             Message::Find {
                 key,
+                hash,
                 looked_to,
                 reply,
-            } => _ = reply.send(self.index.get(&key, looked_to).map_err(Into::into)),
+            } => _ = reply.send(self.index.get(&key, hash, looked_to).map_err(Into::into)),
             // Only wakes this thread; the answer itself is in `synced`.
             Message::Synced => {}
             Message::Stop => self.queue.close(),
@@ -205,7 +207,7 @@ impl<L: Log> Writer<L> {
                 }
             }
         }
-        for (event, outcome) in request.events.iter().zip(&outcomes) {
+        for (HashedEvent { event, .. }, outcome) in request.events.iter().zip(&outcomes) {
             self.batch.count(event, *outcome, &self.topics);
         }
         let is_known = |outcome: &Outcome| matches!(outcome, Outcome::Duplicate(_));
@@ -218,13 +220,18 @@ impl<L: Log> Writer<L> {
 
     fn decide(
         &mut self,
-        event: &Event,
+        hashed: &HashedEvent,
         sealed: Option<Entry>,
         looked_to: Sequence,
     ) -> Result<Outcome, IndexError> {
+        let HashedEvent {
+            event,
+            key_hash,
+            content_hash,
+        } = hashed;
         let stored = match sealed {
             Some(entry) => Some(entry),
-            None => self.index.get(event.key(), looked_to)?,
+            None => self.index.get(event.key(), *key_hash, looked_to)?,
         };
         let stored = stored.filter(|stored| {
             let builder = &self.batch.builder;
@@ -232,7 +239,7 @@ impl<L: Log> Writer<L> {
                 || stored.sequence + (builder.count() as u64) < builder.next_sequence()
         });
         if let Some(stored) = stored {
-            let is_same = stored.content_hash == event.content_hash();
+            let is_same = stored.content_hash == *content_hash;
             return Ok(if is_same || planted!(ConflictUnnoticed) {
                 Outcome::Duplicate(stored.sequence)
             } else {
@@ -252,20 +259,20 @@ impl<L: Log> Writer<L> {
         }
         let entry = Entry {
             sequence,
-            content_hash: event.content_hash(),
+            content_hash: *content_hash,
         };
-        self.index.insert(event.key(), entry);
+        self.index.insert(event.key(), *key_hash, entry);
         Ok(Outcome::Stored(sequence))
     }
 
     /// Whether the limit on topics has room for those that these events would begin.
-    fn topics_fit(&self, events: &[Event]) -> bool {
+    fn topics_fit(&self, events: &[HashedEvent]) -> bool {
         if self.topics.len() + events.len() <= self.topics_max {
             return true;
         }
         let begun: BTreeSet<&str> = events
             .iter()
-            .map(|event| event.key().topic())
+            .map(|hashed| hashed.event.key().topic())
             .filter(|topic| !self.topics.contains(*topic))
             .collect();
         begun.is_empty() || self.topics.len() + begun.len() <= self.topics_max

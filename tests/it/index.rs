@@ -8,6 +8,9 @@ use std::{
     },
 };
 
+use prost::Message as _;
+use xxhash_rust::xxh3::xxh3_64;
+
 use oncelog::{
     event::Sequence,
     index::IndexOptions,
@@ -16,8 +19,8 @@ use oncelog::{
 };
 
 use crate::support::{
-    Client, DataDir, PublishStream, TestServer, counters, event, get_event, list, oncelog,
-    patiently, run, xorshift,
+    Client, DataDir, PublishStream, TestServer, counters, event, event_with_data, get_event, list,
+    oncelog, patiently, run, until, xorshift,
 };
 
 const TOPICS: u64 = 3;
@@ -189,4 +192,55 @@ async fn publishers_followers_and_lookups_agree_while_it_is_merged() {
         let expected = ids.iter().map(|id| (Outcome::Duplicate, acked[id]));
         assert_eq!(told, expected.collect::<Vec<_>>());
     }
+}
+
+/// What xxh3-64 mixes with every 16 bytes of a text of 129 to 240: its secret is public.
+#[rustfmt::skip]
+const XXH3_SECRET: [u8; 16 * 8] = [
+    0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
+    0xde, 0xd4, 0x6d, 0xe9, 0x83, 0x90, 0x97, 0xdb, 0x72, 0x40, 0xa4, 0xa4, 0xb7, 0xb3, 0x67, 0x1f,
+    0xcb, 0x79, 0xe6, 0x4e, 0xcc, 0xc0, 0xe5, 0x78, 0x82, 0x5a, 0xd0, 0x7d, 0xcc, 0xff, 0x72, 0x21,
+    0xb8, 0x08, 0x46, 0x74, 0xf7, 0x43, 0x24, 0x8e, 0xe0, 0x35, 0x90, 0xe6, 0x81, 0x3a, 0x26, 0x4c,
+    0x3c, 0x28, 0x52, 0xbb, 0x91, 0xc3, 0x00, 0xcb, 0x88, 0xd0, 0x65, 0x8b, 0x1b, 0x53, 0x2e, 0xa3,
+    0x71, 0x64, 0x48, 0x97, 0xa2, 0x0d, 0xf9, 0x4e, 0x38, 0x19, 0xef, 0x46, 0xa9, 0xde, 0xac, 0xd8,
+    0xa8, 0xfa, 0x76, 0x3f, 0xe3, 0x9c, 0x34, 0x3f, 0xf9, 0xdc, 0xbb, 0xc7, 0xc7, 0x0b, 0x4f, 0x1d,
+    0x8a, 0x51, 0xe0, 0x4b, 0xcd, 0xb4, 0x59, 0x31, 0xc8, 0x9f, 0x7e, 0xc9, 0xd9, 0x78, 0x73, 0x64,
+];
+
+/// Two contents of one key with the same xxh3-64: in a block of 16 bytes whose first half is that of the secret, the
+/// other half is multiplied by zero.
+fn colliding() -> [v1::Event; 2] {
+    let first = event_with_data("orders", 1, vec![0x11; 160]);
+    let encoded = first.encode_to_vec();
+    let data_at = encoded.len() - 160;
+    let block = data_at.next_multiple_of(16);
+    [0x22, 0x33].map(|other| {
+        let mut data = vec![0x11; 160];
+        let at = block - data_at;
+        data[at..at + 8].copy_from_slice(&XXH3_SECRET[block..block + 8]);
+        data[at + 8..at + 16].fill(other);
+        event_with_data("orders", 1, data)
+    })
+}
+
+#[tokio::test]
+async fn a_conflict_is_told_whatever_its_public_hash() {
+    let [one, other] = colliding();
+    let [one_hash, other_hash] = [&one, &other].map(|event| xxh3_64(&event.encode_to_vec()));
+    assert_eq!(one_hash, other_hash, "the contents are chosen well");
+    let data_dir = DataDir::new();
+    let server = TestServer::start_with(data_dir.clone(), options(&data_dir)).await;
+    let mut stream = PublishStream::open(&mut server.client().await).await;
+    let told = stream.publish(vec![one.clone(), other.clone()]).await;
+    assert_eq!(told, [(Outcome::Stored, 1), (Outcome::Conflict, 1)]);
+    // In a generation as in memory, and after a restart.
+    for ids in [2..=500, 501..=1000] {
+        stream.publish(ids.map(sent).collect()).await;
+    }
+    drop(stream);
+    until("a seal", || !data_dir.generations().is_empty()).await;
+    let server = server.restart().await;
+    let mut stream = PublishStream::open(&mut server.client().await).await;
+    let told = stream.publish(vec![other, one]).await;
+    assert_eq!(told, [(Outcome::Conflict, 1), (Outcome::Duplicate, 1)]);
 }

@@ -43,7 +43,9 @@ impl DataDir {
 
     /// The folders of the generations, in order.
     pub fn generations(&self) -> Vec<PathBuf> {
-        files(&self.path().join("index"), |name| !name.contains('.'))
+        files(&self.path().join("index"), |name| {
+            name.starts_with(|first: char| first.is_ascii_digit()) && !name.contains('.')
+        })
     }
 
     pub fn options(&self) -> ServerOptions {

@@ -17,13 +17,14 @@ const COUNTERS: &str = "counters.json";
 /// Damages the index in one to three places, and says how, place by place.
 pub fn index(data_dir: &Path, random: &mut Rng) -> Result<Vec<String>> {
     let dir = data_dir.join("index");
-    let mut generations = Vec::new();
+    // Generations, and the secret of their hashes.
+    let mut parts = Vec::new();
     for found in fs::read_dir(&dir)? {
-        generations.push(found?.path());
+        parts.push(found?.path());
     }
-    generations.sort();
+    parts.sort();
     let mut done = Vec::new();
-    if generations.is_empty() {
+    if parts.is_empty() {
         return Ok(done);
     }
     if random.u8(..8) == 0 {
@@ -32,16 +33,19 @@ pub fn index(data_dir: &Path, random: &mut Rng) -> Result<Vec<String>> {
         return Ok(done);
     }
     for _ in 0..random.usize(1..=3) {
-        let generation = &generations[random.usize(..generations.len())];
-        if random.u8(..8) == 0 {
-            if generation.exists() {
-                fs::remove_dir_all(generation)?;
-                done.push(format!("{} removed", name(generation, &dir)));
+        let part = &parts[random.usize(..parts.len())];
+        let mut files = Vec::new();
+        if part.is_file() {
+            files.push(part.clone());
+        } else if random.u8(..8) == 0 {
+            if part.exists() {
+                fs::remove_dir_all(part)?;
+                done.push(format!("{} removed", name(part, &dir)));
             }
             continue;
+        } else {
+            files_below(part, &mut files)?;
         }
-        let mut files = Vec::new();
-        files_below(generation, &mut files)?;
         files.sort();
         if !files.is_empty() {
             let path = &files[random.usize(..files.len())];

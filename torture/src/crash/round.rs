@@ -448,7 +448,8 @@ async fn index_damage(store: &mut Store, random: &mut Rng) -> Result<Told> {
 fn has_generation(store: &Store) -> Result<bool> {
     let dir = store.data_dir().join("index");
     for found in std::fs::read_dir(dir)? {
-        if !found?.file_name().to_string_lossy().ends_with(".tmp") {
+        let found = found?;
+        if found.file_type()?.is_dir() && !found.file_name().to_string_lossy().ends_with(".tmp") {
             return Ok(true);
         }
     }
