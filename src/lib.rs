@@ -36,20 +36,6 @@
 //! - Nothing is tried again after a failed write or sync of the log.
 //! - Every queue, buffer and wait has a limit with a name.
 
-/// Whether this bug is planted here: never, but in a simulation that tries whether it finds it.
-#[cfg(any(test, feature = "simulation"))]
-macro_rules! planted {
-    ($bug:ident) => {
-        $crate::simulation::is_planted($crate::simulation::Bug::$bug)
-    };
-}
-#[cfg(not(any(test, feature = "simulation")))]
-macro_rules! planted {
-    ($bug:ident) => {
-        false
-    };
-}
-
 mod aggregator;
 pub mod cli;
 pub mod client;

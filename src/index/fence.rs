@@ -215,7 +215,7 @@ impl Run {
         let fault = || Fault::new("a run does not match its checksum");
         let (content, crc) = bytes.split_last_chunk().ok_or_else(fault)?;
         let expected = crc32c::crc32c_append(crc32c::crc32c(&key), content);
-        if u32::from_le_bytes(*crc) != expected && !planted!(RunUnchecked) {
+        if u32::from_le_bytes(*crc) != expected {
             return Err(fault());
         }
         let (len, rest) = content.split_first_chunk().ok_or_else(fault)?;

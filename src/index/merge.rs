@@ -112,15 +112,9 @@ fn merge_keys(
     while let Some(at) =
         (0..sources.len()).min_by(|&one, &other| sources[one].key().cmp(sources[other].key()))
     {
-        let is_last = sources.len() == 1;
         let source = &mut sources[at];
-        if is_last && planted!(MergeLosesKey) {
-            // It is gone.
-        } else if builder.push_key(
-            source.key(),
-            folder.secret.hash_key(source.key()),
-            source.entry,
-        )? {
+        let key_hash = folder.secret.hash_key(source.key());
+        if builder.push_key(source.key(), key_hash, source.entry)? {
             go_on()?;
         }
         if !source.advance()? {

@@ -192,7 +192,7 @@ impl Header {
         data: &[u8],
         mut seen: impl FnMut(u32),
     ) -> Result<(), NotABatch> {
-        let is_whole = crc32c::crc32c(data) == group.crc || planted!(EventsUnchecked);
+        let is_whole = crc32c::crc32c(data) == group.crc;
         if data.len() != group.data.len() || !is_whole {
             return Err(NotABatch("the events of a topic fail their checksum"));
         }

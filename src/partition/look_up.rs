@@ -86,17 +86,9 @@ impl LookUp {
         let mut sealed = vec![None; events.len()];
         let found = maybe.into_iter().try_for_each(|at| {
             let HashedEvent {
-                event,
-                key_hash,
-                content_hash,
+                event, key_hash, ..
             } = &events[at];
             sealed[at] = view.get(event.key(), *key_hash)?;
-            if planted!(FilterTrusted) && sealed[at].is_none() {
-                sealed[at] = Some(Entry {
-                    sequence: FIRST_SEQUENCE,
-                    content_hash: *content_hash,
-                });
-            }
             Ok::<_, IndexError>(())
         });
         LookedUp {

@@ -197,11 +197,7 @@ pub(crate) fn open_locked(
         .tail
         .max(index::covered_to(&*platform.disk, &index_dir)?);
     let log_options = FileLogOptions {
-        tail_min: if planted!(TailForgotten) {
-            FIRST_SEQUENCE
-        } else {
-            tail_min
-        },
+        tail_min,
         ..options.log
     };
     let log = FileLog::open(platform, &log_dir, &log_options)?;
@@ -307,12 +303,8 @@ fn fill_index(platform: &Platform, index: &mut Index, log: &FileReader) -> Resul
     for range in index.missing() {
         let events = range.end - range.start;
         let mut rebuild = index.rebuild(range.clone());
-        let end = range.end;
         for batch in batches(log, range) {
             let batch = batch?;
-            if planted!(ReplayMissesBatch) && batch.end_sequence() == end {
-                break;
-            }
             let topics = batch.topics().map(|(topic, _)| topic);
             rebuild.add_batch(topics, batch.first_sequence())?;
             for event in batch.events() {

@@ -63,11 +63,6 @@ impl<R: LogReader> Partition<R> {
             Start::Latest => tail,
             Start::After(cursor) => {
                 let next = cursor::decode(cursor, shared.log.id())?.saturating_add(1);
-                let next = match next {
-                    _ if planted!(CursorRepeats) => next.saturating_sub(1).max(FIRST_SEQUENCE),
-                    _ if planted!(CursorSkips) => tail.min(next + 1),
-                    next => next,
-                };
                 if next > tail {
                     return Err(cursor::CursorError::PastTail.into());
                 }

@@ -170,9 +170,7 @@ impl Snapshot {
                 Ok(()) | Err(_) => {}
             }
             let file = disk.write_new(&new, &self.encode())?;
-            if !planted!(CountersUnsynced) {
-                file.sync_all()?;
-            }
+            file.sync_all()?;
             disk.rename(&new, &path)?;
             disk.sync_dir(data_dir)
         };

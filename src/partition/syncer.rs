@@ -92,20 +92,7 @@ impl<L> Shared<L> {
 
 impl<L: Log> Syncer<L> {
     /// Makes a batch durable, tells the writer and then those who wait for it.
-    pub fn sync(&mut self, mut work: Work, tell_writer: impl FnOnce(Synced)) {
-        if planted!(AckBeforeSync) {
-            work.replies.drain(..).for_each(Reply::answer);
-        }
-        if let Some(batch) = &work.batch
-            && planted!(CountedBeforeSync)
-        {
-            self.stats.add_batch(batch);
-        }
-        if let Some(batch) = &work.batch
-            && planted!(ShownBeforeSync)
-        {
-            self.tail.advance(batch.clone());
-        }
+    pub fn sync(&mut self, work: Work, tell_writer: impl FnOnce(Synced)) {
         let appended = match &work.batch {
             Some(batch) => self.log.append(batch),
             None => Ok(()),
@@ -131,14 +118,9 @@ impl<L: Log> Syncer<L> {
     fn publish(&self, batch: Option<Batch>, dropped: &Dropped) {
         if let Some(batch) = batch {
             let topics = batch.topics().map(|(topic, _)| topic);
-            let topics = topics.skip(usize::from(planted!(SliceLost)));
             self.index.add_slices(topics, batch.first_sequence());
-            if !planted!(CountedBeforeSync) {
-                self.stats.add_batch(&batch);
-            }
-            if !planted!(ShownBeforeSync) {
-                self.tail.advance(batch);
-            }
+            self.stats.add_batch(&batch);
+            self.tail.advance(batch);
         }
         self.stats.add_dropped(dropped);
     }

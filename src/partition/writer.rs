@@ -173,12 +173,7 @@ impl<L: Log> Writer<L> {
 
     /// Tells what is new in a request and adds it to the batch.
     fn check(&mut self, request: Request) {
-        let durable_tail = if planted!(SealAheadOfLog) {
-            self.batch.builder.next_sequence()
-        } else {
-            self.durable_tail
-        };
-        if let Err(error) = self.index.seal_if_full(durable_tail) {
+        if let Err(error) = self.index.seal_if_full(self.durable_tail) {
             let error = self.after_index_error(&error);
             _ = request.reply.send(Err(error));
             return;
@@ -210,11 +205,6 @@ impl<L: Log> Writer<L> {
         for (HashedEvent { event, .. }, outcome) in request.events.iter().zip(&outcomes) {
             self.batch.count(event, *outcome, &self.topics);
         }
-        let is_known = |outcome: &Outcome| matches!(outcome, Outcome::Duplicate(_));
-        if planted!(DuplicateAckedEarly) && outcomes.iter().all(is_known) {
-            _ = request.reply.send(Ok(outcomes));
-            return;
-        }
         self.batch.replies.push(Reply::new(request, Ok(outcomes)));
     }
 
@@ -233,14 +223,9 @@ impl<L: Log> Writer<L> {
             Some(entry) => Some(entry),
             None => self.index.get(event.key(), *key_hash, looked_to)?,
         };
-        let stored = stored.filter(|stored| {
-            let builder = &self.batch.builder;
-            !planted!(OwnBatchUnseen)
-                || stored.sequence + (builder.count() as u64) < builder.next_sequence()
-        });
         if let Some(stored) = stored {
             let is_same = stored.content_hash == *content_hash;
-            return Ok(if is_same || planted!(ConflictUnnoticed) {
+            return Ok(if is_same {
                 Outcome::Duplicate(stored.sequence)
             } else {
                 Outcome::Conflict(stored.sequence)
@@ -317,9 +302,7 @@ impl<L: Log> Writer<L> {
         for topic in begun.iter().chain(&self.batch.new_topics) {
             self.topics.remove(topic);
         }
-        if !planted!(RefusedKeysStay) {
-            self.index.truncate(self.durable_tail);
-        }
+        self.index.truncate(self.durable_tail);
         let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
         batch.refuse(error);
         match error {

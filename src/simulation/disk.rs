@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use super::{chance::Chance, jobs};
+use super::{chance::Chance, jobs, lie::Lie};
 use crate::platform::{Disk, DiskFile};
 
 /// What a disk writes whole or not at all, in bytes.
@@ -45,6 +45,7 @@ pub(crate) struct SimDisk(Arc<Mutex<State>>);
 struct State {
     nodes: Vec<Node>,
     chance: Chance,
+    lie: Option<Lie>,
     faults: Faults,
     /// Since the last restart.
     operations: u64,
@@ -62,6 +63,8 @@ enum Node {
 
 #[derive(Default)]
 struct File {
+    /// Its last name.
+    name: String,
     now: Vec<u8>,
     durable: Vec<u8>,
     /// Not synced: offset and content.
@@ -143,15 +146,16 @@ fn apply(names: &mut BTreeMap<String, usize>, changes: &[(String, Option<usize>)
 impl Default for SimDisk {
     /// A disk without faults.
     fn default() -> Self {
-        Self::new(Chance::new(0))
+        Self::new(Chance::new(0), None)
     }
 }
 
 impl SimDisk {
-    pub(super) fn new(chance: Chance) -> Self {
+    pub(super) fn new(chance: Chance, lie: Option<Lie>) -> Self {
         Self(Arc::new(Mutex::new(State {
             nodes: vec![Node::Folder(Folder::default())],
             chance,
+            lie,
             faults: Faults::default(),
             operations: 0,
             operations_before: 0,
@@ -317,6 +321,18 @@ impl State {
         Ok(())
     }
 
+    /// Whether a sync of this file says that it is done, and is not.
+    fn lies_of_sync(&mut self, node: usize) -> bool {
+        let Some(lie) = self.lie else { return false };
+        let name = &self.file(node).name;
+        match lie {
+            Lie::BatchUnsynced => name.ends_with(".log"),
+            Lie::HeaderUnsynced => name == "next.tmp",
+            Lie::CountersUnsynced => name == "counters.json.new",
+            Lie::NameUnsynced | Lie::SyncTriedAgain | Lie::ShortReadBelieved => false,
+        }
+    }
+
     fn check_space(&mut self, bytes: u64) -> io::Result<()> {
         let Some(capacity) = self.faults.capacity else {
             return Ok(());
@@ -432,7 +448,11 @@ impl Disk for SimDisk {
         }
         state.check_space(1)?;
         let node = state.nodes.len();
-        state.nodes.push(Node::File(File::default()));
+        let (_, name) = state.parent(path)?;
+        state.nodes.push(Node::File(File {
+            name,
+            ..File::default()
+        }));
         let (parent, name) = state.parent(path)?;
         parent.change(vec![(name, Some(node))]);
         drop(state);
@@ -456,7 +476,10 @@ impl Disk for SimDisk {
         let node = state.find(from)?;
         let (_, old) = state.parent(from)?;
         let (parent, new) = state.parent(to)?;
-        parent.change(vec![(old, None), (new, Some(node))]);
+        parent.change(vec![(old, None), (new.clone(), Some(node))]);
+        if let Node::File(file) = &mut state.nodes[node] {
+            file.name = new;
+        }
         Ok(())
     }
 
@@ -490,6 +513,10 @@ impl Disk for SimDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.operate(Operation::Sync)?;
         let mut state = self.state();
+        let is_of_log = dir.file_name().is_some_and(|name| name == "log");
+        if is_of_log && state.lie == Some(Lie::NameUnsynced) {
+            return Ok(());
+        }
         let folder = state.folder(dir)?;
         folder.sync(folder.changes.len());
         Ok(())
@@ -530,6 +557,7 @@ impl SimFile {
         let synced = self.disk.operate(Operation::Sync);
         let mut state = self.disk.state();
         match &synced {
+            Ok(()) if state.lies_of_sync(self.node) => {}
             Ok(()) => state.file(self.node).sync(),
             // What it should have written is taken for written from now on.
             Err(_) if !state.crashed => {
@@ -555,6 +583,9 @@ impl DiskFile for SimFile {
             bytes = 1 + state.chance.place(bytes - 1);
         }
         buf[..bytes].copy_from_slice(&state.file(self.node).now[from..from + bytes]);
+        if bytes > 0 && state.lie == Some(Lie::ShortReadBelieved) {
+            return Ok(buf.len());
+        }
         Ok(bytes)
     }
 
@@ -581,7 +612,11 @@ impl DiskFile for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.sync()
+        let synced = self.sync();
+        if synced.is_err() && self.disk.state().lie == Some(Lie::SyncTriedAgain) {
+            return self.sync();
+        }
+        synced
     }
 
     fn sync_all(&self) -> io::Result<()> {

@@ -10,6 +10,7 @@ use super::{
     disk::{Faults, SimDisk},
     follower::Follower,
     jobs::{self, SimJobs},
+    lie::Lie,
     model::{Answered, Model, Name, Sent},
     request::{Answer, Request},
 };
@@ -67,9 +68,9 @@ struct Server {
 }
 
 impl World {
-    pub fn new(mut chance: Chance) -> Self {
+    pub fn new(mut chance: Chance, lie: Option<Lie>) -> Self {
         jobs::reset(Chance::new(chance.next()));
-        let disk = SimDisk::new(Chance::new(chance.next()));
+        let disk = SimDisk::new(Chance::new(chance.next()), lie);
         let topics = 2 + chance.below(4);
         let options = PartitionOptions {
             topics_max: if chance.percent(20) {

@@ -54,7 +54,7 @@ pub async fn run(args: &AllArgs) -> Result<String> {
     let crash = args.minutes - simulate - network;
     let parts = [
         ("Simulation", format!("simulate --minutes {simulate}")),
-        ("Planted bugs", "simulate --bug all".to_owned()),
+        ("Lies of the disk", "simulate --lie all".to_owned()),
         ("Network", format!("network --minutes {network} --seed 1")),
         (
             "The real program",

@@ -13,7 +13,7 @@ use std::{
 };
 
 use clap::Args;
-use oncelog::simulation::{self, Bug, Figures};
+use oncelog::simulation::{self, Figures, Lie};
 use serde::Serialize;
 
 use crate::{Result, json};
@@ -32,9 +32,9 @@ pub struct SimulateArgs {
     /// Goes on for so many minutes instead, whatever the number of seeds
     #[arg(long, conflicts_with = "seeds")]
     pub minutes: Option<f64>,
-    /// Plants a bug in the store, to see it caught; `all` plants one after the other
+    /// Lets the disk lie in this way, to see it noticed; `all` tries one lie after the other
     #[arg(long, value_name = "NAME")]
-    pub bug: Option<String>,
+    pub lie: Option<String>,
     /// Writes the figures to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -49,15 +49,15 @@ pub struct SimulateReport {
     seeds_per_minute: f64,
     #[serde(flatten)]
     figures: Figures,
-    /// Each planted bug, and how many seeds it took to catch it.
+    /// Each lie, and how many seeds it took to notice it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    planted: Vec<Caught>,
+    lies: Vec<Noticed>,
 }
 
-/// A planted bug that was caught.
+/// A lie that was noticed.
 #[derive(Debug, Serialize)]
-struct Caught {
-    bug: String,
+struct Noticed {
+    lie: String,
     is: &'static str,
     seeds: u64,
     broken: String,
@@ -66,10 +66,10 @@ struct Caught {
 /// Runs the seeds.
 pub async fn run(args: SimulateArgs) -> Result<SimulateReport> {
     let run = move || {
-        let report = match args.bug.as_deref() {
+        let report = match args.lie.as_deref() {
             None => simulate(&args)?,
-            Some("all") => plant(&args, Bug::ALL)?,
-            Some(name) => plant(&args, &[bug(name)?])?,
+            Some("all") => lie_all(&args, Lie::ALL)?,
+            Some(name) => lie_all(&args, &[lie(name)?])?,
         };
         json::write(args.json.as_deref(), &report)?;
         Ok(report)
@@ -78,11 +78,15 @@ pub async fn run(args: SimulateArgs) -> Result<SimulateReport> {
     tokio::task::spawn_blocking(run).await?
 }
 
-fn bug(name: &str) -> Result<Bug> {
-    let found = Bug::ALL.iter().find(|bug| format!("{bug:?}") == name);
+fn lie(name: &str) -> Result<Lie> {
+    let found = Lie::ALL.iter().find(|lie| format!("{lie:?}") == name);
     found.copied().ok_or_else(|| {
-        let names: Vec<String> = Bug::ALL.iter().map(|bug| format!("{bug:?}")).collect();
-        format!("--bug: {name} is none; they are all, {}", names.join(", ")).into()
+        let names: Vec<String> = Lie::ALL.iter().map(|lie| format!("{lie:?}")).collect();
+        format!(
+            "--lie: there is no {name}; choose one of all, {}",
+            names.join(", ")
+        )
+        .into()
     })
 }
 
@@ -134,7 +138,7 @@ fn simulate(args: &SimulateArgs) -> Result<SimulateReport> {
         seconds,
         seeds_per_minute: seeds as f64 * 60.0 / seconds,
         figures,
-        planted: Vec::new(),
+        lies: Vec::new(),
     };
     println!("{}", report.summary());
     Ok(report)
@@ -163,47 +167,47 @@ impl SimulateReport {
 
     /// For the docs.
     pub fn markdown(&self) -> String {
-        if self.planted.is_empty() {
+        if self.lies.is_empty() {
             return format!("{}.\n", self.summary());
         }
         let mut text = format!(
-            "{} planted bugs, each caught:\n\n| planted | what it is | seeds until it was caught |\n|---|---|---|\n",
-            self.planted.len()
+            "{} lies, each noticed:\n\n| lie | what it is | seeds until it was noticed |\n|---|---|---|\n",
+            self.lies.len()
         );
-        for Caught { bug, is, seeds, .. } in &self.planted {
-            text += &format!("| `{bug}` | {is} | {seeds} |\n");
+        for Noticed { lie, is, seeds, .. } in &self.lies {
+            text += &format!("| `{lie}` | {is} | {seeds} |\n");
         }
         text
     }
 }
 
-fn plant(args: &SimulateArgs, bugs: &[Bug]) -> Result<SimulateReport> {
+fn lie_all(args: &SimulateArgs, all: &[Lie]) -> Result<SimulateReport> {
     let began = Instant::now();
-    let mut planted = Vec::new();
-    for bug in bugs {
+    let mut lies = Vec::new();
+    for lie in all {
         let seeds = args.seed..args.seed.saturating_add(args.seeds);
         // What fails without it as well is no catch.
-        let caught = seeds
+        let noticed = seeds
             .clone()
-            .filter_map(|seed| simulation::run(seed, Some(*bug)).err())
+            .filter_map(|seed| simulation::run(seed, Some(*lie)).err())
             .find(|broken| simulation::run(broken.seed, None).is_ok());
-        let Some(broken) = caught else {
+        let Some(broken) = noticed else {
             let seeds = args.seeds;
-            return Err(format!("{bug:?} is not caught by {seeds} seeds").into());
+            return Err(format!("{lie:?} is not noticed in {seeds} seeds").into());
         };
-        println!("{bug:?} is caught by {broken}");
-        planted.push(Caught {
-            bug: format!("{bug:?}"),
-            is: bug.what(),
+        println!("{lie:?} is noticed: {broken}");
+        lies.push(Noticed {
+            lie: format!("{lie:?}"),
+            is: lie.what(),
             seeds: broken.seed - args.seed + 1,
             broken: broken.what,
         });
     }
-    let seeds = planted.iter().map(|caught| caught.seeds).sum();
+    let seeds = lies.iter().map(|noticed| noticed.seeds).sum();
     let seconds = began.elapsed().as_secs_f64();
     println!(
-        "{} planted bugs caught with {seeds} seeds in {seconds:.0} s",
-        planted.len()
+        "{} lies noticed with {seeds} seeds in {seconds:.0} s",
+        lies.len()
     );
     Ok(SimulateReport {
         first_seed: args.seed,
@@ -211,6 +215,6 @@ fn plant(args: &SimulateArgs, bugs: &[Bug]) -> Result<SimulateReport> {
         seconds,
         seeds_per_minute: seeds as f64 * 60.0 / seconds,
         figures: Figures::default(),
-        planted,
+        lies,
     })
 }

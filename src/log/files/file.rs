@@ -190,11 +190,7 @@ impl FileLog {
         // What follows up to the next frame is zero already.
         file.write_all_at(&prefix, *offset)
             .and_then(|()| file.write_all_at(encoded, *offset + PREFIX_BYTES as u64))
-            .and_then(|()| match file.sync_data() {
-                _ if planted!(NoSync) => Ok(()),
-                Err(_) if planted!(SyncTriedAgain) => file.sync_data(),
-                synced => synced,
-            })
+            .and_then(|()| file.sync_data())
             .map_err(|error| failed(&segment.path, error))?;
         segment.note(self.tail, *offset);
         *offset = (*offset + bytes).next_multiple_of(ALIGN);
@@ -250,14 +246,10 @@ fn begin(
 ) -> io::Result<Active> {
     let file = prepared.file;
     file.write_all_at(&header.encode(), 0)?;
-    if !planted!(NoHeaderSync) {
-        file.sync_all()?;
-    }
+    file.sync_all()?;
     let path = segment_path(dir, header.first_sequence);
     disk.rename(&dir.join(NEXT_NAME), &path)?;
-    if !planted!(NoDirectorySync) {
-        disk.sync_dir(dir)?;
-    }
+    disk.sync_dir(dir)?;
     let segment = Arc::new(Segment::new(path, header));
     let offset = SEGMENT_HEADER_BYTES as u64;
     segment.set_end(offset);

@@ -78,7 +78,7 @@ pub(super) fn recover(
     check_tail(&last.path, run.offset, run.sequence, tail_min)?;
     remove_leftover(disk, dir, listing.has_leftover)?;
     let file = disk.open_write(&last.path).map_err(at(&last.path))?;
-    if rest.dirty_end > run.offset && !planted!(NoZeroing) {
+    if rest.dirty_end > run.offset {
         let bytes = rest.dirty_end - run.offset;
         let path = last.path.display();
         tracing::warn!(%path, offset = run.offset, bytes, "removing an unfinished batch");
@@ -87,17 +87,13 @@ pub(super) fn recover(
     // What is whole may not have been synced, and is about to be shown to readers. After a failed sync the
     // system can take bytes that never reached the disk for written: only writing them again makes it
     // write them.
-    if let Some(frame) = &run.last
-        && !planted!(NoSyncAtOpen)
-    {
+    if let Some(frame) = &run.last {
         let rewritten = walk
             .framed(frame)
             .and_then(|bytes| file.write_all_at(&bytes, frame.offset));
         rewritten.map_err(at(&last.path))?;
     }
-    if !planted!(NoSyncAtOpen) {
-        file.sync_data().map_err(at(&last.path))?;
-    }
+    file.sync_data().map_err(at(&last.path))?;
     // The name of a segment that was begun last may not be durable either.
     disk.sync_dir(dir).map_err(at(dir))?;
     last.set_end(run.offset);
