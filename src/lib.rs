@@ -33,7 +33,8 @@
 //!   damage, not a torn write: opening refuses it where it reads (the newest segment, and what the
 //!   index lacks), readers where they meet it.
 //! - A key is compared byte for byte before an event is called a duplicate.
-//! - Nothing is tried again after a failed write or sync of the log.
+//! - Nothing is tried again after a failed write or sync of the log. A file that holds nothing of it yet is thrown
+//!   away and made anew.
 //! - Every queue, buffer and wait has a limit with a name.
 
 mod aggregator;

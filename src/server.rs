@@ -135,6 +135,7 @@ pub struct Server {
     partition: Partition,
     threads: Threads,
     health: HealthReporter,
+    following: JoinHandle<()>,
     stopping: CancellationToken,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
     grace: Duration,
@@ -158,7 +159,7 @@ impl Server {
         let stopping = CancellationToken::new();
         let (health, router) = router(&partition, &options, &stopping);
         tell_health(&health, ServingStatus::Serving).await;
-        tokio::spawn(follow_health(health.clone(), partition.health()));
+        let following = tokio::spawn(follow_health(health.clone(), partition.health()));
         let places = Arc::new(Semaphore::new(options.connections_max));
         let incoming = incoming(listener, Arc::clone(&places));
         let connections_max = options.connections_max;
@@ -172,6 +173,7 @@ impl Server {
             partition,
             threads,
             health,
+            following,
             stopping,
             serving,
             grace: options.grace,
@@ -202,6 +204,9 @@ impl Server {
     /// drains, the counters are saved. Streams that take longer than the grace period are cut.
     pub async fn stop(mut self) -> Result<(), ServerError> {
         let deadline = tokio::time::Instant::now() + self.grace;
+        self.following.abort();
+        // Once it has ended, nothing says SERVING any more.
+        _ = (&mut self.following).await;
         tell_health(&self.health, ServingStatus::NotServing).await;
         self.stopping.cancel();
         // Who watches has been told; a watch does not end by itself.
@@ -288,13 +293,13 @@ async fn tell_health(health: &HealthReporter, status: ServingStatus) {
     health.set_service_status(AGGREGATOR, status).await;
 }
 
-/// Tells that the partition can store no more, if it comes to that.
+/// Reports the health of the partition as it changes.
 async fn follow_health(reporter: HealthReporter, mut health: watch::Receiver<Health>) {
-    if health
-        .wait_for(|health| *health == Health::Failed)
-        .await
-        .is_ok()
-    {
-        tell_health(&reporter, ServingStatus::NotServing).await;
+    while health.changed().await.is_ok() {
+        let status = match *health.borrow_and_update() {
+            Health::Serving => ServingStatus::Serving,
+            Health::Refusing(_) | Health::Failed(_) => ServingStatus::NotServing,
+        };
+        tell_health(&reporter, status).await;
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     event::{Event, FIRST_SEQUENCE, Key, Sequence, Topic},
     index::{self, Entry, IndexReader},
     log::{self, Batch},
-    partition::{Snapshot, lock_data_dir},
+    partition::{CountersError, Snapshot, lock_data_dir},
     platform::{OsDisk, Platform},
 };
 
@@ -68,7 +68,11 @@ fn check_tail(
 ) {
     let counted = match Snapshot::load(&OsDisk, data_dir) {
         Ok(snapshot) => snapshot.map_or(FIRST_SEQUENCE, |snapshot| snapshot.tail),
-        Err(error) => {
+        Err(error @ CountersError::UnknownVersion { .. }) => {
+            report.problem(format!("counters: {error}"));
+            FIRST_SEQUENCE
+        }
+        Err(error @ (CountersError::Damaged { .. } | CountersError::Io { .. })) => {
             report.problem(format!(
                 "counters: {error}; events are counted again from the log at the next start"
             ));

@@ -92,6 +92,8 @@ pub(super) fn publish(error: &PublishError) -> Status {
         PublishError::TopicLimit { .. } => (Code::ResourceExhausted, "TOO_MANY_TOPICS"),
         PublishError::DiskFull => (Code::ResourceExhausted, "DISK_FULL"),
         PublishError::IndexBehind => (Code::Unavailable, "INDEX_BEHIND"),
+        PublishError::LogBehind => (Code::Unavailable, "LOG_BEHIND"),
+        PublishError::Bug => (Code::Unavailable, "SERVER_BUG"),
         PublishError::Failed => (Code::Unavailable, "STORAGE_FAILED"),
         PublishError::Stopping => (Code::Unavailable, "STOPPING"),
     };
@@ -108,6 +110,7 @@ pub(super) fn read(error: &ReadError) -> Status {
         ReadError::LogUnreadable => (Code::Unavailable, "LOG_UNREADABLE"),
         ReadError::IndexDamaged => (Code::Unavailable, "INDEX_DAMAGED"),
         ReadError::IndexUnreadable => (Code::Unavailable, "INDEX_UNREADABLE"),
+        ReadError::Bug => (Code::Unavailable, "SERVER_BUG"),
         ReadError::Stopping => (Code::Unavailable, "STOPPING"),
     };
     Status::with_error_details(code, error.to_string(), info(reason))

@@ -254,10 +254,10 @@ impl From<&PublishError> for Failure {
         let msg = error.to_string();
         match error {
             PublishError::TopicLimit { .. } => Self::body(msg),
-            PublishError::DiskFull | PublishError::IndexBehind => {
+            PublishError::DiskFull | PublishError::IndexBehind | PublishError::LogBehind => {
                 Self::unavailable(msg, RETRY_LATER)
             }
-            PublishError::Failed => Self::unavailable(msg, RETRY_MUCH_LATER),
+            PublishError::Failed | PublishError::Bug => Self::unavailable(msg, RETRY_MUCH_LATER),
             PublishError::Stopping => Self::unavailable(msg, RETRY_SOON),
         }
     }
@@ -274,7 +274,7 @@ impl From<&ReadError> for Failure {
             ReadError::LogUnreadable | ReadError::IndexUnreadable => {
                 Self::unavailable(msg, RETRY_LATER)
             }
-            ReadError::IndexDamaged => Self::unavailable(msg, RETRY_MUCH_LATER),
+            ReadError::IndexDamaged | ReadError::Bug => Self::unavailable(msg, RETRY_MUCH_LATER),
             ReadError::Stopping => Self::unavailable(msg, RETRY_SOON),
         }
     }

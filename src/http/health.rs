@@ -1,23 +1,28 @@
-//! GET /healthz and /readyz: does the process answer, and can it store events?
+//! GET /healthz and /readyz: would a restart help, and can it store events?
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use serde::Serialize;
 
 use super::{error::Failure, json_response};
-use crate::{
-    aggregator::Aggregator,
-    partition::{Health, PublishError},
-};
+use crate::{aggregator::Aggregator, partition::Health};
 
 #[derive(Serialize)]
 struct Answer {
     status: &'static str,
 }
 
-pub(super) async fn healthz() -> Response {
-    json_response(StatusCode::OK, &Answer { status: "ok" })
+/// Fails when only a restart helps: what a supervisor restarts by.
+pub(super) async fn healthz(State(aggregator): State<Aggregator>) -> Result<Response, Failure> {
+    let health = *aggregator.partition.health().borrow();
+    match health {
+        Health::Serving | Health::Refusing(_) => {
+            Ok(json_response(StatusCode::OK, &Answer { status: "ok" }))
+        }
+        Health::Failed(error) => Err((&error).into()),
+    }
 }
 
+/// Fails whenever events cannot be stored: what a load balancer sends publishers by.
 pub(super) async fn readyz(State(aggregator): State<Aggregator>) -> Result<Response, Failure> {
     if aggregator.stopping.is_cancelled() {
         return Err(Failure::stopping());
@@ -25,6 +30,6 @@ pub(super) async fn readyz(State(aggregator): State<Aggregator>) -> Result<Respo
     let health = *aggregator.partition.health().borrow();
     match health {
         Health::Serving => Ok(json_response(StatusCode::OK, &Answer { status: "ready" })),
-        Health::Failed => Err((&PublishError::Failed).into()),
+        Health::Refusing(error) | Health::Failed(error) => Err((&error).into()),
     }
 }

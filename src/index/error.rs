@@ -8,6 +8,8 @@ use std::{
 
 use thiserror::Error;
 
+use crate::platform::is_full;
+
 /// Why a lookup or a seal failed. Cheap to clone: one failure answers a whole batch.
 #[derive(Clone, Debug, Error)]
 pub enum IndexError {
@@ -118,16 +120,6 @@ pub(super) fn sled_io(error: sled::Error) -> io::Error {
     } else {
         io::Error::new(io::ErrorKind::InvalidData, error.to_string())
     }
-}
-
-/// Whether `error` says that the disk, a quota or the limit on file sizes is reached.
-pub(super) fn is_full(error: &io::Error) -> bool {
-    [
-        io::ErrorKind::StorageFull,
-        io::ErrorKind::QuotaExceeded,
-        io::ErrorKind::FileTooLarge,
-    ]
-    .contains(&error.kind())
 }
 
 /// Whether `error` comes from the process or the system around it, so that the files may well be whole and

@@ -37,6 +37,10 @@ pub trait Log: Send + 'static {
     /// If the batch does not begin at [`tail`](Self::tail).
     fn append(&mut self, batch: &Batch) -> Result<(), AppendError>;
 
+    /// Whether the next append has its space, for all that is known. Tries again what an append was refused
+    /// for, when it is time, and does not wait for it.
+    fn prepare(&mut self) -> Result<(), AppendError>;
+
     /// A reader of this log. It stays usable beside the writer and after it.
     fn reader(&self) -> Self::Reader;
 }
@@ -66,6 +70,15 @@ pub enum AppendError {
         path: PathBuf,
         /// What the next segment needs.
         bytes: u64,
+        /// What the file system said.
+        source: Arc<io::Error>,
+    },
+    /// The next segment cannot be set aside, for another reason than a full disk. Nothing was written; the
+    /// same batch may be tried again later.
+    #[error("the next segment of the log cannot be set aside at {}: {source}", path.display())]
+    NotPrepared {
+        /// The file.
+        path: PathBuf,
         /// What the file system said.
         source: Arc<io::Error>,
     },

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use thiserror::Error;
+use tokio::task::JoinError;
 
 use super::cursor::CursorError;
 use crate::{
@@ -31,10 +32,20 @@ pub enum PublishError {
     /// The index cannot be written, and memory must not grow without it. The server keeps trying.
     #[error("the server cannot write its index at the moment, and keeps trying; send again later")]
     IndexBehind,
+    /// No space can be set aside for the log, for another reason than a full disk. The server keeps trying.
+    #[error(
+        "the server cannot set space aside for its log at the moment, and keeps trying; send again later"
+    )]
+    LogBehind,
     /// A write or sync failed, or the index is damaged; the partition takes no more events until the
     /// server is restarted.
     #[error("the server cannot store events until it is restarted; its log says why")]
     Failed,
+    /// A part of the server panicked; the partition takes no more events until the server is restarted.
+    #[error(
+        "a bug in the server stopped it from storing events until it is restarted; its log says where"
+    )]
+    Bug,
     /// The partition is stopping.
     #[error("the server is stopping; connect again and resend what was not acknowledged")]
     Stopping,
@@ -44,6 +55,7 @@ impl From<&AppendError> for PublishError {
     fn from(error: &AppendError) -> Self {
         match error {
             AppendError::Full { .. } => Self::DiskFull,
+            AppendError::NotPrepared { .. } => Self::LogBehind,
             AppendError::Failed { .. } => Self::Failed,
         }
     }
@@ -77,6 +89,11 @@ pub enum ReadError {
     /// The index cannot be read now, for a reason that says nothing about what is stored.
     #[error("the server cannot read its index at the moment; try again later")]
     IndexUnreadable,
+    /// A part of the server panicked.
+    #[error(
+        "a bug in the server stopped it from answering until it is restarted; its log says where"
+    )]
+    Bug,
     /// The partition is stopping.
     #[error("the server is stopping; connect again")]
     Stopping,
@@ -102,4 +119,26 @@ impl From<IndexError> for ReadError {
             IndexError::Full { .. } | IndexError::Seal { .. } => Self::IndexUnreadable,
         }
     }
+}
+
+impl PublishError {
+    /// Whether what caused it may pass without a restart.
+    pub(super) fn passes(self) -> bool {
+        match self {
+            Self::DiskFull | Self::IndexBehind | Self::LogBehind => true,
+            Self::TopicLimit { .. } | Self::Failed | Self::Bug | Self::Stopping => false,
+        }
+    }
+}
+
+impl ReadError {
+    /// Why a task did not end.
+    pub(super) fn of_task(error: &JoinError) -> Self {
+        of_task(error, Self::Bug, Self::Stopping)
+    }
+}
+
+/// A task that did not end has panicked, or the runtime is being shut down.
+pub(super) fn of_task<E>(error: &JoinError, bug: E, stopping: E) -> E {
+    if error.is_panic() { bug } else { stopping }
 }

@@ -9,6 +9,7 @@ mod cursor;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod health;
 mod look_up;
 mod open;
 mod reader;
@@ -35,6 +36,7 @@ use self::look_up::LookUp;
 pub use self::{
     cursor::CursorError,
     error::{PublishError, ReadError},
+    health::Health,
     open::{
         INGEST_BYTES_MAX, OpenError, PartitionOptions, Recovery, TOPICS_MAX, Threads,
         lock_data_dir, open,
@@ -58,15 +60,6 @@ use crate::{
     index::{Entry, IndexReader},
     log::{FileReader, LogReader},
 };
-
-/// Whether a partition can store events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// It can.
-    Serving,
-    /// A write or sync failed, or the index is damaged. Only a restart helps; reads go on.
-    Failed,
-}
 
 /// A handle on a partition.
 pub struct Partition<R = FileReader>(Arc<Shared<R>>);
@@ -96,7 +89,7 @@ impl Future for PendingOutcomes {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = ready!(Pin::new(&mut self.0).poll(cx));
         // The threads answer every request, unless they panicked.
-        Poll::Ready(answer.unwrap_or(Err(PublishError::Failed)))
+        Poll::Ready(answer.unwrap_or(Err(PublishError::Bug)))
     }
 }
 
@@ -118,13 +111,15 @@ impl<R: LogReader> Partition<R> {
         let look_up = LookUp::new(&self.0.index, events);
         let looked_up = if look_up.reads_disk() {
             let looked_up = spawn_blocking(move || look_up.run()).await;
-            looked_up.map_err(|_| PublishError::Stopping)?
+            looked_up.map_err(|error| {
+                error::of_task(&error, PublishError::Bug, PublishError::Stopping)
+            })?
         } else {
             look_up.run()
         };
         let (message, outcomes) = looked_up.into_message(rejection, permit);
         let sent = self.0.queue.send(message).await;
-        sent.map_err(|_| PublishError::Stopping)?;
+        sent.map_err(|_| self.gone(PublishError::Bug, PublishError::Stopping))?;
         Ok(PendingOutcomes(outcomes))
     }
 
@@ -162,7 +157,7 @@ impl<R: LogReader> Partition<R> {
         };
         let partition = self.clone();
         let read = spawn_blocking(move || partition.read_event(&key, entry.sequence));
-        read.await.map_err(|_| ReadError::Stopping)?
+        read.await.map_err(|error| ReadError::of_task(&error))?
     }
 
     async fn find(&self, key: Key) -> Result<Option<Entry>, ReadError> {
@@ -172,7 +167,7 @@ impl<R: LogReader> Partition<R> {
         if view.may_contain(&key, hash) {
             let key = key.clone();
             let found = spawn_blocking(move || view.get(&key, hash));
-            let found = found.await.map_err(|_| ReadError::Stopping)?;
+            let found = found.await.map_err(|error| ReadError::of_task(&error))?;
             if let Some(entry) = found? {
                 return Ok(Some(entry));
             }
@@ -185,9 +180,18 @@ impl<R: LogReader> Partition<R> {
             reply,
         };
         let sent = self.0.queue.send(find).await;
-        sent.map_err(|_| ReadError::Stopping)?;
-        let found = found.await.map_err(|_| ReadError::Stopping)??;
+        sent.map_err(|_| self.gone(ReadError::Bug, ReadError::Stopping))?;
+        // The writer answers everyone, unless it panicked.
+        let found = found.await.map_err(|_| ReadError::Bug)??;
         Ok(found.filter(|entry| entry.sequence < self.durable_tail()))
+    }
+
+    /// Why the writer takes no more messages.
+    fn gone<E>(&self, bug: E, stopping: E) -> E {
+        match *self.0.health.borrow() {
+            Health::Failed(PublishError::Bug) => bug,
+            Health::Failed(_) | Health::Refusing(_) | Health::Serving => stopping,
+        }
     }
 
     fn read_event(&self, key: &Key, at: Sequence) -> Result<Option<StoredEvent>, ReadError> {

@@ -4,10 +4,12 @@
 //! tells in turn how far the log must reach.
 
 use std::{
+    any::Any,
     collections::HashSet,
     fs::{File, TryLockError},
     io,
     ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     sync::{Arc, mpsc as std_mpsc},
     thread,
@@ -15,11 +17,12 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    Health, Partition, Shared,
+    Partition, PublishError, Shared,
     clock::Clock,
+    health::Monitor,
     request::Message,
     stats::{CountersError, Snapshot, Stats},
     syncer::{self, Syncer, SyncerJob},
@@ -32,13 +35,20 @@ use crate::{
     log::{
         self, Batch, FileLog, FileLogOptions, FileReader, Log, LogReader, ReadError as LogReadError,
     },
-    platform::{Disk as _, Job, OsDisk, Platform, Running, Step},
+    platform::{Disk as _, Job, OsDisk, Platform, Running, Step, panic_text},
 };
 
 /// Requests that may wait for the writer, beside the limit on their bytes.
 const QUEUE_REQUESTS_MAX: usize = 4096;
 /// How often the counters are saved while the partition runs.
 const SAVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a lock on the data directory that another has is waited for, and how often it is tried meanwhile. A
+/// process that has just ended, or closed its file while a child of another thread was between fork and exec, may
+/// hold it a moment longer.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(1);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
+/// How often the writer is asked to look whether what had publishes refused has passed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a long replay reports.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -144,9 +154,8 @@ impl Threads {
         _ = self.queue.blocking_send(Message::Stop);
         drop(self.stop_saver);
         for thread in [self.writer, self.syncer, self.saver] {
-            if let Err(panic) = thread.join() {
-                tracing::error!(?panic, "a thread of the partition has panicked");
-            }
+            // A panic was logged when it came.
+            _ = thread.join();
         }
         self.stats
             .snapshot()
@@ -154,8 +163,18 @@ impl Threads {
     }
 }
 
-/// Takes the lock on a data directory, creating it if missing. Held until the file is closed.
+/// Takes the lock on a data directory, creating it if missing. Held until the file is closed. Blocks for a moment
+/// while another has it.
 pub fn lock_data_dir(data_dir: &Path) -> Result<File, OpenError> {
+    let deadline = Instant::now() + LOCK_WAIT_MAX;
+    lock_while(data_dir, || {
+        thread::sleep(LOCK_RETRY_INTERVAL);
+        Instant::now() < deadline
+    })
+}
+
+/// Takes the lock, trying again for as long as `waits` says so.
+fn lock_while(data_dir: &Path, mut waits: impl FnMut() -> bool) -> Result<File, OpenError> {
     let path = data_dir.join("LOCK");
     let create = || {
         OsDisk.create_dir(data_dir)?;
@@ -165,12 +184,16 @@ pub fn lock_data_dir(data_dir: &Path) -> Result<File, OpenError> {
         path: path.clone(),
         source,
     })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::Locked {
-            path: data_dir.to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if waits() => {}
+            Err(TryLockError::WouldBlock) => {
+                let path = data_dir.to_owned();
+                return Err(OpenError::Locked { path });
+            }
+            Err(TryLockError::Error(source)) => return Err(OpenError::Io { path, source }),
+        }
     }
 }
 
@@ -213,7 +236,7 @@ pub(crate) fn open_locked(
     let last_received_at = last_received_at(&reader, tail)?;
 
     let (queue, queue_end) = mpsc::channel(QUEUE_REQUESTS_MAX);
-    let (health, health_watch) = watch::channel(Health::Serving);
+    let monitor = Monitor::new();
     let (work, work_end) = std_mpsc::sync_channel(1);
     let (synced, synced_end) = std_mpsc::channel();
     let (stop_saver, saver_stopped) = std_mpsc::channel();
@@ -225,7 +248,7 @@ pub(crate) fn open_locked(
         stats: Arc::clone(&stats),
         tail: Arc::clone(&durable_tail),
         queue: queue.clone(),
-        health: health_watch,
+        health: monitor.watch(),
         ingest: Arc::new(Semaphore::new(options.ingest_bytes_max)),
     }));
     let syncer = syncer::Shared::new(Syncer {
@@ -233,6 +256,7 @@ pub(crate) fn open_locked(
         index: index.reader(),
         stats: Arc::clone(&stats),
         tail: durable_tail,
+        monitor: monitor.clone(),
     });
     let syncer_job = SyncerJob {
         syncer: syncer.clone(),
@@ -254,7 +278,7 @@ pub(crate) fn open_locked(
         batch: Pending::new(tail),
         syncing: None,
         failed: None,
-        health: health.clone(),
+        monitor: monitor.clone(),
     };
     let saver = Saver {
         saved: stats.snapshot(),
@@ -262,13 +286,16 @@ pub(crate) fn open_locked(
         platform: platform.clone(),
         data_dir: options.data_dir.clone(),
         save_at: platform.jobs.now() + SAVE_INTERVAL,
+        probe_at: platform.jobs.now() + PROBE_INTERVAL,
+        writer: queue.downgrade(),
+        monitor: monitor.clone(),
         stopped: saver_stopped,
     };
     let threads = Threads {
-        queue,
-        writer: spawn(platform, "oncelog-writer", &health, writer)?,
-        syncer: spawn(platform, "oncelog-syncer", &health, syncer_job)?,
-        saver: spawn(platform, "oncelog-saver", &health, saver)?,
+        queue: queue.clone(),
+        writer: spawn(platform, "oncelog-writer", &monitor, &queue, writer)?,
+        syncer: spawn(platform, "oncelog-syncer", &monitor, &queue, syncer_job)?,
+        saver: spawn(platform, "oncelog-saver", &monitor, &queue, saver)?,
         stop_saver,
         stats,
         platform: platform.clone(),
@@ -291,7 +318,9 @@ fn load_counters(platform: &Platform, data_dir: &Path) -> Result<Snapshot, OpenE
                 the counts of duplicates, conflicts and rejections begin at 0");
             Ok(Snapshot::default())
         }
-        Err(error @ CountersError::Io { .. }) => Err(error.into()),
+        Err(error @ (CountersError::Io { .. } | CountersError::UnknownVersion { .. })) => {
+            Err(error.into())
+        }
     }
 }
 
@@ -355,13 +384,17 @@ fn last_received_at(log: &FileReader, tail: Sequence) -> Result<UnixNanos, LogRe
     Ok(last.map_or(0, |batch| batch.received_at()))
 }
 
-/// Saves the counters now and then, so that a crash loses few of those the log does not tell.
+/// Saves the counters now and then, so that a crash loses few of those the log does not tell, and has the writer
+/// look whether it can store events again while it cannot and nobody publishes.
 struct Saver {
     stats: Arc<Stats>,
     platform: Platform,
     data_dir: PathBuf,
     saved: Snapshot,
     save_at: Instant,
+    probe_at: Instant,
+    writer: mpsc::WeakSender<Message>,
+    monitor: Monitor,
     stopped: std_mpsc::Receiver<()>,
 }
 
@@ -371,6 +404,10 @@ impl Job for Saver {
             return Step::Ended;
         }
         let now = self.platform.jobs.now();
+        if now >= self.probe_at {
+            self.probe_at = now + PROBE_INTERVAL;
+            self.probe();
+        }
         if now < self.save_at {
             return Step::Idle;
         }
@@ -388,34 +425,63 @@ impl Job for Saver {
     }
 
     fn wait(&mut self) {
-        let left = self
-            .save_at
-            .saturating_duration_since(self.platform.jobs.now());
+        let next = self.save_at.min(self.probe_at);
+        let left = next.saturating_duration_since(self.platform.jobs.now());
         // It is told of the stop by the end of the channel, which a step sees as well.
         _ = self.stopped.recv_timeout(left);
     }
 }
 
-/// A job that tells of its panic: a partition without one of its jobs stores nothing.
+impl Saver {
+    fn probe(&self) {
+        if self.monitor.is_refusing()
+            && let Some(writer) = self.writer.upgrade()
+        {
+            // With a full queue there is somebody who publishes.
+            _ = writer.try_send(Message::Probe);
+        }
+    }
+}
+
+/// A job whose panic fails the partition: without one of its jobs it stores nothing.
 struct FailOnPanic<J> {
+    name: String,
     job: J,
-    health: watch::Sender<Health>,
+    monitor: Monitor,
+    /// Dropped after the job.
+    _wake: WakeWriter,
 }
 
 impl<J: Job> Job for FailOnPanic<J> {
     fn step(&mut self) -> Step {
-        self.job.step()
+        let step = catch_unwind(AssertUnwindSafe(|| self.job.step()));
+        step.unwrap_or_else(|panic| self.fail(panic))
     }
 
     fn wait(&mut self) {
-        self.job.wait();
+        let waited = catch_unwind(AssertUnwindSafe(|| self.job.wait()));
+        if let Err(panic) = waited {
+            self.fail(panic);
+        }
     }
 }
 
-impl<J> Drop for FailOnPanic<J> {
+impl<J> FailOnPanic<J> {
+    fn fail(&self, panic: Box<dyn Any + Send>) -> ! {
+        let cause = format!("{} panicked: {}", self.name, panic_text(&*panic));
+        self.monitor.fail(PublishError::Bug, &cause);
+        resume_unwind(panic)
+    }
+}
+
+/// Wakes the writer when a job and its channels are gone: it may wait for an answer that does not come.
+struct WakeWriter(mpsc::WeakSender<Message>);
+
+impl Drop for WakeWriter {
     fn drop(&mut self) {
-        if thread::panicking() {
-            self.health.send_replace(Health::Failed);
+        if let Some(writer) = self.0.upgrade() {
+            // A full queue wakes the writer as well.
+            _ = writer.try_send(Message::Synced);
         }
     }
 }
@@ -423,11 +489,39 @@ impl<J> Drop for FailOnPanic<J> {
 fn spawn(
     platform: &Platform,
     name: &str,
-    health: &watch::Sender<Health>,
+    monitor: &Monitor,
+    queue: &mpsc::Sender<Message>,
     job: impl Job,
 ) -> Result<Box<dyn Running>, OpenError> {
-    let health = health.clone();
-    let job = Box::new(FailOnPanic { job, health });
-    let spawned = platform.jobs.spawn(name, job);
+    let job = FailOnPanic {
+        name: name.to_owned(),
+        job,
+        monitor: monitor.clone(),
+        _wake: WakeWriter(queue.downgrade()),
+    };
+    let spawned = platform.jobs.spawn(name, Box::new(job));
     spawned.map_err(OpenError::Thread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_given_up_is_taken() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut other = Some(lock_data_dir(dir.path()).expect("is free"));
+        let mut tries = 0;
+        let lock = lock_while(dir.path(), || {
+            tries += 1;
+            if tries == 3 {
+                other = None;
+            }
+            true
+        });
+        let _lock = lock.expect("is free again");
+        assert_eq!(tries, 3);
+        let refused = lock_while(dir.path(), || false);
+        assert!(matches!(refused, Err(OpenError::Locked { .. })));
+    }
 }

@@ -106,7 +106,9 @@ impl<R: LogReader> Reader<R> {
                 scan.over_log(&shared, &*log)?;
                 Ok::<_, ReadError>(scan)
             });
-            scan = scanned.await.map_err(|_| ReadError::Stopping)??;
+            scan = scanned
+                .await
+                .map_err(|error| ReadError::of_task(&error))??;
         }
         Ok(self.finish(scan))
     }

@@ -57,8 +57,10 @@ pub(super) enum Message {
         looked_to: Sequence,
         reply: oneshot::Sender<Result<Option<Entry>, ReadError>>,
     },
-    /// The syncer has finished a batch.
+    /// The syncer has finished a batch, or panicked.
     Synced,
+    /// Look whether what had publishes refused has passed.
+    Probe,
     /// Take no further message: answer what is in the queue, and end.
     Stop,
 }

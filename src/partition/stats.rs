@@ -84,6 +84,20 @@ struct Content<'a> {
     snapshot: &'a RawValue,
 }
 
+/// What is in the file in any version since 2, whatever else there is.
+#[derive(Deserialize)]
+struct AnyContent<'a> {
+    crc32c: u32,
+    #[serde(borrow)]
+    snapshot: &'a RawValue,
+}
+
+/// What is in a snapshot of any version, whatever else there is.
+#[derive(Deserialize)]
+struct AnySnapshot {
+    version: u64,
+}
+
 /// The file of counters cannot be used.
 #[derive(Clone, Debug, Error)]
 pub enum CountersError {
@@ -102,6 +116,17 @@ pub enum CountersError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A newer oncelog wrote the file. Nothing was changed.
+    #[error(
+        "{} has format version {version}; this oncelog knows version {FILE_VERSION}",
+        path.display()
+    )]
+    UnknownVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its format version.
+        version: u64,
     },
 }
 
@@ -136,7 +161,10 @@ impl Snapshot {
         };
         match Self::parse(&text) {
             Ok(snapshot) => Ok(Some(snapshot)),
-            Err(reason) => Err(CountersError::Damaged { path, reason }),
+            Err(reason) => Err(match newer_version(&text) {
+                Some(version) => CountersError::UnknownVersion { path, version },
+                None => CountersError::Damaged { path, reason },
+            }),
         }
     }
 
@@ -209,6 +237,16 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+/// The version of a whole file that a newer oncelog wrote. In a file that is not whole the version may be what is
+/// damaged.
+fn newer_version(text: &[u8]) -> Option<u64> {
+    let content: AnyContent<'_> = serde_json::from_slice(text).ok()?;
+    let json = content.snapshot.get();
+    let is_whole = crc32c::crc32c(json.as_bytes()) == content.crc32c;
+    let snapshot: AnySnapshot = serde_json::from_str(json).ok()?;
+    (is_whole && snapshot.version > FILE_VERSION.into()).then_some(snapshot.version)
 }
 
 fn encode(snapshot: &RawValue) -> Vec<u8> {
@@ -444,7 +482,7 @@ mod tests {
             |s: &mut Snapshot| s.counters.conflicts = 2,
             |s: &mut Snapshot| s.tail += 1,
             |s: &mut Snapshot| s.topics.clear(),
-            |s: &mut Snapshot| s.version += 1,
+            |s: &mut Snapshot| s.version -= 1,
         ] {
             let mut damaged = snapshot();
             damage(&mut damaged);
@@ -456,6 +494,33 @@ mod tests {
         Snapshot::load(&OsDisk, dir.path()).expect_err("cut");
     }
 
+    /// A file of version 3, with what only that version knows.
+    fn newer() -> Vec<u8> {
+        let snapshot = br#"{"version":3,"tail":[3],"more":{}}"#;
+        let content = String::from_utf8(repaired(snapshot).expect("JSON")).expect("UTF-8");
+        content.replacen('{', r#"{"key":"k","#, 1).into_bytes()
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_and_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(FILE_NAME);
+        fs::write(&path, newer()).expect("written");
+        let error = Snapshot::load(&OsDisk, dir.path()).expect_err("newer");
+        let expected = format!(
+            "{} has format version 3; this oncelog knows version 2",
+            path.display()
+        );
+        assert_eq!(error.to_string(), expected);
+
+        // One that is damaged has no version that is known.
+        let turned = String::from_utf8(snapshot().encode()).expect("UTF-8");
+        let turned = turned.replace(r#""version":2"#, r#""version":3"#);
+        fs::write(&path, turned).expect("written");
+        let error = Snapshot::load(&OsDisk, dir.path()).expect_err("damaged");
+        assert!(matches!(error, CountersError::Damaged { .. }), "{error}");
+    }
+
     #[test]
     fn a_turned_bit_is_noticed() {
         let content = snapshot().encode();
@@ -465,6 +530,7 @@ mod tests {
                 let mut damaged = content.clone();
                 damaged[at] ^= 1 << bit;
                 Snapshot::parse(&damaged).expect_err("damaged");
+                assert_eq!(newer_version(&damaged), None);
             }
         }
     }

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     PublishError,
+    health::Monitor,
     request::{Answer, Message, Request},
     stats::{Dropped, Stats},
     tail::DurableTail,
@@ -68,6 +69,7 @@ pub(super) struct Syncer<L> {
     pub index: IndexReader,
     pub stats: Arc<Stats>,
     pub tail: Arc<DurableTail>,
+    pub monitor: Monitor,
 }
 
 /// The syncer of the writer and of the job. Only one of them has work for it at a time.
@@ -104,8 +106,7 @@ impl<L: Log> Syncer<L> {
                 work.replies.into_iter().for_each(Reply::answer);
             }
             Err(error) => {
-                log_failure(&error);
-                let error = PublishError::from(&error);
+                let error = self.failed(&error);
                 tell_writer(self.synced(Err(error)));
                 for reply in work.replies {
                     reply.refuse(error);
@@ -123,6 +124,22 @@ impl<L: Log> Syncer<L> {
             self.tail.advance(batch);
         }
         self.stats.add_dropped(dropped);
+    }
+
+    /// Looks whether the log can take the next batch.
+    pub fn probe(&mut self) -> Result<(), PublishError> {
+        self.log.prepare().map_err(|error| self.failed(&error))
+    }
+
+    fn failed(&self, error: &AppendError) -> PublishError {
+        let told = PublishError::from(error);
+        match error {
+            AppendError::Full { .. } | AppendError::NotPrepared { .. } => {
+                self.monitor.refuse(told, error);
+            }
+            AppendError::Failed { .. } => self.monitor.fail(told, error),
+        }
+        told
     }
 
     fn synced(&self, result: Result<(), PublishError>) -> Synced {
@@ -156,7 +173,8 @@ impl<L: Log> Job for SyncerJob<L> {
             Err(std_mpsc::TryRecvError::Disconnected) => return Step::Ended,
         };
         self.syncer.lock().sync(work, |synced| {
-            self.synced.send(synced).expect("the writer outlives us");
+            // The writer outlives this, unless it panicked.
+            _ = self.synced.send(synced);
             if let Some(writer) = self.writer.upgrade() {
                 // A full queue wakes the writer as well.
                 _ = writer.try_send(Message::Synced);
@@ -167,12 +185,5 @@ impl<L: Log> Job for SyncerJob<L> {
 
     fn wait(&mut self) {
         self.next = self.work.recv().ok();
-    }
-}
-
-fn log_failure(error: &AppendError) {
-    match error {
-        AppendError::Full { .. } => tracing::warn!(%error, "a batch was refused"),
-        AppendError::Failed { .. } => tracing::error!(%error, "no more events are taken"),
     }
 }

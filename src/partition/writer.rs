@@ -14,14 +14,12 @@ use std::{
     sync::mpsc as std_mpsc,
 };
 
-use tokio::sync::{
-    mpsc::{self, error::TryRecvError},
-    watch,
-};
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::{
-    Health, PublishError,
+    PublishError,
     clock::Clock,
+    health::Monitor,
     look_up::HashedEvent,
     request::{Message, Outcome, Rejection, Request},
     stats::Dropped,
@@ -54,7 +52,7 @@ pub(super) struct Writer<L> {
     pub work: std_mpsc::SyncSender<Work>,
     /// One answer of the thread per batch.
     pub synced: std_mpsc::Receiver<Synced>,
-    pub health: watch::Sender<Health>,
+    pub monitor: Monitor,
     pub durable_tail: Sequence,
     pub batch: Pending,
     /// The topics that begin in the batch at the syncer; `None` if it is free.
@@ -123,8 +121,10 @@ impl Pending {
 /// Ends when it was told to stop and everything in the queue is answered.
 impl<L: Log> Job for Writer<L> {
     fn step(&mut self) -> Step {
-        while let Ok(synced) = self.synced.try_recv() {
-            self.after_sync(synced);
+        match self.synced.try_recv() {
+            Ok(synced) => self.after_sync(synced),
+            Err(std_mpsc::TryRecvError::Empty) => {}
+            Err(std_mpsc::TryRecvError::Disconnected) => self.after_syncer_panic(),
         }
         if self.syncing.is_some() && self.batch.is_full() {
             return Step::Idle;
@@ -167,6 +167,7 @@ impl<L: Log> Writer<L> {
             } => _ = reply.send(self.index.get(&key, hash, looked_to).map_err(Into::into)),
             // Only wakes this thread; the answer itself is in `synced`.
             Message::Synced => {}
+            Message::Probe => self.probe(),
             Message::Stop => self.queue.close(),
         }
     }
@@ -266,7 +267,8 @@ impl<L: Log> Writer<L> {
     /// Gives the batch to the syncer's thread, which is free.
     fn hand_over(&mut self) {
         let work = self.finish_batch();
-        self.work.send(work).expect("the syncer outlives us");
+        // If the syncer has panicked, the next step says so.
+        _ = self.work.send(work);
     }
 
     fn sync_here(&mut self) {
@@ -289,14 +291,17 @@ impl<L: Log> Writer<L> {
     }
 
     fn await_sync(&mut self) {
-        let synced = self.synced.recv().expect("the syncer outlives us");
-        self.after_sync(synced);
+        match self.synced.recv() {
+            Ok(synced) => self.after_sync(synced),
+            Err(std_mpsc::RecvError) => self.after_syncer_panic(),
+        }
     }
 
     fn after_sync(&mut self, synced: Synced) {
         let begun = self.syncing.take().expect("one answer per batch");
         self.durable_tail = synced.durable_tail;
         let Err(error) = synced.result else {
+            self.probe();
             return;
         };
         for topic in begun.iter().chain(&self.batch.new_topics) {
@@ -305,26 +310,44 @@ impl<L: Log> Writer<L> {
         self.index.truncate(self.durable_tail);
         let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
         batch.refuse(error);
-        match error {
-            PublishError::DiskFull => {}
-            PublishError::Failed
-            | PublishError::IndexBehind
-            | PublishError::Stopping
-            | PublishError::TopicLimit { .. } => self.fail(),
+        if !error.passes() {
+            self.failed = Some(error);
+        }
+    }
+
+    /// The syncer has gone, and with it who answers its batch.
+    fn after_syncer_panic(&mut self) {
+        self.failed.get_or_insert(PublishError::Bug);
+        self.syncing = None;
+        let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
+        batch.refuse(PublishError::Bug);
+    }
+
+    /// Looks whether what had publishes refused has passed: the log and the index have both room again.
+    fn probe(&mut self) {
+        if !self.monitor.is_refusing() || self.syncing.is_some() {
+            return;
+        }
+        if let Err(error) = self.index.seal_if_full(self.durable_tail) {
+            self.after_index_error(&error);
+            return;
+        }
+        match self.syncer.clone().lock().probe() {
+            Ok(()) => self.monitor.heal(),
+            Err(error) if error.passes() => {}
+            Err(error) => self.failed = Some(error),
         }
     }
 
     fn after_index_error(&mut self, error: &IndexError) -> PublishError {
-        if let IndexError::Damaged { .. } = error {
-            tracing::error!(%error, "the index is damaged; restart to rebuild it from the log");
-            self.fail();
+        let told = error.into();
+        match error {
+            IndexError::Full { .. } | IndexError::Seal { .. } => self.monitor.refuse(told, error),
+            IndexError::Damaged { .. } => {
+                self.failed = Some(told);
+                self.monitor.fail(told, error);
+            }
         }
-        error.into()
-    }
-
-    /// Takes no more events from now on.
-    fn fail(&mut self) {
-        self.failed = Some(PublishError::Failed);
-        self.health.send_replace(Health::Failed);
+        told
     }
 }

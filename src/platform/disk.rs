@@ -28,6 +28,8 @@ pub trait Disk: Send + Sync + 'static {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Removes a directory and all that is in it.
     fn remove_tree(&self, dir: &Path) -> io::Result<()>;
+    /// Opens a directory, to sync it later.
+    fn open_dir(&self, dir: &Path) -> io::Result<Arc<dyn DiskDir>>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes all that is in a directory durable, its own name excepted.
@@ -54,6 +56,15 @@ pub trait Disk: Send + Sync + 'static {
         file.write_all_at(content, 0)?;
         Ok(file)
     }
+}
+
+/// Whether `error` says that the disk, a quota or the limit on file sizes is reached: it passes when somebody
+/// makes space.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
 }
 
 /// An open file. Offsets and lengths are in bytes.
@@ -90,6 +101,12 @@ pub trait DiskFile: Send + Sync + 'static {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
+}
+
+/// An open directory. To sync it takes no file descriptor.
+pub trait DiskDir: Send + Sync + 'static {
+    /// Makes its names durable.
+    fn sync(&self) -> io::Result<()>;
 }
 
 /// Writes a file from its begin to its end.
@@ -210,8 +227,12 @@ impl Disk for OsDisk {
         fs::remove_dir_all(dir)
     }
 
+    fn open_dir(&self, dir: &Path) -> io::Result<Arc<dyn DiskDir>> {
+        Ok(Arc::new(File::open(dir)?))
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        self.open_dir(dir)?.sync()
     }
 
     fn sync_tree(&self, dir: &Path) -> io::Result<()> {
@@ -238,6 +259,12 @@ impl Disk for OsDisk {
             };
         }
         Ok(bytes)
+    }
+}
+
+impl DiskDir for File {
+    fn sync(&self) -> io::Result<()> {
+        self.sync_all()
     }
 }
 

@@ -11,7 +11,10 @@ use std::{
     },
 };
 
-use super::{Disk, DiskFile, OsDisk, Platform};
+use super::{Disk, DiskDir, DiskFile, OsDisk, Platform};
+
+/// Too many open files, on Linux.
+const EMFILE: i32 = 24;
 
 /// The disk of the operating system with faults. Clones share their switches.
 #[derive(Clone, Debug, Default)]
@@ -23,8 +26,16 @@ pub struct FaultyDisk {
 struct Switches {
     fail_writes: AtomicBool,
     fail_syncs: AtomicBool,
+    fail_full_syncs: AtomicBool,
     no_space: AtomicBool,
+    no_files: AtomicBool,
+    panic_in_syncs: AtomicBool,
     data_syncs: AtomicU64,
+}
+
+struct FaultyDir {
+    dir: Arc<dyn DiskDir>,
+    switches: Arc<Switches>,
 }
 
 struct FaultyFile {
@@ -51,9 +62,24 @@ impl FaultyDisk {
         self.switches.fail_syncs.store(on, SeqCst);
     }
 
+    /// Whether syncs fail that are of all there is to a file, not of its data alone.
+    pub fn fail_full_syncs(&self, on: bool) {
+        self.switches.fail_full_syncs.store(on, SeqCst);
+    }
+
     /// Whether the disk is full: no file can be created, none can grow.
     pub fn no_space(&self, on: bool) {
         self.switches.no_space.store(on, SeqCst);
+    }
+
+    /// Whether no file can be opened or created, for too many are open.
+    pub fn no_files(&self, on: bool) {
+        self.switches.no_files.store(on, SeqCst);
+    }
+
+    /// Whether syncing a file's data panics, as a bug would.
+    pub fn panic_in_syncs(&self, on: bool) {
+        self.switches.panic_in_syncs.store(on, SeqCst);
     }
 
     /// How often a file's data were synced, failures included.
@@ -78,6 +104,13 @@ impl Switches {
         fail_if(self.fail_syncs.load(SeqCst), io::ErrorKind::Other)
     }
 
+    fn open(&self) -> io::Result<()> {
+        if self.no_files.load(SeqCst) {
+            return Err(io::Error::from_raw_os_error(EMFILE));
+        }
+        Ok(())
+    }
+
     fn grow(&self) -> io::Result<()> {
         fail_if(self.no_space.load(SeqCst), io::ErrorKind::StorageFull)
     }
@@ -100,15 +133,18 @@ impl Disk for FaultyDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.switches.open()?;
         self.switches.grow()?;
         Ok(self.wrap(OsDisk.create(path)?))
     }
 
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.switches.open()?;
         OsDisk.open_read(path)
     }
 
     fn open_write(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.switches.open()?;
         Ok(self.wrap(OsDisk.open_write(path)?))
     }
 
@@ -124,7 +160,16 @@ impl Disk for FaultyDisk {
         OsDisk.remove_tree(dir)
     }
 
+    fn open_dir(&self, dir: &Path) -> io::Result<Arc<dyn DiskDir>> {
+        self.switches.open()?;
+        Ok(Arc::new(FaultyDir {
+            dir: OsDisk.open_dir(dir)?,
+            switches: self.switches.clone(),
+        }))
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.switches.open()?;
         self.switches.sync()?;
         OsDisk.sync_dir(dir)
     }
@@ -136,6 +181,13 @@ impl Disk for FaultyDisk {
 
     fn tree_bytes(&self, dir: &Path) -> io::Result<u64> {
         OsDisk.tree_bytes(dir)
+    }
+}
+
+impl DiskDir for FaultyDir {
+    fn sync(&self) -> io::Result<()> {
+        self.switches.sync()?;
+        self.dir.sync()
     }
 }
 
@@ -154,11 +206,14 @@ impl DiskFile for FaultyFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.switches.data_syncs.fetch_add(1, SeqCst);
+        assert!(!self.switches.panic_in_syncs.load(SeqCst), "planted panic");
         self.switches.sync()?;
         self.file.sync_data()
     }
 
     fn sync_all(&self) -> io::Result<()> {
+        let fails = self.switches.fail_full_syncs.load(SeqCst);
+        fail_if(fails, io::ErrorKind::Other)?;
         self.switches.sync()?;
         self.file.sync_all()
     }

@@ -4,6 +4,7 @@
 //! anything but the disk and, through [`Jobs::help`], other jobs; so one thread can run any number of them.
 
 use std::{
+    any::Any,
     io,
     thread::{self, JoinHandle},
     time::Instant,
@@ -45,6 +46,13 @@ pub trait Jobs: Send + Sync + 'static {
 pub trait Running: Send + Sync {
     /// Waits until it has ended. An error is its panic.
     fn join(self: Box<Self>) -> thread::Result<()>;
+}
+
+/// The text of a panic.
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("without words")
 }
 
 /// A thread for each job.

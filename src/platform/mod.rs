@@ -15,8 +15,8 @@ use std::{
 };
 
 pub use self::{
-    disk::{Disk, DiskFile, DiskReader, DiskWriter, OsDisk},
-    jobs::{Job, Jobs, Running, Step, Threads},
+    disk::{Disk, DiskDir, DiskFile, DiskReader, DiskWriter, OsDisk, is_full},
+    jobs::{Job, Jobs, Running, Step, Threads, panic_text},
 };
 use crate::event::UnixNanos;
 

@@ -7,13 +7,13 @@
 use std::{
     collections::BTreeMap,
     io,
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
 use super::{chance::Chance, jobs, lie::Lie};
-use crate::platform::{Disk, DiskFile};
+use crate::platform::{Disk, DiskDir, DiskFile};
 
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR_BYTES: u64 = 512;
@@ -510,6 +510,13 @@ impl Disk for SimDisk {
         self.remove(dir)
     }
 
+    fn open_dir(&self, dir: &Path) -> io::Result<Arc<dyn DiskDir>> {
+        Ok(Arc::new(SimDir {
+            disk: self.clone(),
+            path: dir.to_owned(),
+        }))
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.operate(Operation::Sync)?;
         let mut state = self.state();
@@ -544,6 +551,17 @@ impl Disk for SimDisk {
 
     fn is_of_os(&self) -> bool {
         false
+    }
+}
+
+struct SimDir {
+    disk: SimDisk,
+    path: PathBuf,
+}
+
+impl DiskDir for SimDir {
+    fn sync(&self) -> io::Result<()> {
+        self.disk.sync_dir(&self.path)
     }
 }
 

@@ -355,9 +355,12 @@ impl World {
                 let sent = self.unanswered.split_off(self.unanswered.len() - count);
                 self.begin(server, sent, Rejection::OfEvent);
             }
-            if server.requests.is_empty() {
-                let health = *server.partition.health().borrow();
-                assert_eq!(health, Health::Serving, "there is space, and it has failed");
+            let health = *server.partition.health().borrow();
+            assert!(
+                !matches!(health, Health::Failed(_)),
+                "there is space, and it has failed"
+            );
+            if server.requests.is_empty() && health == Health::Serving {
                 return;
             }
             for at in (0..server.requests.len()).rev() {
@@ -366,7 +369,7 @@ impl World {
             jobs::turn();
             jobs::pass(Duration::from_millis(20));
         }
-        panic!("requests are not answered");
+        panic!("requests are not answered, or it does not heal");
     }
 
     /// The server stops, or is stopped.
@@ -387,7 +390,7 @@ impl World {
                 "the counters are not saved: {saved:?}"
             );
             // What it refused then may be stored all the same.
-            let failed = *partition.health().borrow() == Health::Failed;
+            let failed = matches!(*partition.health().borrow(), Health::Failed(_));
             saved.is_ok() && !failed && !self.disk.has_crashed()
         } else {
             self.disk.crash();

@@ -1,12 +1,20 @@
 //! The program on a disk that is full, by a limit on the size of files.
 
-use std::process::Command;
+use std::{process::Command, time::Instant};
 
 use oncelog::proto::v1;
-use tonic::Code;
+use serde_json::Value;
+use tonic::{Code, Status, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
-use crate::support::{
-    DataDir, Process, counters, event, event_with_data, get_event, ids, list, publish, try_publish,
+use crate::{
+    http_support::Http,
+    support::{
+        Client, DataDir, PATIENCE, Process, counters, event, event_with_data, get_event, ids, list,
+        patiently, publish, try_publish,
+    },
 };
 
 /// Blocks of 512 bytes; in shells where they have 1024 the limit is twice as high, which is as good.
@@ -54,8 +62,11 @@ async fn a_full_disk_loses_nothing_acked() {
     assert!(!acked.is_empty());
     let next = acked.len() as u64;
 
-    // It serves what it has, and knows it.
-    server.run(&["health"]).assert_code(0);
+    // It serves what it has, and says that it takes no more.
+    assert_eq!(
+        server.run(&["health"]).assert_code(1).stdout,
+        "NOT_SERVING\n"
+    );
     assert_eq!(ids(&list(client, "a").await), acked);
     let first = get_event(client, "a", "0000").await.expect("stored");
     assert_eq!(first.event, Some(large(0)));
@@ -84,4 +95,103 @@ async fn a_full_disk_loses_nothing_acked() {
         assert_eq!(stored.event, Some(large(id)));
     }
     server.terminate().assert_code(0);
+}
+
+/// Waits until `oncelog health` ends so.
+fn await_health(server: &Process, code: i32) {
+    let deadline = Instant::now() + PATIENCE;
+    while server.run(&["health"]).code != Some(code) {
+        assert!(Instant::now() < deadline, "its health does not change");
+    }
+}
+
+/// Publishes until it is refused, and some more. Returns how many events are stored, and the refusal.
+async fn fill(client: &mut Client) -> (u64, Status) {
+    let mut acked = 0;
+    let refused = loop {
+        assert!(acked < EVENTS_MAX, "there is no room");
+        match try_publish(client, vec![vec![large(acked)]]).await {
+            Ok(told) => acked += told.unique_processed,
+            Err(error) => break error,
+        }
+    };
+    for _ in 0..20 {
+        let again = try_publish(client, vec![vec![large(acked)]]).await;
+        assert_eq!(again.expect_err("no room").code(), refused.code());
+    }
+    (acked, refused)
+}
+
+/// It has logged once that it stores no events and why, and once that it does again.
+fn assert_logged_once(server: &Process, cause: &str) {
+    let lines = server.logged();
+    let of_health = |line: &&Value| line["message"].to_string().contains("events are stored");
+    let lines: Vec<_> = lines.iter().filter(of_health).collect();
+    let [refusing, healed] = &lines[..] else {
+        panic!("{lines:?}");
+    };
+    assert_eq!(refusing["level"], "ERROR");
+    assert!(refusing["cause"].to_string().contains(cause), "{refusing}");
+    assert_eq!(healed["level"], "INFO");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_said_once_and_heals() {
+    let data_dir = DataDir::new();
+    let server = Process::start(&data_dir);
+    let client = &mut server.client().await;
+    let http = Http::from(&server);
+    server.limit("fsize", "3000000");
+    let (acked, refused) = fill(client).await;
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    await_health(&server, 1);
+    let (_, msg) = http.get("/readyz").await.flaw(503);
+    assert_eq!(msg, refused.message());
+    assert_eq!(
+        http.get("/healthz").await.status,
+        200,
+        "a restart is no help"
+    );
+
+    // There is space again, and nobody publishes.
+    server.limit("fsize", "unlimited");
+    await_health(&server, 0);
+    assert_eq!(http.get("/readyz").await.status, 200);
+    assert_eq!(
+        publish(client, vec![large(acked)]).await.unique_processed,
+        1
+    );
+    assert_logged_once(&server, "no space for the next");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_open_files_poison_nothing() {
+    let data_dir = DataDir::new();
+    let server = Process::start(&data_dir);
+    let client = &mut server.client().await;
+    // Opened before: the server cannot accept connections either.
+    let channel = Channel::from_shared(server.endpoint()).expect("an address");
+    let mut health = HealthClient::new(channel.connect().await.expect("connected"));
+    let watch = health.watch(HealthCheckRequest::default()).await;
+    let mut watch = watch.expect("watching").into_inner();
+    server.limit("nofile", "8");
+    let (acked, refused) = fill(client).await;
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert!(refused.message().contains("keeps trying"), "{refused}");
+
+    server.limit("nofile", "1024");
+    for expected in [
+        ServingStatus::Serving,
+        ServingStatus::NotServing,
+        ServingStatus::Serving,
+    ] {
+        let told = patiently("another status", watch.message()).await;
+        let told = told.expect("alive").expect("a status");
+        assert_eq!(told.status(), expected);
+    }
+    assert_eq!(
+        publish(client, vec![large(acked)]).await.unique_processed,
+        1
+    );
+    assert_logged_once(&server, "Too many open files");
 }

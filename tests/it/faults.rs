@@ -1,13 +1,19 @@
 //! Disks that fail or are full.
 
 use oncelog::{log::FileLogOptions, platform::faulty::FaultyDisk};
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::support::{
-    DataDir, TestServer, event, event_with_data, events, ids, list, publish, try_publish,
+use tonic_types::StatusExt as _;
+
+use crate::{
+    http_support::Http,
+    support::{
+        Client, DataDir, TestServer, event, event_with_data, events, get_event, ids, list,
+        patiently, publish, try_publish,
+    },
 };
 
 async fn start(disk: &FaultyDisk) -> TestServer {
@@ -26,6 +32,38 @@ async fn is_serving(server: &TestServer) -> bool {
     let mut health = HealthClient::new(server.channel().await);
     let response = health.check(HealthCheckRequest::default()).await;
     response.expect("answered").into_inner().status() == ServingStatus::Serving
+}
+
+/// Waits until grpc.health.v1 says so.
+async fn await_status(server: &TestServer, status: ServingStatus) {
+    let mut health = HealthClient::new(server.channel().await);
+    let watch = health.watch(HealthCheckRequest::default()).await;
+    let mut watch = watch.expect("watching").into_inner();
+    loop {
+        let told = patiently("another status", watch.message()).await;
+        if told.expect("alive").expect("a status").status() == status {
+            return;
+        }
+    }
+}
+
+fn reason(status: &Status) -> String {
+    let info = status.get_details_error_info();
+    info.map(|info| info.reason).unwrap_or_default()
+}
+
+/// Publishes until that fails. Returns what is stored, and the error.
+async fn fill(client: &mut Client) -> (Vec<String>, Status) {
+    let mut stored = Vec::new();
+    loop {
+        let id = format!("{:03}", stored.len());
+        match try_publish(client, vec![vec![event_with_data("a", &id, vec![7; 4000])]]).await {
+            Ok(response) => assert_eq!(response.unique_processed, 1),
+            Err(error) => return (stored, error),
+        }
+        stored.push(id);
+        assert!(stored.len() < 100, "there is no room for so much");
+    }
 }
 
 async fn assert_poisoned(fault: impl FnOnce(&FaultyDisk)) {
@@ -51,17 +89,7 @@ async fn assert_poisoned(fault: impl FnOnce(&FaultyDisk)) {
         ["0", "1", "2"],
         "reads go on"
     );
-    let mut health = HealthClient::new(server.channel().await);
-    let watch = health.watch(HealthCheckRequest::default()).await;
-    let mut watch = watch.expect("watching").into_inner();
-    while watch
-        .message()
-        .await
-        .expect("alive")
-        .expect("a status")
-        .status()
-        != ServingStatus::NotServing
-    {}
+    await_status(&server, ServingStatus::NotServing).await;
 
     let server = TestServer::start_in(server.stop().await).await;
     let client = &mut server.client().await;
@@ -85,19 +113,10 @@ async fn a_full_disk_refuses_and_heals() {
     let server = start(&disk).await;
     let client = &mut server.client().await;
     disk.no_space(true);
-    let mut stored = Vec::new();
-    let error = loop {
-        let id = format!("{:03}", stored.len());
-        match try_publish(client, vec![vec![event_with_data("a", &id, vec![7; 4000])]]).await {
-            Ok(response) => assert_eq!(response.unique_processed, 1),
-            Err(error) => break error,
-        }
-        stored.push(id);
-        assert!(stored.len() < 100, "the disk is full");
-    };
+    let (mut stored, error) = fill(client).await;
     assert_eq!(error.code(), Code::ResourceExhausted);
     assert!(error.message().contains("disk is full"), "{error}");
-    assert!(is_serving(&server).await);
+    await_status(&server, ServingStatus::NotServing).await;
     assert_eq!(ids(&list(client, "a").await), stored);
     // What is stored already needs no space.
     let again = event_with_data("a", &stored[0], vec![7; 4000]);
@@ -108,17 +127,83 @@ async fn a_full_disk_refuses_and_heals() {
         .expect_err("full");
 
     disk.no_space(false);
-    let mut tries = 0;
-    while try_publish(client, vec![vec![new_topic.clone()]])
-        .await
-        .is_err()
-    {
-        tries += 1;
-        assert!(tries < 100_000, "there is space again");
-    }
+    // It finds out by itself, and then takes what it refused.
+    await_status(&server, ServingStatus::Serving).await;
+    publish(client, vec![new_topic]).await;
     let id = format!("{:03}", stored.len());
     publish(client, vec![event_with_data("a", &id, vec![7; 4000])]).await;
     stored.push(id);
     assert_eq!(ids(&list(client, "a").await), stored);
     assert_eq!(list(client, "b").await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_was_not_written_is_tried_again() {
+    // No file can be opened; or the sync of the next segment fails, and that of the batches does not.
+    for fault in [FaultyDisk::no_files, FaultyDisk::fail_full_syncs] {
+        let disk = FaultyDisk::default();
+        let server = start(&disk).await;
+        let client = &mut server.client().await;
+        let http = Http::from(&server);
+        fault(&disk, true);
+        let (stored, error) = fill(client).await;
+        assert_eq!(error.code(), Code::Unavailable, "{error}");
+        assert_eq!(reason(&error), "LOG_BEHIND");
+        assert!(error.message().contains("keeps trying"), "{error}");
+        await_status(&server, ServingStatus::NotServing).await;
+        assert_eq!(http.get("/readyz").await.status, 503);
+        assert_eq!(
+            http.get("/healthz").await.status,
+            200,
+            "a restart is no help"
+        );
+
+        fault(&disk, false);
+        // It finds out by itself.
+        await_status(&server, ServingStatus::Serving).await;
+        assert_eq!(http.get("/readyz").await.status, 200);
+        publish(client, vec![event_with_data("b", 1, vec![7; 60_000])]).await;
+        assert_eq!(ids(&list(client, "a").await), stored);
+    }
+}
+
+/// A request of one event is synced by the writer, a large one by the syncer.
+#[tokio::test]
+async fn a_panic_is_no_stop() {
+    for events_sent in [1, 1000] {
+        let disk = FaultyDisk::default();
+        let server = start(&disk).await;
+        let client = &mut server.client().await;
+        let http = Http::from(&server);
+        publish(client, events("a", 0..3)).await;
+        disk.panic_in_syncs(true);
+        let sent = events("a", 3..3 + events_sent);
+        for _ in 0..3 {
+            let error = patiently("an answer", try_publish(client, vec![sent.clone()])).await;
+            let error = error.expect_err("not durable");
+            assert_eq!(error.code(), Code::Unavailable);
+            assert_eq!(reason(&error), "SERVER_BUG");
+            assert!(error.message().contains("a bug in the server"), "{error}");
+        }
+        await_status(&server, ServingStatus::NotServing).await;
+        for path in ["/healthz", "/readyz"] {
+            let (_, msg) = http.get(path).await.flaw(503);
+            assert!(msg.contains("a bug in the server"), "{msg}");
+        }
+        // The index is the writer's: who asks it is not told of a stop either.
+        let missing = patiently("an answer", get_event(client, "a", "no such event")).await;
+        let missing = missing.expect_err("there is none");
+        assert!(
+            missing.code() == Code::NotFound || reason(&missing) == "SERVER_BUG",
+            "{missing}"
+        );
+        assert_eq!(ids(&list(client, "a").await), ["0", "1", "2"]);
+
+        disk.panic_in_syncs(false);
+        let server = TestServer::start_in(server.stop().await).await;
+        let client = &mut server.client().await;
+        // What was written and not synced may be there: resending is safe.
+        publish(client, sent).await;
+        assert_eq!(list(client, "a").await.len() as u64, 3 + events_sent);
+    }
 }

@@ -1,6 +1,10 @@
 //! What a data directory survives, and what it is refused for.
 
-use std::{fs, os::unix::fs::FileExt as _, path::Path};
+use std::{
+    fs,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
 
 use oncelog::{
     index::IndexOptions,
@@ -9,8 +13,8 @@ use oncelog::{
 };
 
 use crate::support::{
-    DataDir, PublishStream, TestServer, counters, event, event_with_data, events, flip, ids, list,
-    publish, sequences, stats, try_publish,
+    DataDir, Process, PublishStream, TestServer, counters, event, event_with_data, events, flip,
+    ids, list, oncelog, publish, run, sequences, stats, try_publish,
 };
 
 /// The size of a segment's header, after which the batches begin.
@@ -330,6 +334,43 @@ async fn lost_or_damaged_counters_are_counted_again() {
         assert_eq!(stats(client).await.topic_count, 3);
         server.stop().await;
     }
+}
+
+/// The names and contents of all files of a data directory.
+fn contents(data_dir: &DataDir) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    collect_files(data_dir.path(), &mut files);
+    let content = |file: PathBuf| {
+        let content = fs::read(&file).expect("a file");
+        (file, content)
+    };
+    files.into_iter().map(content).collect()
+}
+
+#[tokio::test]
+async fn counters_of_a_newer_version_refuse_the_start_and_stay() {
+    let data_dir = with_generations().await;
+    let file = data_dir.path().join("counters.json");
+    let snapshot = r#"{"version":3,"tail":1,"and":"more"}"#;
+    let crc = crc32c::crc32c(snapshot.as_bytes());
+    fs::write(
+        &file,
+        format!(r#"{{"crc32c":{crc},"snapshot":{snapshot}}}"#),
+    )
+    .expect("written");
+    let before = contents(&data_dir);
+
+    let refused = Process::spawn(&mut Process::command(&data_dir, "127.0.0.1:0"));
+    let refused = refused.err().expect("a newer version").assert_code(1);
+    let expected = format!(
+        "{} has format version 3; this oncelog knows version 2",
+        file.display()
+    );
+    assert!(refused.stderr.contains(&expected), "{refused:?}");
+    let told = run(oncelog(&["verify", "--data-dir"]).arg(data_dir.path())).assert_code(1);
+    assert!(told.stdout.contains(&expected), "{told:?}");
+    assert!(!told.stdout.contains("counted again"), "{told:?}");
+    assert!(contents(&data_dir) == before, "nothing was touched");
 }
 
 #[tokio::test]

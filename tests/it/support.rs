@@ -279,6 +279,25 @@ impl Process {
         command
     }
 
+    /// Its limit on `resource`, as prlimit(1) names it, from now on; `unlimited` for none.
+    pub fn limit(&self, resource: &str, limit: &str) {
+        // The soft limit only: it can be raised again.
+        let resource = format!("--{resource}={limit}:");
+        let pid = self.child.id().to_string();
+        let set = Command::new("prlimit")
+            .args(["--pid", &pid, &resource])
+            .status();
+        assert!(set.expect("prlimit runs").success());
+    }
+
+    /// The lines that it has logged since it served, or since the last call.
+    pub fn logged(&self) -> Vec<serde_json::Value> {
+        let lines = self.stderr.try_iter();
+        lines
+            .map(|line| serde_json::from_str(&line).expect("JSON"))
+            .collect()
+    }
+
     /// kill -9.
     pub fn kill(&mut self) {
         self.child.kill().expect("killed");

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     event::{FIRST_SEQUENCE, Sequence},
     log::{AppendError, Batch, Log},
-    platform::{Disk, DiskFile, Platform},
+    platform::{Disk, DiskDir, DiskFile, Platform, is_full},
 };
 
 /// Segments are a multiple of this many bytes.
@@ -62,6 +62,9 @@ impl Default for FileLogOptions {
 /// A log in the files of one directory.
 pub struct FileLog {
     dir: PathBuf,
+    /// The directory, open: that there is no file descriptor left must not come between the new name of a segment
+    /// and its sync.
+    names: Arc<dyn DiskDir>,
     segment_bytes_min: u64,
     segment_bytes_max: u64,
     shared: Arc<Shared>,
@@ -95,6 +98,7 @@ impl FileLog {
             "a segment has a size"
         );
         disk.create_dir(dir).map_err(at(dir))?;
+        let names = disk.open_dir(dir).map_err(at(dir))?;
         let mut recovered = recovery::recover(disk, dir, options.tail_min)?;
         let file_bytes = recovered.segments.iter().map(|s| s.header.file_bytes);
         let storage_bytes = Arc::new(AtomicU64::new(file_bytes.sum()));
@@ -109,10 +113,9 @@ impl FileLog {
             },
             _ => {
                 let bytes = options.segment_bytes_min.next_multiple_of(BLOCK_BYTES);
-                let prepared = preparer.take(bytes, BLOCK_BYTES).map_err(|error| {
-                    let (NotPrepared::NoSpace(cause) | NotPrepared::Failed(cause)) = error;
-                    at(dir)(io::Error::new(cause.kind(), cause))
-                })?;
+                let prepared = preparer
+                    .take(bytes, BLOCK_BYTES)
+                    .map_err(|error| at(dir)(error.into_io()))?;
                 let header = SegmentHeader {
                     log_id: (platform.random)(),
                     salt: (platform.random)(),
@@ -120,13 +123,16 @@ impl FileLog {
                     previous: 0,
                     file_bytes: prepared.bytes,
                 };
-                let active = begin(disk, dir, prepared, header).map_err(at(dir))?;
+                let active = write_header(&*prepared.file, &header)
+                    .and_then(|()| begin(disk, dir, &*names, prepared, header))
+                    .map_err(at(dir))?;
                 recovered.segments.push(active.segment.clone());
                 active
             }
         };
         let mut log = Self {
             dir: dir.into(),
+            names,
             segment_bytes_min: options.segment_bytes_min,
             segment_bytes_max: options.segment_bytes_max,
             shared: Arc::new(Shared {
@@ -143,14 +149,16 @@ impl FileLog {
             failed: None,
         };
         // What goes wrong with it is for the append that needs it.
-        log.failed = log.prepare_next().err();
+        _ = log.nudge();
         Ok(log)
     }
 
-    fn prepare_next(&mut self) -> Result<(), AppendError> {
+    /// Sees to it that the next segment is being prepared. That it cannot be now is for the append that
+    /// needs it.
+    fn nudge(&mut self) -> Result<(), AppendError> {
         let bytes = self.next_bytes();
-        let prepared = self.preparer.nudge(bytes);
-        prepared.map_err(|error| self.not_prepared(error, bytes))
+        let nudged = self.preparer.nudge(bytes);
+        nudged.map_err(|error| self.not_prepared(error, bytes))
     }
 
     fn next_bytes(&self) -> u64 {
@@ -162,20 +170,21 @@ impl FileLog {
 
     fn not_prepared(&self, error: NotPrepared, bytes: u64) -> AppendError {
         match error {
-            NotPrepared::NoSpace(source) => AppendError::Full {
+            NotPrepared::Failed(source) if is_full(&source) => AppendError::Full {
                 path: self.dir.clone(),
                 bytes,
                 source,
             },
-            NotPrepared::Failed(source) => AppendError::Failed {
+            NotPrepared::Failed(source) => AppendError::NotPrepared {
                 path: self.dir.join(NEXT_NAME),
                 source,
             },
+            NotPrepared::Gone => failed(&self.dir.join(NEXT_NAME), error.into_io()),
         }
     }
 
     fn write(&mut self, batch: &Batch) -> Result<(), AppendError> {
-        self.prepare_next()?;
+        self.nudge()?;
         let encoded = batch.encoded();
         let bytes = (PREFIX_BYTES + encoded.len()) as u64;
         if self.active.offset + bytes > self.active.segment.header.file_bytes {
@@ -222,8 +231,19 @@ impl FileLog {
             },
             file_bytes: prepared.bytes,
         };
-        self.active = begin(&*self.shared.disk, &self.dir, prepared, header)
-            .map_err(|error| failed(&segment_path(&self.dir, header.first_sequence), error))?;
+        if let Err(error) = write_header(&*prepared.file, &header) {
+            // It has no name yet, and nothing of the log in it.
+            let error = self.preparer.discard(prepared, error);
+            return Err(self.not_prepared(error, header.file_bytes));
+        }
+        self.active = begin(
+            &*self.shared.disk,
+            &self.dir,
+            &*self.names,
+            prepared,
+            header,
+        )
+        .map_err(|error| failed(&segment_path(&self.dir, header.first_sequence), error))?;
         let mut segments = self.shared.segments.write().expect("no one panics with it");
         if replaces {
             segments.pop();
@@ -233,23 +253,28 @@ impl FileLog {
         }
         segments.push(self.active.segment.clone());
         drop(segments);
-        self.prepare_next()
+        self.nudge()
     }
 }
 
-/// Gives a prepared file its header and its name; durable on return.
+/// Gives a prepared file its header; durable on return.
+fn write_header(file: &dyn DiskFile, header: &SegmentHeader) -> io::Result<()> {
+    file.write_all_at(&header.encode(), 0)?;
+    file.sync_all()
+}
+
+/// Gives a file with a header its name; durable on return.
 fn begin(
     disk: &dyn Disk,
     dir: &Path,
+    names: &dyn DiskDir,
     prepared: Prepared,
     header: SegmentHeader,
 ) -> io::Result<Active> {
     let file = prepared.file;
-    file.write_all_at(&header.encode(), 0)?;
-    file.sync_all()?;
     let path = segment_path(dir, header.first_sequence);
     disk.rename(&dir.join(NEXT_NAME), &path)?;
-    disk.sync_dir(dir)?;
+    names.sync()?;
     let segment = Arc::new(Segment::new(path, header));
     let offset = SEGMENT_HEADER_BYTES as u64;
     segment.set_end(offset);
@@ -289,6 +314,18 @@ impl Log for FileLog {
             self.failed = Some(error.clone());
         }
         result
+    }
+
+    fn prepare(&mut self) -> Result<(), AppendError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        let bytes = self.next_bytes();
+        let prepared = self
+            .preparer
+            .nudge(bytes)
+            .and_then(|()| self.preparer.last_try());
+        prepared.map_err(|error| self.not_prepared(error, bytes))
     }
 
     fn reader(&self) -> FileReader {

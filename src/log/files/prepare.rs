@@ -31,15 +31,26 @@ pub(super) struct Prepared {
 /// Why there is no next segment.
 #[derive(Clone, Debug)]
 pub(super) enum NotPrepared {
-    /// There is no space for it now.
-    NoSpace(Arc<io::Error>),
+    /// The last try failed. Nothing that was appended is in the file, so it is removed and made anew.
     Failed(Arc<io::Error>),
+    /// The job has panicked.
+    Gone,
+}
+
+impl NotPrepared {
+    pub fn into_io(self) -> io::Error {
+        match self {
+            Self::Failed(cause) => io::Error::new(cause.kind(), cause),
+            Self::Gone => io::Error::other("what prepares segments has panicked"),
+        }
+    }
 }
 
 /// Prepares one segment at a time.
 pub(super) struct Preparer {
     state: State,
     retry_after: Duration,
+    storage_bytes: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     /// `None` only while dropped.
     requests: Option<Sender<Request>>,
@@ -50,12 +61,12 @@ pub(super) struct Preparer {
 
 enum State {
     Idle,
-    /// The job is at it; `retry` holds why the try before had no space.
+    /// The job is at it; `retry` holds why the try before failed.
     Working {
         retry: Option<Arc<io::Error>>,
     },
     Ready(Prepared),
-    NoSpace {
+    Failed {
         since: Instant,
         cause: Arc<io::Error>,
     },
@@ -68,8 +79,8 @@ struct Request {
 }
 
 impl Preparer {
-    /// Starts the job. `storage_bytes` is kept up to date with what it makes; after a try that had no
-    /// space, the next is made after `retry_after`.
+    /// Starts the job. `storage_bytes` is kept up to date with what it makes; after a try that failed,
+    /// the next is made after `retry_after`.
     pub fn start(
         platform: &Platform,
         dir: &Path,
@@ -82,7 +93,7 @@ impl Preparer {
         let worker = Worker {
             disk: Arc::clone(&platform.disk),
             path: dir.join(NEXT_NAME),
-            storage_bytes,
+            storage_bytes: Arc::clone(&storage_bytes),
             stop: stop.clone(),
             requested,
             request: None,
@@ -92,6 +103,7 @@ impl Preparer {
         Ok(Self {
             state: State::Idle,
             retry_after,
+            storage_bytes,
             stop,
             requests: Some(requests),
             results,
@@ -105,23 +117,33 @@ impl Preparer {
     pub fn nudge(&mut self, bytes: u64) -> Result<(), NotPrepared> {
         self.state = match mem::replace(&mut self.state, State::Idle) {
             State::Idle => self.request(bytes, None, None),
-            State::NoSpace { since, cause }
+            State::Failed { since, cause }
                 if self.jobs.now().saturating_duration_since(since) >= self.retry_after =>
             {
                 self.request(bytes, None, Some(cause))
             }
             State::Working { retry } => match self.results.try_recv() {
-                Ok(result) => self.done(result)?,
+                Ok(result) => self.done(result),
                 Err(TryRecvError::Empty) => State::Working { retry },
-                Err(TryRecvError::Disconnected) => return Err(gone()),
+                Err(TryRecvError::Disconnected) => return Err(NotPrepared::Gone),
             },
-            state @ (State::Ready(_) | State::NoSpace { .. }) => state,
+            state @ (State::Ready(_) | State::Failed { .. }) => state,
         };
         Ok(())
     }
 
-    /// Takes the prepared segment, of at least `bytes_min`. Waits for it, but not if the try before had no
-    /// space.
+    /// Why the last try failed, if no later one has succeeded.
+    pub fn last_try(&self) -> Result<(), NotPrepared> {
+        match &self.state {
+            State::Failed { cause, .. } | State::Working { retry: Some(cause) } => {
+                Err(NotPrepared::Failed(cause.clone()))
+            }
+            State::Idle | State::Working { retry: None } | State::Ready(_) => Ok(()),
+        }
+    }
+
+    /// Takes the prepared segment, of at least `bytes_min`. Waits for it, but not if the try before
+    /// failed.
     pub fn take(&mut self, bytes: u64, bytes_min: u64) -> Result<Prepared, NotPrepared> {
         let bytes = bytes.max(bytes_min);
         loop {
@@ -135,26 +157,30 @@ impl Preparer {
                         continue;
                     }
                     match self.results.recv() {
-                        Ok(result) => self.done(result)?,
-                        Err(_) => return Err(gone()),
+                        Ok(result) => self.done(result),
+                        Err(_) => return Err(NotPrepared::Gone),
                     }
                 }
-                State::Working { retry: Some(cause) } => {
-                    self.state = State::Working {
-                        retry: Some(cause.clone()),
-                    };
-                    return Err(NotPrepared::NoSpace(cause));
-                }
-                State::NoSpace { since, cause } => {
-                    self.state = State::NoSpace {
-                        since,
-                        cause: cause.clone(),
-                    };
-                    return Err(NotPrepared::NoSpace(cause));
+                state @ (State::Working { retry: Some(_) } | State::Failed { .. }) => {
+                    self.state = state;
+                    self.last_try()?;
+                    continue;
                 }
                 State::Idle => State::Idle,
             };
         }
+    }
+
+    /// Takes back a segment that could not be used for `error`, to be made anew.
+    pub fn discard(&mut self, prepared: Prepared, error: io::Error) -> NotPrepared {
+        self.storage_bytes
+            .fetch_sub(prepared.bytes, Ordering::Relaxed);
+        let cause = Arc::new(error);
+        self.state = State::Failed {
+            since: self.jobs.now(),
+            cause: cause.clone(),
+        };
+        NotPrepared::Failed(cause)
     }
 
     fn request(
@@ -170,29 +196,15 @@ impl Preparer {
         State::Working { retry }
     }
 
-    fn done(&self, result: io::Result<Prepared>) -> Result<State, NotPrepared> {
+    fn done(&self, result: io::Result<Prepared>) -> State {
         match result {
-            Ok(prepared) => Ok(State::Ready(prepared)),
-            Err(error) if is_no_space(&error) => Ok(State::NoSpace {
+            Ok(prepared) => State::Ready(prepared),
+            Err(error) => State::Failed {
                 since: self.jobs.now(),
                 cause: Arc::new(error),
-            }),
-            Err(error) => Err(NotPrepared::Failed(Arc::new(error))),
+            },
         }
     }
-}
-
-fn gone() -> NotPrepared {
-    let error = io::Error::other("what prepares segments is gone");
-    NotPrepared::Failed(Arc::new(error))
-}
-
-/// Whether an error goes away when someone makes space.
-pub(super) fn is_no_space(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    )
 }
 
 impl Drop for Preparer {
@@ -244,7 +256,7 @@ impl Worker {
         let from = request.shorter.as_ref().map_or(0, |shorter| shorter.bytes);
         let file = match request.shorter {
             Some(shorter) => Ok(shorter.file),
-            None => self.disk.create(&self.path),
+            None => self.create(),
         };
         let filled = file.and_then(|file| {
             self.fill(&*file, from, request.bytes)?;
@@ -261,10 +273,22 @@ impl Worker {
             }
             Err(error) => {
                 self.storage_bytes.fetch_sub(from, Ordering::Relaxed);
-                // The error that matters is the first. A file that stays behind fails the next try.
+                // The error that matters is the first. A file that stays behind is for the next try.
                 let _ = self.disk.remove(&self.path);
                 Err(error)
             }
+        }
+    }
+
+    /// Creates the file, in place of one that a failed try left behind: what a failed sync lost does not come
+    /// back by a second.
+    fn create(&self) -> io::Result<Arc<dyn DiskFile>> {
+        match self.disk.create(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.disk.remove(&self.path)?;
+                self.disk.create(&self.path)
+            }
+            created => created,
         }
     }
 
@@ -295,7 +319,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::platform::faulty::FaultyDisk;
+    use crate::platform::{faulty::FaultyDisk, is_full};
 
     fn start(disk: &FaultyDisk, dir: &Path) -> (Preparer, Arc<AtomicU64>) {
         let bytes = Arc::new(AtomicU64::new(0));
@@ -322,27 +346,41 @@ mod tests {
         let (mut preparer, bytes) = start(&disk, dir.path());
         disk.no_space(true);
         let full = preparer.take(4096, 4096).err();
-        assert!(matches!(full, Some(NotPrepared::NoSpace(_))));
+        assert!(matches!(full, Some(NotPrepared::Failed(error)) if is_full(&error)));
         assert!(!dir.path().join(NEXT_NAME).exists());
         assert_eq!(bytes.load(Ordering::Relaxed), 0);
         disk.no_space(false);
         let prepared = loop {
             match preparer.take(4096, 4096) {
                 Ok(prepared) => break prepared,
-                Err(NotPrepared::NoSpace(_)) => thread::yield_now(),
-                Err(NotPrepared::Failed(error)) => panic!("{error}"),
+                Err(NotPrepared::Failed(error)) if is_full(&error) => thread::yield_now(),
+                Err(error) => panic!("{error:?}"),
             }
         };
         assert_eq!(prepared.bytes, 4096);
     }
 
     #[test]
-    fn another_error_is_a_failure() {
+    fn a_file_that_was_not_synced_is_thrown_away_and_made_anew() {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = FaultyDisk::default();
+        let (mut preparer, bytes) = start(&disk, dir.path());
         disk.fail_syncs(true);
-        let (mut preparer, _) = start(&disk, dir.path());
         let failed = preparer.take(4096, 4096).err();
         assert!(matches!(failed, Some(NotPrepared::Failed(_))));
+        assert!(!dir.path().join(NEXT_NAME).exists());
+        assert_eq!(bytes.load(Ordering::Relaxed), 0);
+        disk.fail_syncs(false);
+        // What could not even be removed is no reason to fail for ever.
+        fs::write(dir.path().join(NEXT_NAME), [7; 9000]).expect("written");
+        let prepared = loop {
+            match preparer.take(4096, 4096) {
+                Ok(prepared) => break prepared,
+                Err(error) => assert!(matches!(error, NotPrepared::Failed(_)), "{error:?}"),
+            }
+        };
+        assert_eq!(prepared.bytes, 4096);
+        let file = fs::read(dir.path().join(NEXT_NAME)).expect("reads");
+        assert_eq!(file, [0; 4096]);
     }
 }
