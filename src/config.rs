@@ -3,13 +3,19 @@
 //! Owns names, defaults, units and limits of everything that can be set, and says what is wrong with a
 //! value. What a command does with its values is not its business.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+mod log_filter;
+
+use std::{env, ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use axum::http::HeaderValue;
 use clap::{
-    Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser,
+    Arg, Args, CommandFactory, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    builder::{RangedU64ValueParser, Resettable},
     error::ErrorKind,
 };
+use tracing_subscriber::filter::Targets;
+
+use self::log_filter::log_filter;
 
 use crate::{
     event::EVENT_BYTES_MAX,
@@ -82,13 +88,29 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    let cli = Cli::try_parse_from(args)?;
+    let mut program = program();
+    let matches = program.try_get_matches_from_mut(args)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut program))?;
     let command = cli.command.unwrap_or(Command::Serve(cli.serve));
     if let Command::Serve(args) = &command {
-        let invalid = |message| Cli::command().error(ErrorKind::ValueValidation, message);
+        let invalid = |message| program.error(ErrorKind::ValueValidation, message);
         args.check().map_err(invalid)?;
     }
     Ok(command)
+}
+
+/// The program, for which an empty variable is one that is not set.
+fn program() -> clap::Command {
+    let unset_if_empty = |arg: Arg| {
+        let value = arg.get_env().and_then(env::var_os);
+        if value.is_some_and(|value| value.is_empty()) {
+            return arg.env(Resettable::Reset);
+        }
+        arg
+    };
+    Cli::command()
+        .mut_args(unset_if_empty)
+        .mut_subcommands(|command| command.mut_args(unset_if_empty))
 }
 
 #[derive(Debug, Parser)]
@@ -207,14 +229,15 @@ pub struct ServeArgs {
     )]
     pub log_format: LogFormat,
 
-    /// What is logged: a level (error, warn, info, debug, trace), or target=level pairs with commas
+    /// What is logged: a level (off, error, warn, info, debug, trace), target=level pairs, or both, with commas
     #[arg(
         long,
         env = "ONCELOG_LOG",
         value_name = "FILTER",
-        default_value = "info"
+        default_value = "info",
+        value_parser = log_filter
     )]
-    pub log: String,
+    pub log: Targets,
 }
 
 impl ServeArgs {
@@ -449,7 +472,7 @@ mod tests {
             assert!(args.http_cors_origin.is_empty());
             assert_eq!(args.grace_seconds, 30);
             assert_eq!(args.log_format, LogFormat::Human);
-            assert_eq!(args.log, "info");
+            assert_eq!(Ok(args.log), log_filter("info"));
         }
         for args in [
             &["--listen", "[::]:1"][..],
@@ -484,6 +507,11 @@ mod tests {
                 "an origin is * or scheme://host[:port], without a path",
             ),
             (&["--http-cors-origin", "a.example"], "an origin is"),
+            (
+                &["--log", "verbose"],
+                "'verbose' is no level; a filter is a level (off, error, warn, info, debug, trace), \
+                 target=level pairs, or both, with commas",
+            ),
             (
                 &["--max-event-bytes", "5000000"],
                 "--max-request-bytes is 4194304; it must be at least --max-event-bytes, which is 5000000",

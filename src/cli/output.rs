@@ -8,7 +8,12 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use thiserror::Error;
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt::{self as log, MakeWriter},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 /// How often a progress bar is drawn.
 const TICK: std::time::Duration = std::time::Duration::from_millis(100);
@@ -133,12 +138,14 @@ impl Progress {
 
     /// Prints the warnings of the client above the bar, for the rest of the program.
     pub fn show_warnings(&self) {
-        tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::new("oncelog=warn"))
+        let lines = log::layer()
             .with_writer(self.clone())
             .with_ansi(io::stderr().is_terminal())
             .with_target(false)
-            .without_time()
+            .without_time();
+        tracing_subscriber::registry()
+            .with(Targets::new().with_target("oncelog", LevelFilter::WARN))
+            .with(lines)
             .init();
     }
 }

@@ -1,18 +1,27 @@
 //! `oncelog serve`: the server, from its flags to its end.
 
-use std::{io, process::ExitCode, time::Duration};
+use std::{
+    io::{self, IsTerminal as _},
+    panic,
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
 
 use tokio::{
     net::TcpListener,
     runtime::Builder,
     signal::unix::{Signal, SignalKind, signal},
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    Layer as _, Registry, fmt::layer, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 use super::{Outcome, open_files};
 use crate::{
     config::{LogFormat, ServeArgs},
     partition::PartitionOptions,
+    platform,
     server::{Server, ServerError, ServerOptions},
 };
 
@@ -20,7 +29,8 @@ use crate::{
 const SIGXFSZ: i32 = 25;
 
 pub(super) fn run(args: ServeArgs) -> Outcome {
-    log_to_stderr(&args)?;
+    log_to_stderr(&args);
+    log_panics();
     let runtime = Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(args));
     // Whatever still runs was given its time.
@@ -28,19 +38,31 @@ pub(super) fn run(args: ServeArgs) -> Outcome {
     outcome
 }
 
-fn log_to_stderr(args: &ServeArgs) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let filter = EnvFilter::try_new(&args.log).map_err(|error| format!("--log: {error}"))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+fn log_to_stderr(args: &ServeArgs) {
+    let lines = layer::<Registry>()
         .with_target(false)
         .with_writer(io::stderr);
-    match args.log_format {
-        LogFormat::Human => subscriber
-            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-            .init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).init(),
-    }
-    Ok(())
+    let lines = match args.log_format {
+        LogFormat::Human => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(args.log.clone()))
+        .init();
+}
+
+/// A panic is a line of the log like any other.
+fn log_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(
+            thread = thread.name(),
+            place,
+            "a bug: panicked: {}",
+            platform::panic_text(panic.payload()),
+        );
+    }));
 }
 
 async fn serve(args: ServeArgs) -> Outcome {

@@ -492,6 +492,51 @@ async fn variables_set_what_flags_do_and_serving_is_the_default() {
     assert!(bad.stderr.contains("many"), "{bad:?}");
 }
 
+#[test]
+fn an_empty_variable_is_one_that_is_not_set() {
+    let data_dir = DataDir::new();
+    let mut command = Process::command(&data_dir, "127.0.0.1:0");
+    for name in [
+        "DATA_DIR",
+        "GRACE_SECONDS",
+        "LISTEN",
+        "LOG",
+        "LOG_FORMAT",
+        "MAX_EVENT_BYTES",
+        "MAX_TOPICS",
+        "HTTP_CORS_ORIGIN",
+        "SERVER",
+    ] {
+        command.env(format!("ONCELOG_{name}"), "");
+    }
+    let server = Process::spawn(&mut command).expect("it serves, and says so");
+    run(server.oncelog(&["health"]).env("ONCELOG_SERVER", "")).assert_code(0);
+    let help = run(oncelog(&["serve", "--help"]).env("ONCELOG_LOG", "")).assert_code(0);
+    assert!(help.stdout.contains("[default: info]"), "{help:?}");
+}
+
+#[test]
+fn what_is_no_log_filter_is_refused() {
+    for filter in ["verbose", "nonsense", ""] {
+        let flag = run(&mut oncelog(&["serve", "--log", filter])).assert_code(2);
+        assert!(flag.stderr.contains("--log"), "{flag:?}");
+        assert!(
+            flag.stderr.contains("off, error, warn, info, debug, trace") || filter.is_empty(),
+            "{flag:?}"
+        );
+    }
+    let variable = run(oncelog(&[]).env("ONCELOG_LOG", "verbose")).assert_code(2);
+    assert!(
+        variable.stderr.contains("'verbose' is no level"),
+        "{variable:?}"
+    );
+    // A pair does not silence the rest.
+    let data_dir = DataDir::new();
+    let mut command = Process::command(&data_dir, "127.0.0.1:0");
+    command.env("ONCELOG_LOG", "h2=debug");
+    Process::spawn(&mut command).expect("it says that it serves");
+}
+
 #[tokio::test]
 async fn sigterm_stops_in_order_with_streams_open() {
     const GRACE_SECONDS: u64 = 30;
