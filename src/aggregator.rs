@@ -25,6 +25,10 @@ pub(crate) const SHARE_WAIT_SECONDS_MAX: u64 = 10;
 pub(crate) const SHARE_BYTES_MIN: usize = 1024;
 /// How many topics are told of when the request for counters does not say.
 pub(crate) const STATS_TOPICS_DEFAULT: usize = 1000;
+/// Seconds after which to send again: what passes soon, what takes a while, what takes a restart.
+pub(crate) const RETRY_SOON_SECONDS: u64 = 1;
+pub(crate) const RETRY_LATER_SECONDS: u64 = 10;
+pub(crate) const RETRY_MUCH_LATER_SECONDS: u64 = 60;
 /// How long a stream that follows may be silent.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(15);
 

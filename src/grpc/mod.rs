@@ -8,6 +8,7 @@ mod get_stats;
 mod intake;
 mod list_events;
 mod publish;
+mod reason;
 mod status;
 mod streaming_publish;
 pub mod wire;

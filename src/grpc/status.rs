@@ -2,12 +2,14 @@
 //!
 //! Messages tell what a caller can do; causes stay in the server's log.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::reason::Reason;
 use crate::{
+    aggregator::{RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS},
     event::Violation,
     partition::{PublishError, ReadError},
 };
@@ -15,12 +17,18 @@ use crate::{
 /// `google.rpc.ErrorInfo.domain` of all errors.
 const DOMAIN: &str = "oncelog";
 
+/// After how many seconds to send again; never where somebody has to act first.
+const NEVER: Option<u64> = None;
+const SOON: Option<u64> = Some(RETRY_SOON_SECONDS);
+const LATER: Option<u64> = Some(RETRY_LATER_SECONDS);
+const MUCH_LATER: Option<u64> = Some(RETRY_MUCH_LATER_SECONDS);
+
 /// INVALID_ARGUMENT for a field of a unary request.
 pub(super) fn invalid_field(violation: &Violation) -> Status {
     let mut details =
         ErrorDetails::with_bad_request_violation(violation.field, violation.description.as_str());
     let metadata = [("field".to_owned(), violation.field.to_owned())];
-    details.set_error_info("INVALID_FIELD", DOMAIN, metadata);
+    details.set_error_info(Reason::InvalidField.name(), DOMAIN, metadata);
     Status::with_error_details(Code::InvalidArgument, violation.to_string(), details)
 }
 
@@ -34,7 +42,7 @@ pub(super) fn invalid_event(request: u64, event: usize, violation: &Violation) -
         ("event".to_owned(), event.to_string()),
         ("field".to_owned(), violation.field.to_owned()),
     ];
-    details.set_error_info("INVALID_EVENT", DOMAIN, metadata);
+    details.set_error_info(Reason::InvalidEvent.name(), DOMAIN, metadata);
     let message = format!(
         "request {request}, event {event} (counted from 0): {violation}; \
          no event of this request is stored, those of earlier requests are durable"
@@ -47,7 +55,7 @@ pub(super) fn invalid_request(request: u64, violation: &Violation) -> Status {
     let mut details =
         ErrorDetails::with_bad_request_violation(violation.field, violation.description.as_str());
     let metadata = [("request".to_owned(), request.to_string())];
-    details.set_error_info("INVALID_REQUEST", DOMAIN, metadata);
+    details.set_error_info(Reason::InvalidRequest.name(), DOMAIN, metadata);
     let message = format!("request {request} (counted from 0): {violation}");
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
@@ -71,14 +79,20 @@ pub(super) fn overloaded(seconds: u64) -> Status {
     let message = format!(
         "overloaded: no room for the request within {seconds} s (--max-ingest-bytes); send it again later"
     );
-    Status::with_error_details(Code::Unavailable, message, info("OVERLOADED"))
+    failed(Code::Unavailable, Reason::Overloaded, SOON, message)
 }
 
 /// RESOURCE_EXHAUSTED for a reader beyond the limit.
 pub(super) fn too_many_readers(max: usize) -> Status {
-    let details = info("TOO_MANY_READERS");
-    let message = format!("{max} ListEvents streams are open; the limit is {max} (--max-readers)");
-    Status::with_error_details(Code::ResourceExhausted, message, details)
+    let message = format!(
+        "{max} streams of stored events are open, which is the limit (--max-readers); try again later"
+    );
+    failed(
+        Code::ResourceExhausted,
+        Reason::TooManyReaders,
+        LATER,
+        message,
+    )
 }
 
 /// UNAVAILABLE for a stream that ends because the server stops.
@@ -88,34 +102,39 @@ pub(super) fn stopping() -> Status {
 
 /// The status of a request that was not acknowledged.
 pub(super) fn publish(error: &PublishError) -> Status {
-    let (code, reason) = match error {
-        PublishError::TopicLimit { .. } => (Code::ResourceExhausted, "TOO_MANY_TOPICS"),
-        PublishError::DiskFull => (Code::ResourceExhausted, "DISK_FULL"),
-        PublishError::IndexBehind => (Code::Unavailable, "INDEX_BEHIND"),
-        PublishError::LogBehind => (Code::Unavailable, "LOG_BEHIND"),
-        PublishError::Bug => (Code::Unavailable, "SERVER_BUG"),
-        PublishError::Failed => (Code::Unavailable, "STORAGE_FAILED"),
-        PublishError::Stopping => (Code::Unavailable, "STOPPING"),
+    let (code, reason, again) = match error {
+        PublishError::TopicLimit { .. } => (Code::ResourceExhausted, Reason::TooManyTopics, NEVER),
+        PublishError::DiskFull => (Code::ResourceExhausted, Reason::DiskFull, LATER),
+        PublishError::IndexBehind => (Code::Unavailable, Reason::IndexBehind, LATER),
+        PublishError::LogBehind => (Code::Unavailable, Reason::LogBehind, LATER),
+        PublishError::Failed => (Code::Unavailable, Reason::StorageFailed, MUCH_LATER),
+        PublishError::Bug => (Code::Unavailable, Reason::ServerBug, MUCH_LATER),
+        PublishError::Stopping => (Code::Unavailable, Reason::Stopping, SOON),
     };
-    Status::with_error_details(code, error.to_string(), info(reason))
+    failed(code, reason, again, error.to_string())
 }
 
 /// The status of a read that failed.
 pub(super) fn read(error: &ReadError) -> Status {
-    let (code, reason) = match error {
+    let (code, reason, again) = match error {
         ReadError::Cursor(cursor) => {
             return invalid_field(&Violation::new("cursor", cursor.to_string()));
         }
-        ReadError::LogDamaged(_) => (Code::DataLoss, "LOG_DAMAGED"),
-        ReadError::LogUnreadable => (Code::Unavailable, "LOG_UNREADABLE"),
-        ReadError::IndexDamaged => (Code::Unavailable, "INDEX_DAMAGED"),
-        ReadError::IndexUnreadable => (Code::Unavailable, "INDEX_UNREADABLE"),
-        ReadError::Bug => (Code::Unavailable, "SERVER_BUG"),
-        ReadError::Stopping => (Code::Unavailable, "STOPPING"),
+        ReadError::LogDamaged(_) => (Code::DataLoss, Reason::LogDamaged, NEVER),
+        ReadError::LogUnreadable => (Code::Unavailable, Reason::LogUnreadable, LATER),
+        ReadError::IndexDamaged => (Code::Unavailable, Reason::IndexDamaged, MUCH_LATER),
+        ReadError::IndexUnreadable => (Code::Unavailable, Reason::IndexUnreadable, LATER),
+        ReadError::Bug => (Code::Unavailable, Reason::ServerBug, MUCH_LATER),
+        ReadError::Stopping => (Code::Unavailable, Reason::Stopping, SOON),
     };
-    Status::with_error_details(code, error.to_string(), info(reason))
+    failed(code, reason, again, error.to_string())
 }
 
-fn info(reason: &str) -> ErrorDetails {
-    ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new())
+/// A status with its reason, and after how many seconds to send again if that helps.
+fn failed(code: Code, reason: Reason, again: Option<u64>, message: impl Into<String>) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason.name(), DOMAIN, HashMap::new());
+    if let Some(seconds) = again {
+        details.set_retry_info(Some(Duration::from_secs(seconds)));
+    }
+    Status::with_error_details(code, message, details)
 }

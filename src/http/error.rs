@@ -14,18 +14,16 @@ use serde::Serialize;
 
 use super::{event::Flaw, json_response, publish::Totals};
 use crate::{
-    aggregator::{ARRIVAL_SECONDS_MAX, SHARE_WAIT_SECONDS_MAX},
+    aggregator::{
+        ARRIVAL_SECONDS_MAX, RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS,
+        SHARE_WAIT_SECONDS_MAX,
+    },
     event::Violation,
     partition::{PublishError, ReadError},
 };
 
 /// How many flaws of a request are told.
 pub(super) const DETAILS_MAX: usize = 100;
-
-/// Seconds after which to try again: what passes soon, what takes a while, what takes somebody to act.
-const RETRY_SOON: u64 = 1;
-const RETRY_LATER: u64 = 10;
-const RETRY_MUCH_LATER: u64 = 60;
 
 /// A step on the way to what is wrong.
 #[derive(Clone, Debug, Serialize)]
@@ -231,7 +229,7 @@ impl Failure {
                 "overloaded: no room for the request within {SHARE_WAIT_SECONDS_MAX} s \
                  (--max-ingest-bytes); send it again later"
             ),
-            RETRY_SOON,
+            RETRY_SOON_SECONDS,
         )
     }
 
@@ -239,7 +237,7 @@ impl Failure {
     pub fn too_many_readers(max: usize) -> Self {
         Self::unavailable(
             format!("{max} readers are open; the limit is {max} (--max-readers)"),
-            RETRY_LATER,
+            RETRY_LATER_SECONDS,
         )
     }
 
@@ -255,10 +253,12 @@ impl From<&PublishError> for Failure {
         match error {
             PublishError::TopicLimit { .. } => Self::body(msg),
             PublishError::DiskFull | PublishError::IndexBehind | PublishError::LogBehind => {
-                Self::unavailable(msg, RETRY_LATER)
+                Self::unavailable(msg, RETRY_LATER_SECONDS)
             }
-            PublishError::Failed | PublishError::Bug => Self::unavailable(msg, RETRY_MUCH_LATER),
-            PublishError::Stopping => Self::unavailable(msg, RETRY_SOON),
+            PublishError::Failed | PublishError::Bug => {
+                Self::unavailable(msg, RETRY_MUCH_LATER_SECONDS)
+            }
+            PublishError::Stopping => Self::unavailable(msg, RETRY_SOON_SECONDS),
         }
     }
 }
@@ -272,10 +272,12 @@ impl From<&ReadError> for Failure {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, ["server".into()], msg)
             }
             ReadError::LogUnreadable | ReadError::IndexUnreadable => {
-                Self::unavailable(msg, RETRY_LATER)
+                Self::unavailable(msg, RETRY_LATER_SECONDS)
             }
-            ReadError::IndexDamaged | ReadError::Bug => Self::unavailable(msg, RETRY_MUCH_LATER),
-            ReadError::Stopping => Self::unavailable(msg, RETRY_SOON),
+            ReadError::IndexDamaged | ReadError::Bug => {
+                Self::unavailable(msg, RETRY_MUCH_LATER_SECONDS)
+            }
+            ReadError::Stopping => Self::unavailable(msg, RETRY_SOON_SECONDS),
         }
     }
 }

@@ -20,7 +20,8 @@ use crate::{
 pub enum PublishError {
     /// The request would begin a topic beyond the limit. None of its events is stored.
     #[error(
-        "a new topic beyond the limit of {max} topics (--max-topics); no event of the request is stored"
+        "a new topic beyond the limit of {max} topics (--max-topics), which stays until somebody raises it; no event \
+         of the request is stored"
     )]
     TopicLimit {
         /// The limit.

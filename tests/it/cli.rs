@@ -11,6 +11,7 @@ use std::{
 
 use oncelog::{
     index::IndexOptions,
+    partition::lock_data_dir,
     platform::faulty::FaultyDisk,
     proto::v1::{ListEventsRequest, Outcome},
 };
@@ -449,6 +450,25 @@ fn a_data_directory_is_verified_only_while_no_server_has_it() {
     let ended = run(oncelog(&["verify", "--data-dir"]).arg(&missing)).assert_code(1);
     assert!(ended.stderr.contains("no oncelog data directory"));
     assert!(!missing.exists(), "verifying creates nothing");
+}
+
+/// A child has all open files of its parent from fork to exec, and with them the lock.
+#[test]
+fn children_that_start_beside_it_do_not_keep_a_lock() {
+    const CHILDREN: usize = 200;
+    let data_dir = DataDir::new();
+    thread::scope(|scope| {
+        let children = scope.spawn(|| {
+            for _ in 0..CHILDREN {
+                let child = Command::new("true").status();
+                assert!(child.expect("it runs").success());
+            }
+        });
+        while !children.is_finished() {
+            let lock = lock_data_dir(data_dir.path());
+            drop(lock.expect("nobody else has it"));
+        }
+    });
 }
 
 #[test]

@@ -116,6 +116,8 @@ async fn a_full_disk_refuses_and_heals() {
     let (mut stored, error) = fill(client).await;
     assert_eq!(error.code(), Code::ResourceExhausted);
     assert!(error.message().contains("disk is full"), "{error}");
+    assert_eq!(reason(&error), "DISK_FULL");
+    assert!(error.get_details_retry_info().is_some(), "send it again");
     await_status(&server, ServingStatus::NotServing).await;
     assert_eq!(ids(&list(client, "a").await), stored);
     // What is stored already needs no space.

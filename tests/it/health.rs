@@ -73,6 +73,9 @@ macro_rules! reflection_test {
                 ask(MessageRequest::ListServices(String::new())),
                 ask(MessageRequest::FileContainingSymbol(AGGREGATOR.to_owned())),
                 ask(MessageRequest::FileContainingSymbol(
+                    "google.rpc.ErrorInfo".to_owned(),
+                )),
+                ask(MessageRequest::FileContainingSymbol(
                     "oncelog.v1.Other".to_owned(),
                 )),
             ];
@@ -111,6 +114,19 @@ macro_rules! reflection_test {
                 "GetStats",
             ];
             assert_eq!(methods, expected);
+
+            // What errors carry can be read too.
+            let answer = answers.message().await.expect("alive").expect("a file");
+            let Some(MessageResponse::FileDescriptorResponse(files)) = answer.message_response
+            else {
+                panic!("{answer:?}");
+            };
+            let files = files.file_descriptor_proto.iter();
+            let mut messages = files.flat_map(|file| {
+                let file = FileDescriptorProto::decode(&**file).expect("a descriptor");
+                file.message_type
+            });
+            assert!(messages.any(|message| message.name() == "ErrorInfo"));
 
             let end = patiently("an answer", answers.message()).await;
             let unknown = match end {

@@ -222,9 +222,14 @@ async fn a_new_topic_beyond_the_limit_is_refused() {
     let error = try_publish(client, both).await.expect_err("one too many");
     assert_eq!(error.code(), Code::ResourceExhausted);
     assert!(
-        error.message().contains("limit of 2 topics (--max-topics)"),
+        error.message().contains("limit of 2 topics (--max-topics)")
+            && !error.message().contains("again"),
         "{error}"
     );
+    let details = error.get_error_details();
+    let info = details.error_info().expect("a reason");
+    assert_eq!(info.reason, "TOO_MANY_TOPICS");
+    assert!(details.retry_info().is_none(), "it does not pass by itself");
     assert_eq!(
         list(client, "").await.len(),
         1,

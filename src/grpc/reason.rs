@@ -1,0 +1,78 @@
+//! The reasons of errors, as `google.rpc.ErrorInfo` carries them to programs.
+//!
+//! `docs/errors.md` and the contract list them, with whether to send again. A reason stays once it is there.
+
+/// Declares each reason once.
+macro_rules! reasons {
+    ($($reason:ident = $name:literal,)*) => {
+        /// Why a call failed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Reason {
+            $($reason,)*
+        }
+
+        impl Reason {
+            /// All of them.
+            #[cfg(test)]
+            const ALL: &[Self] = &[$(Self::$reason,)*];
+
+            /// What `ErrorInfo.reason` holds.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$reason => $name,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    InvalidField = "INVALID_FIELD",
+    InvalidEvent = "INVALID_EVENT",
+    InvalidRequest = "INVALID_REQUEST",
+    TooManyTopics = "TOO_MANY_TOPICS",
+    TooManyReaders = "TOO_MANY_READERS",
+    DiskFull = "DISK_FULL",
+    Overloaded = "OVERLOADED",
+    LogBehind = "LOG_BEHIND",
+    IndexBehind = "INDEX_BEHIND",
+    LogUnreadable = "LOG_UNREADABLE",
+    IndexUnreadable = "INDEX_UNREADABLE",
+    StorageFailed = "STORAGE_FAILED",
+    IndexDamaged = "INDEX_DAMAGED",
+    ServerBug = "SERVER_BUG",
+    Stopping = "STOPPING",
+    LogDamaged = "LOG_DAMAGED",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_contract_and_the_docs_list_every_reason() {
+        const CONTRACT: &str = include_str!("../../proto/oncelog/v1/aggregator.proto");
+        const DOCS: &str = include_str!("../../docs/errors.md");
+        for reason in Reason::ALL {
+            let name = reason.name();
+            let row = CONTRACT
+                .lines()
+                .find(|line| line.starts_with(&format!("//   {name} ")));
+            assert!(row.is_some(), "{name} is not in the contract");
+            let row = DOCS
+                .lines()
+                .find(|line| line.starts_with(&format!("| `{name}` | `")));
+            let row = row.unwrap_or_else(|| panic!("{name} is not in docs/errors.md"));
+            let again = row.rsplit('|').nth(1).expect("a column").trim();
+            assert!(
+                again.starts_with("yes, ") || again.starts_with("no, "),
+                "{row}"
+            );
+        }
+        let rows = DOCS
+            .lines()
+            .filter(|line| line.starts_with("| `") && line.contains("_"));
+        let rows = rows.filter(|line| line.split('|').count() == 6);
+        assert_eq!(rows.count(), Reason::ALL.len(), "and no other");
+    }
+}
