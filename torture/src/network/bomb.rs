@@ -1,18 +1,32 @@
 //! Messages that are small as they come, and large decompressed.
 
-use std::io::Write as _;
+use std::{io::Write as _, sync::LazyLock};
 
+use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 
 /// What a bomb has decompressed: sixteen requests' worth.
-pub const BOMB_BYTES: usize = 64 * 1024 * 1024;
+const BOMB_BYTES: usize = 64 * 1024 * 1024;
+const ZSTD_LEVEL: i32 = 3;
 
-/// Zeros, by gzip: about 64 KiB.
-pub fn gzip() -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    // Into memory.
-    encoder
-        .write_all(&vec![0; BOMB_BYTES])
-        .and_then(|()| encoder.finish())
-        .expect("memory takes all")
+static GZIP: LazyLock<Bytes> = LazyLock::new(|| {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let written = encoder.write_all(&vec![0; BOMB_BYTES]);
+    let finished = written.and_then(|()| encoder.finish());
+    finished.expect("memory takes all").into()
+});
+
+static ZSTD: LazyLock<Bytes> = LazyLock::new(|| {
+    let compressed = zstd::bulk::compress(&vec![0; BOMB_BYTES], ZSTD_LEVEL);
+    compressed.expect("memory takes all").into()
+});
+
+/// Zeros, by gzip: some 300 KiB. Takes a while the first time.
+pub fn gzip() -> Bytes {
+    GZIP.clone()
+}
+
+/// Zeros, by zstd: some 6 KiB.
+pub fn zstd() -> Bytes {
+    ZSTD.clone()
 }

@@ -9,6 +9,7 @@ mod connection;
 #[path = "../../../tests/it/frames.rs"]
 mod frames;
 mod load;
+mod matrix;
 #[allow(dead_code)]
 #[path = "../../../tests/it/proxy.rs"]
 mod proxy;
@@ -98,6 +99,12 @@ pub struct NetworkArgs {
     /// Only that client, and only in this way, or in `all` at once
     #[arg(long, value_name = "WAY", value_parser = rude::parse_only)]
     rude_only: Option<rude::Only>,
+    /// Then every endpoint is treated in every rude way, each for so long; 0 for never
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000)]
+    matrix: u64,
+    /// Only those pairs whose name has this in it, such as `GetStats, NeverReads`
+    #[arg(long, value_name = "TEXT")]
+    matrix_only: Option<String>,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -111,13 +118,21 @@ pub struct NetworkArgs {
 
 /// Runs one round, or as many as there is time for, and then what one rude client does.
 pub async fn run(args: &NetworkArgs) -> Result<Report> {
-    let mut report = match args.rude_only {
-        Some(_) => Report::default(),
-        None => rounds(args).await?,
+    let (program, scratch) = (&args.program, &args.scratch);
+    let is_part = args.rude_only.is_some() || args.matrix_only.is_some();
+    let mut report = match is_part {
+        true => Report::default(),
+        false => rounds(args).await?,
     };
-    if args.rude > 0 {
+    if args.rude > 0 && (!is_part || args.rude_only.is_some()) {
         let only = args.rude_only.and_then(|only| only.0);
-        report.rude = Some(rude::run(&args.program, &args.scratch, args.rude, only).await?);
+        report.rude = Some(rude::run(program, scratch, args.rude, only).await?);
+    }
+    if args.matrix > 0 && (!is_part || args.matrix_only.is_some()) {
+        // Thousands of connections.
+        room(0, 0)?;
+        let time = Duration::from_millis(args.matrix);
+        report.matrix = matrix::run(program, scratch, time, args.matrix_only.as_deref()).await?;
     }
     json::write(args.json.as_deref(), &report)?;
     Ok(report)

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{load::Latencies, rude::RudeReport};
+use super::{
+    load::Latencies,
+    matrix::{self, Cell},
+    rude::RudeReport,
+};
 use crate::server::Usage;
 
 const MIB: u64 = 1024 * 1024;
@@ -34,6 +38,8 @@ pub struct Report {
     pub open_files: [u64; 3],
     /// What one rude client came to, if there was one.
     pub rude: Option<RudeReport>,
+    /// Every endpoint treated in every rude way, if it was.
+    pub matrix: Vec<Cell>,
 }
 
 impl Report {
@@ -64,10 +70,13 @@ impl Report {
         let row = |name: &str, [before, peak, after]: [u64; 3]| {
             format!("| {name} | {before} | {peak} | {after} |\n")
         };
-        let rude = self
+        let mut rude = self
             .rude
             .as_ref()
             .map_or_else(String::new, |rude| format!("\nThen {}.\n", rude.text()));
+        if !self.matrix.is_empty() {
+            rude += &format!("\nThen {}.\n", matrix::text(&self.matrix));
+        }
         format!(
             "{} rounds in {:.0} s with seed {}, each with {} idle connections and {} streams that publish at once; in all {} \
              connections that the proxy failed, {} whose peer vanished, {} that attacked. {} events were acked and {} stored, \

@@ -125,7 +125,7 @@ impl Rudeness {
             Self::Announce => {
                 let fields = frames::call_fields("StreamingPublish");
                 let prefix = frames::message(0, REQUEST_BYTES, b"");
-                renew(server, Reads::All, begun, &vec![(fields, prefix); 64]).await
+                hold(server, begun, &vec![(fields, prefix); 64]).await
             }
             Self::AnnounceCompressed => {
                 let fields = [
@@ -134,7 +134,7 @@ impl Rudeness {
                 ]
                 .concat();
                 let prefix = frames::message(1, REQUEST_BYTES, b"");
-                renew(server, Reads::All, begun, &vec![(fields, prefix); 64]).await
+                hold(server, begun, &vec![(fields, prefix); 64]).await
             }
             Self::AnnounceJson => {
                 let json = [
@@ -146,7 +146,7 @@ impl Rudeness {
                     frames::fields(&json),
                 ]
                 .concat();
-                renew(server, Reads::All, begun, &vec![(fields, Vec::new()); 64]).await
+                hold(server, begun, &vec![(fields, Vec::new()); 64]).await
             }
             Self::AnswersUnread => {
                 let events = EMPTY_EVENT.repeat(EMPTY_EVENTS);
@@ -160,7 +160,7 @@ impl Rudeness {
                 let streams: Vec<_> = calls
                     .map(|path| (frames::grpc_fields(path), message.clone()))
                     .collect();
-                renew(server, Reads::All, begun, &streams).await
+                hold(server, begun, &streams).await
             }
             Self::Bombs => {
                 let fields = [
@@ -170,22 +170,19 @@ impl Rudeness {
                 .concat();
                 let bomb = bomb::gzip();
                 let message = frames::message(1, bomb.len() as u32, &bomb);
-                renew(server, Reads::All, begun, &vec![(fields, message); 32]).await
+                hold(server, begun, &vec![(fields, message); 32]).await
             }
             Self::ListsUnread => {
                 let streams = vec![list(SPARSE_TOPIC); 300];
-                renew(server, Reads::Nothing, begun, &streams).await
+                ask(server, begun, &streams).await
             }
             Self::ListsCut => {
                 let mut connection = Connection::open(server, Reads::Nothing).await?;
                 let lists = [list(SPARSE_TOPIC), list("")];
                 loop {
                     let mut streams = Vec::new();
-                    for (fields, message) in lists.iter().cycle().take(64) {
-                        let stream = connection.begin(fields, false).await?;
-                        connection.send(stream, message).await?;
-                        connection.end(stream).await?;
-                        streams.push(stream);
+                    for list in lists.iter().cycle().take(64) {
+                        streams.push(begin(&mut connection, list).await?);
                         begun.fetch_add(1, Relaxed);
                     }
                     // Long enough for the scans to begin.
@@ -203,7 +200,7 @@ impl Rudeness {
                 let request = request.encode_to_vec();
                 let message = frames::message(0, request.len() as u32, &request);
                 let streams = vec![(frames::call_fields("GetStats"), message); 60];
-                renew(server, Reads::Nothing, begun, &streams).await
+                ask(server, begun, &streams).await
             }
             Self::EventsUnread => {
                 let fields = [
@@ -212,7 +209,7 @@ impl Rudeness {
                 ]
                 .concat();
                 let streams = vec![(fields, Vec::new()); 300];
-                renew(server, Reads::Nothing, begun, &streams).await
+                ask(server, begun, &streams).await
             }
         }
     }
@@ -243,13 +240,12 @@ fn list(topic: &str) -> (Vec<u8>, Vec<u8>) {
 
 /// Sends each of `streams`, a header and a body, as far as flow control lets it, never ends it, and begins it again whenever the
 /// server has ended it.
-async fn renew(
+async fn hold(
     server: SocketAddr,
-    reads: Reads,
     begun: &AtomicU64,
     streams: &[(Vec<u8>, impl AsRef<[u8]>)],
 ) -> io::Result<()> {
-    let mut connection = Connection::open(server, reads).await?;
+    let mut connection = Connection::open(server, Reads::All).await?;
     // The number of the stream, if it is open, and how much of its body is sent.
     let mut open = vec![(0, 0); streams.len()];
     loop {
@@ -264,6 +260,36 @@ async fn renew(
         }
         connection.stay(RENEW_INTERVAL).await?;
     }
+}
+
+/// Sends each of `streams` whole, reads no answer, and asks again whenever the server has ended it.
+async fn ask(
+    server: SocketAddr,
+    begun: &AtomicU64,
+    streams: &[(Vec<u8>, Vec<u8>)],
+) -> io::Result<()> {
+    let mut connection = Connection::open(server, Reads::Nothing).await?;
+    let mut open = vec![0; streams.len()];
+    loop {
+        for (request, stream) in streams.iter().zip(&mut open) {
+            if !connection.is_open(*stream) {
+                *stream = begin(&mut connection, request).await?;
+                begun.fetch_add(1, Relaxed);
+            }
+        }
+        connection.stay(RENEW_INTERVAL).await?;
+    }
+}
+
+/// Sends a small request whole.
+async fn begin(
+    connection: &mut Connection,
+    (fields, body): &(Vec<u8>, Vec<u8>),
+) -> io::Result<u32> {
+    let stream = connection.begin(fields, false).await?;
+    connection.send(stream, body).await?;
+    connection.end(stream).await?;
+    Ok(stream)
 }
 
 /// Sends `message` again and again over each of `count` streams of a call, as far as flow control lets it, and reads nothing.
@@ -435,7 +461,7 @@ impl RudeReport {
 }
 
 /// Stores an event in each of many topics, and many small batches in one.
-async fn fill(address: &str) -> Result<()> {
+pub async fn fill(address: &str) -> Result<()> {
     let publisher = Publisher::connect(address, PublisherOptions::default())?;
     // One topic is the sparse one.
     let topics: Vec<_> = (1..TOPICS).map(|topic| format!("topic-{topic}")).collect();
@@ -463,7 +489,7 @@ fn small(topic: &str, number: usize) -> Event {
 }
 
 /// The cursor after all that is stored, and the last sequence.
-async fn end(address: &str) -> Result<(String, u64)> {
+pub async fn end(address: &str) -> Result<(String, u64)> {
     let request = ListEventsRequest::default();
     let mut reader = Reader::connect(address, request, ReaderOptions::default())?;
     let mut last = 0;

@@ -1,0 +1,483 @@
+//! Every endpoint against every way to be rude, one pair at a time.
+//!
+//! docs/reliability.md has the table of what bounds each pair. Here each is tried against the real program with its default
+//! settings: memory stays within a limit, and another client that publishes is acked in time.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use clap::ValueEnum;
+use serde::Serialize;
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::TcpStream,
+    task::JoinSet,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::{
+    bomb,
+    connection::{Connection, Reads},
+    frames,
+    load::{Round, watch},
+};
+use crate::{Result, server::Server};
+
+const MIB: u64 = 1024 * 1024;
+/// What the server may use during any pair.
+const MEMORY_BYTES_MAX: u64 = 768 * MIB;
+/// How long the 99th of a hundred acks may take during any pair.
+const ACK_P99_MS_MAX: u64 = 1000;
+/// How long the last ack of a pair may take.
+const LAST_ACK_MAX: Duration = Duration::from_secs(60);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
+/// How often bytes drip, and streams that ended are replaced.
+const TICK: Duration = Duration::from_millis(20);
+const RECONNECT_DELAY: Duration = Duration::from_millis(50);
+/// Streams of an HTTP/2 connection, or HTTP/1.1 connections, and how many are thousands.
+const STREAMS: usize = 64;
+const THOUSANDS_OF_STREAMS: usize = 4000;
+const THOUSANDS_OF_CONNECTIONS: usize = 1000;
+/// The default limit of a request, `--max-request-bytes`.
+const REQUEST_BYTES: usize = 4 * 1024 * 1024;
+/// Requests that an HTTP/1.1 client sends one after the other without reading.
+const PIPELINED: usize = 1000;
+
+/// A way to be rude.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
+pub enum Way {
+    /// Whole requests, and no answer is read
+    NeverReads,
+    /// A byte at a time
+    Drips,
+    /// A request of 4 MiB but for its end
+    StopsHalfway,
+    /// A request that is 64 MiB by gzip
+    GzipBomb,
+    /// A request that is 64 MiB by zstd
+    ZstdBomb,
+    /// Whole requests, each cancelled at once
+    Cancels,
+    /// Thousands of whole requests at once
+    Thousands,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+enum Wire {
+    Grpc,
+    Http2,
+    Http1,
+}
+
+/// What can be asked for.
+struct Endpoint {
+    name: &'static str,
+    wire: Wire,
+    method: &'static str,
+    path: &'static str,
+    fields: &'static [(&'static str, &'static str)],
+    /// A whole request.
+    body: Bytes,
+}
+
+/// The gRPC calls, and a message that each takes: an invalid event, a topic, a key, a service.
+const CALLS: [(&str, &str, &[u8]); 8] = [
+    (
+        "Publish",
+        "/oncelog.v1.AggregatorService/Publish",
+        &[1 << 3 | 2, 0],
+    ),
+    (
+        "StreamingPublish",
+        "/oncelog.v1.AggregatorService/StreamingPublish",
+        &[1 << 3 | 2, 0],
+    ),
+    (
+        "ListEvents",
+        "/oncelog.v1.AggregatorService/ListEvents",
+        b"",
+    ),
+    (
+        "GetEvent",
+        "/oncelog.v1.AggregatorService/GetEvent",
+        b"\x0a\x01t\x12\x01e",
+    ),
+    (
+        "GetStats",
+        "/oncelog.v1.AggregatorService/GetStats",
+        // max_topics = 100,000
+        b"\x10\xa0\x8d\x06",
+    ),
+    ("health Check", "/grpc.health.v1.Health/Check", b""),
+    ("health Watch", "/grpc.health.v1.Health/Watch", b""),
+    (
+        "reflection",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        // list_services = "*"
+        b"\x3a\x01*",
+    ),
+];
+
+type HttpRequest = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+    &'static [u8],
+);
+
+const REQUESTS: [HttpRequest; 9] = [
+    (
+        "POST /publish, JSON",
+        "POST",
+        "/publish",
+        &[("content-type", "application/json")],
+        b"[{}]",
+    ),
+    (
+        "POST /publish, NDJSON",
+        "POST",
+        "/publish",
+        &[("content-type", "application/x-ndjson")],
+        b"{}\n",
+    ),
+    ("GET /events", "GET", "/events?limit=10000", &[], b""),
+    (
+        "GET /events, NDJSON",
+        "GET",
+        "/events",
+        &[("accept", "application/x-ndjson")],
+        b"",
+    ),
+    (
+        "GET /events, SSE",
+        "GET",
+        "/events",
+        &[("accept", "text/event-stream")],
+        b"",
+    ),
+    ("GET /stats", "GET", "/stats?max_topics=10000", &[], b""),
+    ("GET /readyz", "GET", "/readyz", &[], b""),
+    ("GET /openapi.json", "GET", "/openapi.json", &[], b""),
+    (
+        "POST /nothing",
+        "POST",
+        "/nothing",
+        &[("content-type", "application/json")],
+        b"{}",
+    ),
+];
+
+fn endpoints() -> Vec<Endpoint> {
+    let calls = CALLS.iter().map(|(name, path, message)| Endpoint {
+        name,
+        wire: Wire::Grpc,
+        method: "POST",
+        path,
+        fields: &[("content-type", "application/grpc"), ("te", "trailers")],
+        body: frames::message(0, message.len() as u32, message).into(),
+    });
+    let requests = [Wire::Http2, Wire::Http1].into_iter().flat_map(|wire| {
+        REQUESTS
+            .iter()
+            .map(move |&(name, method, path, fields, body)| Endpoint {
+                name,
+                wire,
+                method,
+                path,
+                fields,
+                body: Bytes::from_static(body),
+            })
+    });
+    calls.chain(requests).collect()
+}
+
+/// A request as it is sent: header fields beside those of its endpoint, and its body.
+#[derive(Clone)]
+struct Sent {
+    more: Vec<(&'static str, String)>,
+    body: Bytes,
+}
+
+impl Endpoint {
+    /// What is sent of a request.
+    fn sent(&self, way: Way) -> Sent {
+        let is_grpc = self.wire == Wire::Grpc;
+        let bomb = |encoding: &str, bomb: Bytes| {
+            let body = match is_grpc {
+                true => frames::message(1, bomb.len() as u32, &bomb).into(),
+                false => bomb,
+            };
+            let name = if is_grpc {
+                "grpc-encoding"
+            } else {
+                "content-encoding"
+            };
+            Sent {
+                more: vec![
+                    (name, encoding.to_owned()),
+                    ("content-length", body.len().to_string()),
+                ],
+                body,
+            }
+        };
+        match way {
+            Way::GzipBomb => bomb("gzip", bomb::gzip()),
+            Way::ZstdBomb => bomb("zstd", bomb::zstd()),
+            Way::StopsHalfway => {
+                // Spaces are JSON that goes on.
+                let most = vec![b' '; REQUEST_BYTES - 1];
+                let body = match is_grpc {
+                    true => frames::message(0, REQUEST_BYTES as u32, &most),
+                    false => most,
+                };
+                Sent {
+                    more: vec![("content-length", (body.len() + 1).to_string())],
+                    body: body.into(),
+                }
+            }
+            Way::NeverReads | Way::Drips | Way::Cancels | Way::Thousands => Sent {
+                more: vec![("content-length", self.body.len().to_string())],
+                body: self.body.clone(),
+            },
+        }
+    }
+
+    /// Is rude until it is stopped.
+    async fn attack(&self, way: Way, sent: &Sent, server: SocketAddr) {
+        loop {
+            // However it ended, it begins again: thrown out, or refused.
+            _ = match self.wire {
+                Wire::Grpc | Wire::Http2 => self.attack_streams(way, sent, server).await,
+                Wire::Http1 => self.attack_connections(way, sent, server).await,
+            };
+            sleep(RECONNECT_DELAY).await;
+        }
+    }
+
+    async fn attack_streams(&self, way: Way, sent: &Sent, server: SocketAddr) -> io::Result<()> {
+        let reads = match way {
+            Way::NeverReads => Reads::Nothing,
+            _ => Reads::All,
+        };
+        let mut fields = frames::request_fields(self.method, self.path);
+        fields.extend(frames::fields(self.fields));
+        for (name, value) in &sent.more {
+            fields.extend(frames::field(name, value));
+        }
+        let mut connection = Connection::open(server, reads).await?;
+        let count = match way {
+            Way::Thousands => THOUSANDS_OF_STREAMS,
+            _ => STREAMS,
+        };
+        let at_once = match way {
+            Way::Drips => 1,
+            _ => usize::MAX,
+        };
+        // The number of the stream, if it is open, and how much of its body is sent.
+        let mut open = vec![(0, 0); count];
+        loop {
+            for (stream, at) in &mut open {
+                if !connection.is_open(*stream) {
+                    (*stream, *at) = (connection.begin(&fields, false).await?, 0);
+                }
+                let left = &sent.body[*at..];
+                if left.is_empty() {
+                    continue;
+                }
+                let part = &left[..left.len().min(at_once)];
+                *at += connection.send(*stream, part).await?.unwrap_or(0);
+                let is_whole = *at == sent.body.len();
+                if is_whole && way != Way::StopsHalfway && connection.is_open(*stream) {
+                    connection.end(*stream).await?;
+                }
+                if way == Way::Cancels {
+                    connection.cancel(*stream).await?;
+                }
+            }
+            connection.stay(TICK).await?;
+        }
+    }
+
+    async fn attack_connections(
+        &self,
+        way: Way,
+        sent: &Sent,
+        server: SocketAddr,
+    ) -> io::Result<()> {
+        let mut head = format!("{} {} HTTP/1.1\r\nhost: test\r\n", self.method, self.path);
+        let fields = self.fields.iter().map(|(name, value)| (*name, *value));
+        let more = sent.more.iter();
+        let more = more.map(|(name, value)| (*name, &**value));
+        for (name, value) in fields.chain(more) {
+            head += &format!("{name}: {value}\r\n");
+        }
+        let request = Bytes::from([head.as_bytes(), b"\r\n", &sent.body].concat());
+        let count = match way {
+            Way::Thousands => THOUSANDS_OF_CONNECTIONS,
+            _ => STREAMS,
+        };
+        let mut connections = JoinSet::new();
+        for _ in 0..count {
+            let request = request.clone();
+            connections.spawn(async move {
+                let mut connection = TcpStream::connect(server).await?;
+                match way {
+                    Way::NeverReads => {
+                        for _ in 0..PIPELINED {
+                            connection.write_all(&request).await?;
+                        }
+                    }
+                    Way::Drips => {
+                        for byte in &request {
+                            connection.write_all(&[*byte]).await?;
+                            sleep(TICK).await;
+                        }
+                    }
+                    _ => connection.write_all(&request).await?,
+                }
+                if way != Way::Cancels {
+                    std::future::pending::<()>().await;
+                }
+                io::Result::Ok(())
+            });
+        }
+        while connections.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+/// What a pair came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cell {
+    pub endpoint: String,
+    pub way: Way,
+    pub rss_mib: u64,
+    pub acked: usize,
+    pub ack_p99_ms: u64,
+}
+
+impl Cell {
+    fn holds(&self) -> bool {
+        self.rss_mib <= MEMORY_BYTES_MAX / MIB && self.ack_p99_ms <= ACK_P99_MS_MAX
+    }
+
+    fn text(&self) -> String {
+        let Self {
+            endpoint,
+            way,
+            rss_mib,
+            acked,
+            ack_p99_ms,
+        } = self;
+        format!("{endpoint}, {way:?}: {rss_mib} MiB, p99 of {acked} acks {ack_p99_ms} ms")
+    }
+}
+
+/// What all pairs came to, in one line: the worst of them.
+pub fn text(cells: &[Cell]) -> String {
+    let worst = |by: fn(&Cell) -> u64| {
+        let worst = cells.iter().max_by_key(|cell| by(cell));
+        worst.map_or_else(String::new, Cell::text)
+    };
+    format!(
+        "{} pairs of an endpoint and a way to be rude; most memory with {}; slowest acks with {}",
+        cells.len(),
+        worst(|cell| cell.rss_mib),
+        worst(|cell| cell.ack_p99_ms)
+    )
+}
+
+/// Starts a server with default settings and tries every pair for `time`, or those whose name has `only` in it.
+pub async fn run(
+    program: &Path,
+    scratch: &Path,
+    time: Duration,
+    only: Option<&str>,
+) -> Result<Vec<Cell>> {
+    let data_dir = tempfile::tempdir_in(scratch)?;
+    let mut server = Server::start(program, data_dir.path(), "127.0.0.1:0")?;
+    super::rude::fill(&server.address).await?;
+    let (cursor, stored) = super::rude::end(&server.address).await?;
+    let address = server.address.parse()?;
+    let round = Round::new(&server.address, 0);
+    let mut cells = Vec::new();
+    for endpoint in endpoints() {
+        for way in Way::value_variants() {
+            let name = format!("{:?} {}", endpoint.wire, endpoint.name);
+            if only.is_none_or(|only| format!("{name}, {way:?}").contains(only)) {
+                let sent = endpoint.sent(*way);
+                let attack = endpoint.attack(*way, &sent, address);
+                let cell = pair(&server, &round, time, attack).await;
+                let (rss_mib, acked, ack_p99_ms) =
+                    cell.map_err(|error| format!("{name}, {way:?}: {error}"))?;
+                let cell = Cell {
+                    endpoint: name,
+                    way: *way,
+                    rss_mib,
+                    acked,
+                    ack_p99_ms,
+                };
+                if !cell.holds() || only.is_some() {
+                    println!("{}", cell.text());
+                }
+                cells.push(cell);
+            }
+        }
+    }
+    println!("{}", text(&cells));
+    round.check(cursor, stored + 1).await?;
+    if !server.terminate()?.success() {
+        return Err("the server did not stop in order".into());
+    }
+    let broken = cells.iter().filter(|cell| !cell.holds());
+    let broken: Vec<_> = broken.map(Cell::text).collect();
+    match broken.is_empty() {
+        true => Ok(cells),
+        false => Err(format!("beyond the limits:\n{}", broken.join("\n")).into()),
+    }
+}
+
+/// Lets `attack` go on for a while. Returns the most memory that the server used, in MiB, how many events another client had
+/// acked, and the p99 of its acks, in milliseconds.
+async fn pair(
+    server: &Server,
+    round: &Round,
+    time: Duration,
+    attack: impl Future<Output = ()>,
+) -> Result<(u64, usize, u64)> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let watching = tokio::spawn(watch(round.clone(), Arc::clone(&stop)));
+    let end = Instant::now() + time;
+    let mut most = 0;
+    let sample = async {
+        loop {
+            most = most.max(server.usage()?.rss_bytes);
+            sleep(SAMPLE_INTERVAL).await;
+        }
+    };
+    let both = async {
+        tokio::select! {
+            () = attack => Ok(()),
+            sampled = sample => sampled,
+        }
+    };
+    let both: Result<Result<()>, _> = timeout_at(end, both).await;
+    if let Ok(ended) = both {
+        ended?;
+    }
+    stop.store(true, Relaxed);
+    let latencies = timeout(LAST_ACK_MAX, watching)
+        .await
+        .map_err(|_| format!("no ack for {} s", LAST_ACK_MAX.as_secs()))???;
+    Ok((most / MIB, latencies.count(), latencies.share_ms(0.99)))
+}
