@@ -218,6 +218,8 @@ pub struct StoredEvent {
     pub sequence: Sequence,
     /// When it was accepted.
     pub received_at: UnixNanos,
+    /// The checksum of its batch, by which a cursor proves where it was taken.
+    pub batch_checksum: u32,
     /// The canonical encoding of the `oncelog.v1.Event`.
     pub encoded: Bytes,
 }

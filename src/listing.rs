@@ -3,17 +3,13 @@
 //! Both edges send these streams, each in its encoding. A listing is pulled by the connection: it reads only
 //! what is about to be sent.
 
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     aggregator::{Aggregator, SILENCE_MAX},
     event::{Sequence, StoredEvent},
-    log::FileReader,
-    partition::{ReadError, Reader},
+    partition::{ChunkShare, ReadError, Reader},
 };
 
 /// Some events of a listing.
@@ -28,7 +24,9 @@ pub(crate) struct Part {
 
 /// A stream of stored events.
 pub(crate) struct Listing {
-    reader: Reader<FileReader>,
+    reader: Reader,
+    /// The memory of the last part. Whoever asks for the next has sent it.
+    share: Option<ChunkShare>,
     /// Where it ends; with follow, nowhere.
     until: Sequence,
     follow: bool,
@@ -40,20 +38,14 @@ pub(crate) struct Listing {
     stopping: CancellationToken,
     /// Set once everything is sent: how the stream ends.
     end: Option<Result<(), ReadError>>,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Listing {
     /// Lists what `reader` reads: up to the durable tail, or with `follow` on from there.
-    pub fn new(
-        aggregator: &Aggregator,
-        reader: Reader<FileReader>,
-        limit: Option<u64>,
-        follow: bool,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
+    pub fn new(aggregator: &Aggregator, reader: Reader, limit: Option<u64>, follow: bool) -> Self {
         Self {
             reader,
+            share: None,
             until: if follow {
                 Sequence::MAX
             } else {
@@ -65,18 +57,18 @@ impl Listing {
             told_caught_up: false,
             stopping: aggregator.stopping.clone(),
             end: None,
-            _permit: permit,
         }
     }
 
-    /// The cursor after the event at `sequence`, which this listing has given.
-    pub fn cursor_after(&self, sequence: Sequence) -> String {
-        self.reader.cursor_after(sequence)
+    /// The cursor after an event that this listing has given.
+    pub fn cursor_after(&self, event: &StoredEvent) -> String {
+        self.reader.cursor_after(event)
     }
 
     /// The next part; waits for one that follows. The first always comes, and after some silence one without
     /// events. When the server stops, a last part is followed by [`ReadError::Stopping`].
     pub async fn next(&mut self) -> Result<Option<Part>, ReadError> {
+        self.share = None;
         loop {
             if let Some(end) = &mut self.end {
                 return std::mem::replace(end, Ok(())).map(|()| None);
@@ -92,6 +84,7 @@ impl Listing {
             // Nothing follows an error.
             let chunk = chunk.inspect_err(|_| self.end = Some(Ok(())))?;
             if !chunk.events.is_empty() {
+                self.share = chunk.share;
                 if let Some(left) = &mut self.left {
                     *left -= chunk.events.len() as u64;
                     if *left == 0 {

@@ -454,6 +454,7 @@ mod tests {
             StoredEvent {
                 sequence,
                 received_at,
+                batch_checksum: 0,
                 encoded: event.encode_to_vec().into(),
             }
         })

@@ -12,7 +12,7 @@ use crate::{
     proto::v1,
 };
 
-pub(super) fn list_events(
+pub(super) async fn list_events(
     aggregator: &Aggregator,
     request: v1::ListEventsRequest,
 ) -> Result<impl Stream<Item = Result<RawListEventsResponse, Status>> + use<>, Status> {
@@ -26,10 +26,11 @@ pub(super) fn list_events(
     };
     let reader = aggregator
         .partition
-        .reader(topic, &start)
+        .reader(topic, &start, permit)
+        .await
         .map_err(|error| status::read(&error))?;
     let limit = (request.limit > 0).then_some(request.limit);
-    let listing = Listing::new(aggregator, reader, limit, request.follow, permit);
+    let listing = Listing::new(aggregator, reader, limit, request.follow);
     Ok(unfold(listing, |mut listing| async {
         let response = match listing.next().await {
             Ok(part) => Ok(part.map(|part| {

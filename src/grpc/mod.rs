@@ -67,7 +67,7 @@ impl AggregatorService for Aggregator {
         &self,
         request: Request<v1::ListEventsRequest>,
     ) -> Result<Response<Self::ListEventsStream>, Status> {
-        let responses = list_events::list_events(self, request.into_inner())?;
+        let responses = list_events::list_events(self, request.into_inner()).await?;
         Ok(Response::new(Box::pin(responses)))
     }
 

@@ -28,6 +28,7 @@ macro_rules! reasons {
 
 reasons! {
     InvalidField = "INVALID_FIELD",
+    CursorOfAnotherHistory = "CURSOR_OF_ANOTHER_HISTORY",
     InvalidEvent = "INVALID_EVENT",
     InvalidRequest = "INVALID_REQUEST",
     TooManyTopics = "TOO_MANY_TOPICS",

@@ -11,7 +11,7 @@ use super::reason::Reason;
 use crate::{
     aggregator::{RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS},
     event::Violation,
-    partition::{PublishError, ReadError},
+    partition::{CursorError, PublishError, ReadError},
 };
 
 /// `google.rpc.ErrorInfo.domain` of all errors.
@@ -117,9 +117,7 @@ pub(super) fn publish(error: &PublishError) -> Status {
 /// The status of a read that failed.
 pub(super) fn read(error: &ReadError) -> Status {
     let (code, reason, again) = match error {
-        ReadError::Cursor(cursor) => {
-            return invalid_field(&Violation::new("cursor", cursor.to_string()));
-        }
+        ReadError::Cursor(cursor) => return bad_cursor(*cursor),
         ReadError::LogDamaged(_) => (Code::DataLoss, Reason::LogDamaged, NEVER),
         ReadError::LogUnreadable => (Code::Unavailable, Reason::LogUnreadable, LATER),
         ReadError::IndexDamaged => (Code::Unavailable, Reason::IndexDamaged, MUCH_LATER),
@@ -137,4 +135,17 @@ fn failed(code: Code, reason: Reason, again: Option<u64>, message: impl Into<Str
         details.set_retry_info(Some(Duration::from_secs(seconds)));
     }
     Status::with_error_details(code, message, details)
+}
+
+/// INVALID_ARGUMENT for a cursor.
+fn bad_cursor(cursor: CursorError) -> Status {
+    let violation = Violation::new("cursor", cursor.to_string());
+    if !cursor.is_of_another_history() {
+        return invalid_field(&violation);
+    }
+    let mut details =
+        ErrorDetails::with_bad_request_violation(violation.field, violation.description.as_str());
+    let metadata = [("field".to_owned(), violation.field.to_owned())];
+    details.set_error_info(Reason::CursorOfAnotherHistory.name(), DOMAIN, metadata);
+    Status::with_error_details(Code::InvalidArgument, violation.to_string(), details)
 }

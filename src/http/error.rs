@@ -19,7 +19,7 @@ use crate::{
         SHARE_WAIT_SECONDS_MAX,
     },
     event::Violation,
-    partition::{PublishError, ReadError},
+    partition::{CursorError, PublishError, ReadError},
 };
 
 /// How many flaws of a request are told.
@@ -44,6 +44,9 @@ impl From<&'static str> for Step {
 struct Detail {
     loc: Vec<Step>,
     msg: String,
+    /// The reason of the same error over gRPC, where a program acts on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
 }
 
 /// Why a request has no other answer.
@@ -68,6 +71,7 @@ impl Failure {
         let detail = Detail {
             loc: loc.into(),
             msg: msg.into(),
+            reason: None,
         };
         Self {
             status,
@@ -106,7 +110,11 @@ impl Failure {
             if detail.len() < DETAILS_MAX {
                 loc.extend(flaw.field.map(Step::Name));
                 let msg = flaw.msg;
-                detail.push(Detail { loc, msg });
+                detail.push(Detail {
+                    loc,
+                    msg,
+                    reason: None,
+                });
             }
         }
         Self {
@@ -163,6 +171,20 @@ impl Failure {
             "accept",
             "there is application/json, application/x-ndjson and text/event-stream",
         )
+    }
+
+    /// A `Last-Event-ID` that is a cursor which is not taken.
+    pub fn last_cursor(cursor: CursorError) -> Self {
+        Self::last_event_id(cursor.to_string()).of_cursor(cursor)
+    }
+
+    fn of_cursor(mut self, cursor: CursorError) -> Self {
+        if cursor.is_of_another_history() {
+            for detail in &mut self.detail {
+                detail.reason = Some("CURSOR_OF_ANOTHER_HISTORY");
+            }
+        }
+        self
     }
 
     /// A `Last-Event-ID` that is no cursor.
@@ -267,7 +289,9 @@ impl From<&ReadError> for Failure {
     fn from(error: &ReadError) -> Self {
         let msg = error.to_string();
         match error {
-            ReadError::Cursor(cursor) => Self::query("cursor", cursor.to_string()),
+            ReadError::Cursor(cursor) => {
+                Self::query("cursor", cursor.to_string()).of_cursor(*cursor)
+            }
             ReadError::LogDamaged(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, ["server".into()], msg)
             }

@@ -446,6 +446,7 @@ mod tests {
         let stored = StoredEvent {
             sequence: 7,
             received_at: 1_700_000_000_000_000_001,
+            batch_checksum: 0,
             encoded: event.encoded().clone(),
         };
         let mut json = Vec::new();

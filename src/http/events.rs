@@ -7,14 +7,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{accept::Format, error::Failure, event, query, stream};
 use crate::{
     aggregator::Aggregator,
     event::{Sequence, Topic},
     listing::Listing,
-    log::FileReader,
     partition::{ReadError, Reader, Start},
 };
 
@@ -57,24 +55,25 @@ pub(super) async fn events(
         .map_err(|_| Failure::too_many_readers(aggregator.limits.readers_max))?;
     let reader = aggregator
         .partition
-        .reader(wanted.topic.clone(), &wanted.start);
+        .reader(wanted.topic.clone(), &wanted.start, permit)
+        .await;
     let reader = reader.map_err(|error| {
         if let ReadError::Cursor(cursor) = &error
             && headers.contains_key(LAST_EVENT_ID)
         {
-            return Failure::last_event_id(cursor.to_string());
+            return Failure::last_cursor(*cursor);
         }
         Failure::from(&error)
     })?;
     let (limit, follow) = (wanted.limit, wanted.format == Format::EventStream);
     match wanted.format {
-        Format::Json => page(&aggregator, reader, &wanted, permit).await,
+        Format::Json => page(&aggregator, reader, &wanted).await,
         Format::Lines => {
-            let listing = Listing::new(&aggregator, reader, limit, follow, permit);
+            let listing = Listing::new(&aggregator, reader, limit, follow);
             Ok(stream::lines(listing))
         }
         Format::EventStream => {
-            let listing = Listing::new(&aggregator, reader, limit, follow, permit);
+            let listing = Listing::new(&aggregator, reader, limit, follow);
             Ok(stream::event_stream(listing))
         }
     }
@@ -107,9 +106,8 @@ pub(super) fn wanted(query: Option<&str>, headers: &HeaderMap) -> Result<Wanted,
 /// A JSON array of events, and in the headers where to go on.
 async fn page(
     aggregator: &Aggregator,
-    mut reader: Reader<FileReader>,
+    mut reader: Reader,
     wanted: &Wanted,
-    _permit: OwnedSemaphorePermit,
 ) -> Result<Response, Failure> {
     let until = aggregator.partition.durable_tail();
     let limit = wanted.limit.unwrap_or(PAGE_EVENTS_DEFAULT);
@@ -128,7 +126,7 @@ async fn page(
         for stored in &chunk.events {
             bytes_left = bytes_left.saturating_sub(stored.encoded.len());
             json.extend(separator.replace(b','));
-            event::write(stored, &reader.cursor_after(stored.sequence), &mut json);
+            event::write(stored, &reader.cursor_after(stored), &mut json);
         }
     }
     json.push(b']');
@@ -149,7 +147,7 @@ async fn page(
 
 /// Whether there is an event between the reader and `until`, or what cannot be read. The next page reads it
 /// again.
-async fn has_more(reader: &mut Reader<FileReader>, until: Sequence) -> bool {
+async fn has_more(reader: &mut Reader, until: Sequence) -> bool {
     while reader.next_sequence() < until {
         let chunk = reader.read(until, 1).await;
         if chunk.map_or(true, |chunk| !chunk.events.is_empty()) {

@@ -151,6 +151,7 @@ fn list(event: &Event) -> String {
     let stored = StoredEvent {
         sequence: 7,
         received_at: u64::MAX,
+        batch_checksum: 0,
         encoded: event.encoded().clone(),
     };
     let mut json = Vec::new();

@@ -50,7 +50,7 @@ pub(super) fn lines(listing: Listing) -> Response {
 fn in_lines(listing: &Listing, part: &Part) -> Bytes {
     let mut text = Vec::with_capacity(2 * encoded_bytes(part));
     for stored in &part.events {
-        event::write(stored, &listing.cursor_after(stored.sequence), &mut text);
+        event::write(stored, &listing.cursor_after(stored), &mut text);
         text.push(b'\n');
     }
     text.into()
@@ -84,7 +84,7 @@ fn in_event_stream(listing: &Listing, part: &Part) -> Bytes {
     let mut text = Vec::with_capacity(2 * encoded_bytes(part));
     let mut last = String::new();
     for stored in &part.events {
-        last = listing.cursor_after(stored.sequence);
+        last = listing.cursor_after(stored);
         text.extend_from_slice(b"data: ");
         event::write(stored, &last, &mut text);
         write!(text, "\nid: {last}\n\n").expect("a Vec takes everything");

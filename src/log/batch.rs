@@ -94,6 +94,11 @@ impl Batch {
         self.0.header.fixed.received_at
     }
 
+    /// The checksum of the batch: of its header, which holds those of its events.
+    pub fn checksum(&self) -> u32 {
+        self.0.header.fixed.header_crc
+    }
+
     /// The topics of the batch with their number of events, ascending.
     pub fn topics(&self) -> impl ExactSizeIterator<Item = (&str, u32)> {
         let header = &self.0.header;
@@ -114,6 +119,7 @@ impl Batch {
         let none = StoredEvent {
             sequence: 0,
             received_at: 0,
+            batch_checksum: 0,
             encoded: Bytes::new(),
         };
         let mut events = vec![none; self.count() as usize];
@@ -148,6 +154,7 @@ impl Batch {
             StoredEvent {
                 sequence: self.first_sequence() + u64::from(index),
                 received_at: self.received_at(),
+                batch_checksum: self.checksum(),
                 encoded: buffer.slice_ref(event),
             }
         })
@@ -161,6 +168,15 @@ impl Batch {
         match &self.0.loaded {
             Loaded::All(encoded) => encoded,
             Loaded::One { .. } | Loaded::None => panic!("the batch was read for one topic"),
+        }
+    }
+
+    /// How much memory each of its events holds on to, in bytes.
+    pub fn shared_bytes(&self) -> usize {
+        match &self.0.loaded {
+            Loaded::All(encoded) => encoded.len(),
+            Loaded::One { data, .. } => data.len(),
+            Loaded::None => 0,
         }
     }
 

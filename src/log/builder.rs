@@ -241,6 +241,7 @@ mod tests {
                 .map(|(sequence, event)| StoredEvent {
                     sequence: *sequence,
                     received_at: 9,
+                    batch_checksum: batch.checksum(),
                     encoded: event.encoded().clone(),
                 })
                 .collect();

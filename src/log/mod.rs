@@ -45,12 +45,19 @@ pub trait Log: Send + 'static {
     fn reader(&self) -> Self::Reader;
 }
 
-/// Reads a log beside its writer. Give each stream its own clone: a clone remembers where it is.
-pub trait LogReader: Clone + Send + Sync + 'static {
+/// Reads a log beside its writer. Give each stream its own: a reader remembers where it is.
+pub trait LogReader: Send + Sync + 'static {
     /// The batch that contains `sequence`, or `None` if the log does not hold it. Blocks on the disk.
     ///
     /// With a topic, at least that topic's events of the batch are loaded and checked; without, all are.
     fn read(&self, sequence: Sequence, topic: Option<&Topic>) -> Result<Option<Batch>, ReadError>;
+
+    /// The [checksum](Batch::checksum) of the batch that contains `sequence`, or `None` if the log does not hold
+    /// it. Blocks on the disk, and reads no events.
+    fn batch_checksum(&self, sequence: Sequence) -> Result<Option<u32>, ReadError>;
+
+    /// Another reader of the same log, with nothing read ahead.
+    fn fresh(&self) -> Arc<dyn LogReader>;
 
     /// The id of this log, drawn at random when it was created: a cursor of another log is told by it.
     fn id(&self) -> u64;

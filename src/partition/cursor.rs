@@ -1,18 +1,26 @@
 //! The position of a reader, as readers carry it: opaque outside this file.
 //!
-//! Format: hex of `version (1), log id (8, LE), sequence (8, LE), crc32c of these 17 bytes (4, LE)`, where
-//! sequence is that of the last event the reader has passed, 0 before the first. The id ties a cursor
-//! to its log, the checksum catches what was cut or mistyped.
+//! Format: hex of `version (1), log id (8, LE), sequence (8, LE), checksum (4, LE), crc32c of these 21 bytes (4,
+//! LE)`, where sequence is that of the last event the reader has passed, 0 before the first, and checksum that of
+//! the batch which holds this event, 0 before the first. The id ties a cursor to its log. The checksum ties it to
+//! its history: a copy of the log that went on by itself, and a log that lost its end, have another batch there. The
+//! crc catches what was cut or mistyped.
+//!
+//! Version 1, which has no checksum of a batch, is still taken.
 
 use std::fmt::Write as _;
 
 use thiserror::Error;
 
-use crate::event::Sequence;
+use crate::{event::Sequence, log::Batch};
 
-const VERSION: u8 = 1;
-const BODY_BYTES: usize = 1 + 8 + 8;
-const BYTES: usize = BODY_BYTES + 4;
+const VERSION: u8 = 2;
+const BODY_BYTES: usize = 1 + 8 + 8 + 4;
+/// The version without a checksum of a batch.
+const VERSION_1: u8 = 1;
+const BODY_BYTES_1: usize = 1 + 8 + 8;
+const CRC_BYTES: usize = 4;
+const BYTES_MAX: usize = BODY_BYTES + CRC_BYTES;
 
 /// Why a cursor is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -21,43 +29,143 @@ pub enum CursorError {
     #[error("not a cursor of this server; take it unchanged from what the server sent")]
     Malformed,
     /// Written by a server with another log.
-    #[error("a cursor of another log; this data directory did not give it out")]
+    #[error(
+        "a cursor of another log, which this server does not have; {}",
+        WHAT_TO_DO
+    )]
     OtherLog,
-    /// Points past the durable tail.
-    #[error("a cursor past the durable tail of this log")]
+    /// Points past the durable tail: what was read there is not here.
+    #[error(
+        "a cursor past the end of this log, which was restored or has lost its end; {}",
+        WHAT_TO_DO
+    )]
     PastTail,
+    /// Other events are where it points.
+    #[error(
+        "a cursor of another history: this log was restored or copied, and other events are where it points; {}",
+        WHAT_TO_DO
+    )]
+    OtherHistory,
 }
 
-/// The cursor of log `log_id` after the event at `sequence`.
-pub fn encode(log_id: u64, sequence: Sequence) -> String {
+impl CursorError {
+    /// Whether the cursor is well-formed, and what it was read from is not here.
+    pub fn is_of_another_history(self) -> bool {
+        match self {
+            Self::Malformed => false,
+            Self::OtherLog | Self::PastTail | Self::OtherHistory => true,
+        }
+    }
+}
+
+const WHAT_TO_DO: &str = "read from the start or from an earlier cursor that this server takes, and skip by event_id what you have";
+
+/// A place in a log: behind an event, with the checksum of the batch that holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The sequence of the event, 0 before the first.
+    pub sequence: Sequence,
+    /// Proves which history it is of; 0 before the first event.
+    pub checksum: u32,
+}
+
+impl Mark {
+    /// Before the first event, where all logs are the same.
+    pub const START: Self = Self {
+        sequence: 0,
+        checksum: 0,
+    };
+
+    /// Behind the last event of `batch`.
+    pub fn after(batch: &Batch) -> Self {
+        Self {
+            sequence: batch.end_sequence() - 1,
+            checksum: batch.checksum(),
+        }
+    }
+
+    /// The sequence of the event that follows.
+    pub fn next(self) -> Sequence {
+        self.sequence + 1
+    }
+}
+
+/// What a cursor says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// The sequence it stands after.
+    pub sequence: Sequence,
+    /// The checksum of the batch with this sequence. A cursor of version 1 has none.
+    pub checksum: Option<u32>,
+}
+
+impl Cursor {
+    /// The place of the cursor, if `checksum` is that of the batch which is there.
+    pub fn prove(self, checksum: u32) -> Result<Mark, CursorError> {
+        if self.checksum.is_some_and(|expected| expected != checksum) {
+            return Err(CursorError::OtherHistory);
+        }
+        Ok(Mark {
+            sequence: self.sequence,
+            checksum,
+        })
+    }
+}
+
+/// The cursor of log `log_id` at `mark`.
+pub fn encode(log_id: u64, mark: Mark) -> String {
     let mut body = [VERSION; BODY_BYTES];
     body[1..9].copy_from_slice(&log_id.to_le_bytes());
-    body[9..].copy_from_slice(&sequence.to_le_bytes());
-    with_checksum(&body)
+    body[9..17].copy_from_slice(&mark.sequence.to_le_bytes());
+    body[17..].copy_from_slice(&mark.checksum.to_le_bytes());
+    with_crc(&body)
 }
 
-fn with_checksum(body: &[u8; BODY_BYTES]) -> String {
+fn with_crc(body: &[u8]) -> String {
     let crc = crc32c::crc32c(body).to_le_bytes();
     body.iter()
         .chain(&crc)
-        .fold(String::with_capacity(2 * BYTES), |mut text, byte| {
+        .fold(String::with_capacity(2 * BYTES_MAX), |mut text, byte| {
             write!(text, "{byte:02x}").expect("a String takes everything");
             text
         })
 }
 
-/// The text of a cursor with this body, its version apart.
+/// The text of a cursor of version 1, as older servers gave it out.
 #[cfg(any(test, feature = "fuzzing"))]
-pub(super) fn repaired(mut body: [u8; BODY_BYTES]) -> String {
-    body[0] = VERSION;
-    with_checksum(&body)
+pub(super) fn encode_1(log_id: u64, sequence: Sequence) -> String {
+    let mut body = [VERSION_1; BODY_BYTES_1];
+    body[1..9].copy_from_slice(&log_id.to_le_bytes());
+    body[9..].copy_from_slice(&sequence.to_le_bytes());
+    with_crc(&body)
 }
 
-/// The sequence that `cursor` stands after, if log `log_id` gave it out.
-pub fn decode(cursor: &str, log_id: u64) -> Result<Sequence, CursorError> {
+/// The text of a cursor with this body, its version made right.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn repaired(data: &[u8]) -> Option<String> {
+    let mut body = data
+        .get(..BODY_BYTES)
+        .or(data.get(..BODY_BYTES_1))?
+        .to_vec();
+    body[0] = match body.len() {
+        BODY_BYTES => VERSION,
+        _ => VERSION_1,
+    };
+    Some(with_crc(&body))
+}
+
+/// What `cursor` says, if log `log_id` gave it out.
+pub fn decode(cursor: &str, log_id: u64) -> Result<Cursor, CursorError> {
     let bytes = from_hex(cursor).ok_or(CursorError::Malformed)?;
-    let (body, crc) = bytes.split_at(BODY_BYTES);
-    if body[0] != VERSION || crc32c::crc32c(body).to_le_bytes() != crc {
+    let (body, crc) = bytes
+        .split_last_chunk::<CRC_BYTES>()
+        .ok_or(CursorError::Malformed)?;
+    let version = match body.len() {
+        BODY_BYTES => VERSION,
+        BODY_BYTES_1 => VERSION_1,
+        _ => return Err(CursorError::Malformed),
+    };
+    if body[0] != version || crc32c::crc32c(body).to_le_bytes() != *crc {
         return Err(CursorError::Malformed);
     }
     let number = |at: usize| {
@@ -67,18 +175,22 @@ pub fn decode(cursor: &str, log_id: u64) -> Result<Sequence, CursorError> {
     if number(1) != log_id {
         return Err(CursorError::OtherLog);
     }
-    Ok(number(9))
+    let checksum = body.get(BODY_BYTES_1..).and_then(<[u8]>::first_chunk);
+    Ok(Cursor {
+        sequence: number(9),
+        checksum: checksum.map(|checksum| u32::from_le_bytes(*checksum)),
+    })
 }
 
-fn from_hex(text: &str) -> Option<[u8; BYTES]> {
-    if text.len() != 2 * BYTES {
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    if text.len() > 2 * BYTES_MAX || !text.len().is_multiple_of(2) {
         return None;
     }
-    let mut bytes = [0; BYTES];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+    let mut bytes = Vec::with_capacity(BYTES_MAX);
+    for pair in text.as_bytes().chunks_exact(2) {
         let high = char::from(pair[0]).to_digit(16)?;
         let low = char::from(pair[1]).to_digit(16)?;
-        *byte = u8::try_from(high << 4 | low).ok()?;
+        bytes.push(u8::try_from(high << 4 | low).ok()?);
     }
     Some(bytes)
 }
@@ -89,27 +201,57 @@ mod tests {
 
     use super::*;
 
+    fn mark(sequence: Sequence, checksum: u32) -> Mark {
+        Mark { sequence, checksum }
+    }
+
     proptest! {
         #[test]
-        fn round_trips(log_id: u64, sequence: Sequence) {
-            prop_assert_eq!(decode(&encode(log_id, sequence), log_id), Ok(sequence));
+        fn round_trips(log_id: u64, sequence: Sequence, checksum: u32) {
+            let cursor = decode(&encode(log_id, mark(sequence, checksum)), log_id);
+            prop_assert_eq!(cursor, Ok(Cursor { sequence, checksum: Some(checksum) }));
         }
 
         #[test]
-        fn another_log_refuses(log_id: u64, other: u64, sequence: Sequence) {
+        fn version_1_is_taken(log_id: u64, sequence: Sequence, checksum: u32) {
+            let cursor = decode(&encode_1(log_id, sequence), log_id);
+            prop_assert_eq!(cursor, Ok(Cursor { sequence, checksum: None }));
+            let proven = cursor.expect("decoded").prove(checksum);
+            prop_assert_eq!(proven, Ok(mark(sequence, checksum)));
+        }
+
+        #[test]
+        fn another_history_refuses(sequence: Sequence, checksum: u32, other: u32) {
+            let cursor = decode(&encode(7, mark(sequence, checksum)), 7).expect("decoded");
+            prop_assert_eq!(cursor.prove(checksum), Ok(mark(sequence, checksum)));
+            prop_assume!(checksum != other);
+            prop_assert_eq!(cursor.prove(other), Err(CursorError::OtherHistory));
+        }
+
+        #[test]
+        fn another_log_refuses(log_id: u64, other: u64, sequence: Sequence, checksum: u32) {
             prop_assume!(log_id != other);
-            let cursor = encode(log_id, sequence);
-            prop_assert_eq!(decode(&cursor, other), Err(CursorError::OtherLog));
+            for cursor in [encode(log_id, mark(sequence, checksum)), encode_1(log_id, sequence)] {
+                prop_assert_eq!(decode(&cursor, other), Err(CursorError::OtherLog));
+            }
         }
 
         #[test]
-        fn a_changed_digit_is_noticed(sequence: Sequence, at in 0..2 * BYTES, digit in 0..16u32) {
-            let cursor = encode(7, sequence);
-            let mut changed: Vec<char> = cursor.chars().collect();
-            changed[at] = char::from_digit(digit, 16).expect("a digit");
-            let changed: String = changed.into_iter().collect();
-            prop_assume!(changed != cursor);
-            prop_assert_eq!(decode(&changed, 7), Err(CursorError::Malformed));
+        fn a_changed_digit_is_noticed(
+            sequence: Sequence,
+            checksum: u32,
+            at in any::<prop::sample::Index>(),
+            digit in 0..16u32,
+        ) {
+            for cursor in [encode(7, mark(sequence, checksum)), encode_1(7, sequence)] {
+                let mut changed: Vec<char> = cursor.chars().collect();
+                let at = at.index(changed.len());
+                changed[at] = char::from_digit(digit, 16).expect("a digit");
+                let changed: String = changed.into_iter().collect();
+                if changed != cursor {
+                    prop_assert_eq!(decode(&changed, 7), Err(CursorError::Malformed));
+                }
+            }
         }
 
         #[test]

@@ -10,10 +10,12 @@ mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod health;
+mod lanes;
 mod look_up;
 mod open;
 mod reader;
 mod request;
+mod scan;
 mod stats;
 mod syncer;
 mod tail;
@@ -31,6 +33,7 @@ use tokio::{
     task::spawn_blocking,
 };
 
+pub(crate) use self::lanes::ChunkShare;
 #[cfg(not(any(test, feature = "simulation")))]
 use self::look_up::LookUp;
 pub use self::{
@@ -45,39 +48,36 @@ pub use self::{
     request::{Outcome, Rejection},
     stats::{Counters, CountersError, Snapshot, TopicCounters},
 };
+use self::{
+    lanes::Lanes,
+    request::Message,
+    stats::{Dropped, Stats},
+    tail::DurableTail,
+};
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use self::{
     look_up::{LookUp, LookedUp},
     open::open_locked,
 };
-use self::{
-    request::Message,
-    stats::{Dropped, Stats},
-    tail::DurableTail,
-};
 use crate::{
     event::{Event, Key, Sequence, StoredEvent, Topic},
     index::{Entry, IndexReader},
-    log::{FileReader, LogReader},
+    log::LogReader,
 };
 
 /// A handle on a partition.
-pub struct Partition<R = FileReader>(Arc<Shared<R>>);
+#[derive(Clone)]
+pub struct Partition(Arc<Shared>);
 
-struct Shared<R> {
-    log: R,
+struct Shared {
+    log: Arc<dyn LogReader>,
     index: IndexReader,
     stats: Arc<Stats>,
     tail: Arc<DurableTail>,
     queue: mpsc::Sender<Message>,
     health: watch::Receiver<Health>,
     ingest: Arc<Semaphore>,
-}
-
-impl<R> Clone for Partition<R> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
+    lanes: Lanes,
 }
 
 /// The outcomes of a submitted request, one per event in order, once all of them are durable.
@@ -93,7 +93,7 @@ impl Future for PendingOutcomes {
     }
 }
 
-impl<R: LogReader> Partition<R> {
+impl Partition {
     /// The budget of bytes of requests that are being received, checked or synced. Whoever brings a
     /// request takes its size from here first, and hands the permit over with it.
     pub fn ingest(&self) -> &Arc<Semaphore> {
@@ -156,8 +156,8 @@ impl<R: LogReader> Partition<R> {
             return Ok(None);
         };
         let partition = self.clone();
-        let read = spawn_blocking(move || partition.read_event(&key, entry.sequence));
-        read.await.map_err(|error| ReadError::of_task(&error))?
+        let read = move || partition.read_event(&key, entry.sequence);
+        self.0.lanes.get(read).await?
     }
 
     async fn find(&self, key: Key) -> Result<Option<Entry>, ReadError> {
@@ -166,8 +166,7 @@ impl<R: LogReader> Partition<R> {
         let hash = self.0.index.secret().key_hash(&key);
         if view.may_contain(&key, hash) {
             let key = key.clone();
-            let found = spawn_blocking(move || view.get(&key, hash));
-            let found = found.await.map_err(|error| ReadError::of_task(&error))?;
+            let found = self.0.lanes.get(move || view.get(&key, hash)).await?;
             if let Some(entry) = found? {
                 return Ok(Some(entry));
             }

@@ -22,7 +22,9 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{
     Partition, PublishError, Shared,
     clock::Clock,
+    cursor::Mark,
     health::Monitor,
+    lanes::Lanes,
     request::Message,
     stats::{CountersError, Snapshot, Stats},
     syncer::{self, Syncer, SyncerJob},
@@ -30,7 +32,7 @@ use super::{
     writer::{Pending, Writer},
 };
 use crate::{
-    event::{Event, FIRST_SEQUENCE, Sequence, UnixNanos},
+    event::{Event, FIRST_SEQUENCE, Sequence},
     index::{self, Entry, Index, IndexError, IndexOptions},
     log::{
         self, Batch, FileLog, FileLogOptions, FileReader, Log, LogReader, ReadError as LogReadError,
@@ -198,9 +200,7 @@ fn lock_while(data_dir: &Path, mut waits: impl FnMut() -> bool) -> Result<File, 
 }
 
 /// Opens a data directory and starts its threads. Blocks while it recovers.
-pub fn open(
-    options: PartitionOptions,
-) -> Result<(Partition<FileReader>, Threads, Recovery), OpenError> {
+pub fn open(options: PartitionOptions) -> Result<(Partition, Threads, Recovery), OpenError> {
     let lock = lock_data_dir(&options.data_dir)?;
     open_locked(options, Some(lock))
 }
@@ -209,7 +209,7 @@ pub fn open(
 pub(crate) fn open_locked(
     options: PartitionOptions,
     lock: Option<File>,
-) -> Result<(Partition<FileReader>, Threads, Recovery), OpenError> {
+) -> Result<(Partition, Threads, Recovery), OpenError> {
     let platform = &options.platform;
     let log_dir = options.data_dir.join("log");
     let index_dir = options.data_dir.join("index");
@@ -233,7 +233,7 @@ pub(crate) fn open_locked(
     for batch in batches(&reader, stats.tail()..tail) {
         stats.add_batch(&batch?);
     }
-    let last_received_at = last_received_at(&reader, tail)?;
+    let last = last_batch(&reader, tail)?;
 
     let (queue, queue_end) = mpsc::channel(QUEUE_REQUESTS_MAX);
     let monitor = Monitor::new();
@@ -241,15 +241,18 @@ pub(crate) fn open_locked(
     let (synced, synced_end) = std_mpsc::channel();
     let (stop_saver, saver_stopped) = std_mpsc::channel();
     let stats = Arc::new(stats);
-    let durable_tail = Arc::new(DurableTail::new(tail));
+    let durable_tail = Arc::new(DurableTail::new(
+        last.as_ref().map_or(Mark::START, Mark::after),
+    ));
     let partition = Partition(Arc::new(Shared {
-        log: reader,
+        log: Arc::new(reader),
         index: index.reader(),
         stats: Arc::clone(&stats),
         tail: Arc::clone(&durable_tail),
         queue: queue.clone(),
         health: monitor.watch(),
         ingest: Arc::new(Semaphore::new(options.ingest_bytes_max)),
+        lanes: Lanes::default(),
     }));
     let syncer = syncer::Shared::new(Syncer {
         log,
@@ -269,7 +272,7 @@ pub(crate) fn open_locked(
         index,
         topics: stats.topic_names().into_iter().collect::<HashSet<_>>(),
         topics_max: options.topics_max,
-        clock: Clock::new(platform.time, last_received_at),
+        clock: Clock::new(platform.time, last.as_ref().map_or(0, Batch::received_at)),
         queue: queue_end,
         syncer,
         work,
@@ -376,12 +379,11 @@ fn batches(
     })
 }
 
-fn last_received_at(log: &FileReader, tail: Sequence) -> Result<UnixNanos, LogReadError> {
-    let last = match tail - 1 {
-        0 => None,
-        last => log.read(last, None)?,
-    };
-    Ok(last.map_or(0, |batch| batch.received_at()))
+fn last_batch(log: &FileReader, tail: Sequence) -> Result<Option<Batch>, LogReadError> {
+    match tail - 1 {
+        0 => Ok(None),
+        last => log.read(last, None),
+    }
 }
 
 /// Saves the counters now and then, so that a crash loses few of those the log does not tell, and has the writer

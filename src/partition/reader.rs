@@ -5,23 +5,18 @@
 
 use std::sync::Arc;
 
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::{Partition, ReadError, Shared, cursor};
-use crate::{
-    event::{FIRST_SEQUENCE, Sequence, StoredEvent, Topic},
-    log::{Batch, LogReader},
+use super::{
+    Partition, ReadError, Shared,
+    cursor::{self, Cursor, CursorError, Mark},
+    lanes::ChunkShare,
+    scan::{Scan, Scanned},
 };
-
-/// A chunk ends with the first batch that brings it to this many bytes.
-const CHUNK_BYTES: usize = 128 * 1024;
-/// A chunk ends within a batch before the event that would bring it over this many bytes, unless that
-/// is its first. Holds a full batch, so that few are read twice.
-const CHUNK_BYTES_MAX: usize = 768 * 1024;
-/// What an event counts in a chunk beside its encoding: more than its place and time take when it is sent.
-const EVENT_OVERHEAD_BYTES: usize = 64;
-/// How many batches of a topic are looked up at once.
-const SLICES_MAX: usize = 256;
+use crate::{
+    event::{Sequence, StoredEvent, Topic},
+    log::LogReader,
+};
 
 /// Where a reader begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,13 +30,15 @@ pub enum Start {
 }
 
 /// A position in the log that moves over the events of one topic, or of all.
-pub struct Reader<R> {
-    shared: Arc<Shared<R>>,
+pub struct Reader {
+    shared: Arc<Shared>,
     /// A reader of its own remembers where in the files it is.
-    log: Arc<R>,
+    log: Arc<dyn LogReader>,
     topic: Option<Topic>,
-    next: Sequence,
-    tail: watch::Receiver<Sequence>,
+    at: Mark,
+    tail: watch::Receiver<Mark>,
+    /// Held until the reader has gone and its last scan has ended.
+    pub(super) permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// Some events, in order.
@@ -51,66 +48,153 @@ pub struct Chunk {
     pub events: Vec<StoredEvent>,
     /// Whether the reader is at the durable tail now.
     pub caught_up: bool,
+    /// The memory of the events: to be held for as long as they are, in whatever form.
+    pub(crate) share: Option<ChunkShare>,
 }
 
-impl<R: LogReader> Partition<R> {
-    /// A reader of `topic`, or of all topics.
-    pub fn reader(&self, topic: Option<Topic>, start: &Start) -> Result<Reader<R>, ReadError> {
-        let shared = &self.0;
-        let tail = shared.tail.get();
-        let next = match start {
-            Start::Earliest => FIRST_SEQUENCE,
-            Start::Latest => tail,
-            Start::After(cursor) => {
-                let next = cursor::decode(cursor, shared.log.id())?.saturating_add(1);
-                if next > tail {
-                    return Err(cursor::CursorError::PastTail.into());
-                }
-                next
+/// Where a reader begins, as far as memory shows.
+enum Place {
+    At(Mark),
+    /// The log holds the batch that the cursor must prove.
+    InLog(Cursor),
+}
+
+impl Partition {
+    /// A reader of `topic`, or of all topics. It and what it reads hold `permit`.
+    pub async fn reader(
+        &self,
+        topic: Option<Topic>,
+        start: &Start,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Reader, ReadError> {
+        let log = self.0.log.fresh();
+        let permit = Arc::new(permit);
+        let at = match self.place(start)? {
+            Place::At(mark) => mark,
+            Place::InLog(cursor) => {
+                let (log, permit) = (Arc::clone(&log), Arc::clone(&permit));
+                let shared = Arc::clone(&self.0);
+                let proof = self.0.lanes.scan(move || {
+                    let _permit = permit;
+                    shared.prove(cursor, &*log)
+                });
+                proof.await??
             }
         };
-        Ok(Reader {
-            shared: Arc::clone(shared),
-            log: Arc::new(shared.log.clone()),
+        Ok(self.reader_at(log, topic, at, Some(permit)))
+    }
+
+    /// The same without a permit, reading the log here.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn reader_here(
+        &self,
+        topic: Option<Topic>,
+        start: &Start,
+    ) -> Result<Reader, ReadError> {
+        let log = self.0.log.fresh();
+        let at = match self.place(start)? {
+            Place::At(mark) => mark,
+            Place::InLog(cursor) => self.0.prove(cursor, &*log)?,
+        };
+        Ok(self.reader_at(log, topic, at, None))
+    }
+
+    fn reader_at(
+        &self,
+        log: Arc<dyn LogReader>,
+        topic: Option<Topic>,
+        at: Mark,
+        permit: Option<Arc<OwnedSemaphorePermit>>,
+    ) -> Reader {
+        Reader {
+            shared: Arc::clone(&self.0),
+            log,
             topic,
-            next,
-            tail: shared.tail.watch(),
+            at,
+            tail: self.0.tail.watch(),
+            permit,
+        }
+    }
+
+    fn place(&self, start: &Start) -> Result<Place, ReadError> {
+        let tail = self.0.tail.mark();
+        let cursor = match start {
+            Start::Earliest => return Ok(Place::At(Mark::START)),
+            Start::Latest => return Ok(Place::At(tail)),
+            Start::After(cursor) => cursor::decode(cursor, self.0.log.id())?,
+        };
+        if cursor.sequence > tail.sequence {
+            return Err(CursorError::PastTail.into());
+        }
+        let known = match cursor.sequence {
+            0 => return Ok(Place::At(Mark::START)),
+            sequence if sequence == tail.sequence => Some(tail.checksum),
+            sequence => self.0.tail.recent(sequence).map(|batch| batch.checksum()),
+        };
+        Ok(match known {
+            Some(checksum) => Place::At(cursor.prove(checksum)?),
+            None => Place::InLog(cursor),
         })
     }
 }
 
-impl<R: LogReader> Reader<R> {
-    /// The cursor after the last event that was read.
-    pub fn cursor(&self) -> String {
-        cursor::encode(self.shared.log.id(), self.next - 1)
+impl Shared {
+    fn prove(&self, cursor: Cursor, log: &dyn LogReader) -> Result<Mark, ReadError> {
+        let found = self.mark(cursor.sequence, log)?;
+        Ok(cursor.prove(found.checksum)?)
     }
 
-    /// The cursor after the event at `sequence`.
-    pub fn cursor_after(&self, sequence: Sequence) -> String {
-        cursor::encode(self.shared.log.id(), sequence)
+    /// The mark behind the event at `sequence`, which is below the durable tail. Blocks on the disk.
+    pub(super) fn mark(&self, sequence: Sequence, log: &dyn LogReader) -> Result<Mark, ReadError> {
+        let checksum = match self.tail.recent(sequence) {
+            Some(batch) => batch.checksum(),
+            None => {
+                let checksum = log.batch_checksum(sequence)?;
+                checksum.expect("the log holds what is below the durable tail")
+            }
+        };
+        Ok(Mark { sequence, checksum })
+    }
+}
+
+impl Reader {
+    /// The cursor after the last event that was read.
+    pub fn cursor(&self) -> String {
+        cursor::encode(self.log.id(), self.at)
+    }
+
+    /// The cursor after an event that was read.
+    pub fn cursor_after(&self, event: &StoredEvent) -> String {
+        let mark = Mark {
+            sequence: event.sequence,
+            checksum: event.batch_checksum,
+        };
+        cursor::encode(self.log.id(), mark)
     }
 
     /// The sequence of the first event that was not looked at.
     pub fn next_sequence(&self) -> Sequence {
-        self.next
+        self.at.next()
     }
 
-    /// Reads on, to `until` or the durable tail and to `events_max` events at most. Does not wait for
-    /// events.
+    /// Reads on, to `until` or the durable tail and to `events_max` events at most; may end before, at the end of
+    /// its work or its memory. Does not wait for events. If this is dropped, what it reads ends soon.
     pub async fn read(&mut self, until: Sequence, events_max: usize) -> Result<Chunk, ReadError> {
-        let mut scan = self.scan_memory(until, events_max)?;
+        let mut scan = self.scan_memory(until, events_max);
         if scan.is_of_log() {
+            let _cancel = scan.cancel_on_drop();
             let shared = Arc::clone(&self.shared);
             let log = Arc::clone(&self.log);
-            let scanned = spawn_blocking(move || {
+            let permit = self.permit.clone();
+            let scanned = self.shared.lanes.scan(move || {
+                let _permit = permit;
                 scan.over_log(&shared, &*log)?;
-                Ok::<_, ReadError>(scan)
+                Ok::<_, ReadError>(scan.finish())
             });
-            scan = scanned
-                .await
-                .map_err(|error| ReadError::of_task(&error))??;
+            let scanned = scanned.await??;
+            return Ok(self.move_to(scanned));
         }
-        Ok(self.finish(scan))
+        Ok(self.move_to(scan.finish()))
     }
 
     /// The same, reading the log here.
@@ -120,187 +204,33 @@ impl<R: LogReader> Reader<R> {
         until: Sequence,
         events_max: usize,
     ) -> Result<Chunk, ReadError> {
-        let mut scan = self.scan_memory(until, events_max)?;
+        let mut scan = self.scan_memory(until, events_max);
         if scan.is_of_log() {
             scan.over_log(&self.shared, &*self.log)?;
         }
-        Ok(self.finish(scan))
+        Ok(self.move_to(scan.finish()))
     }
 
-    fn scan_memory(&mut self, until: Sequence, events_max: usize) -> Result<Scan, ReadError> {
-        let mut scan = Scan {
-            topic: self.topic.clone(),
-            next: self.next,
-            until: until.min(*self.tail.borrow_and_update()),
-            events: Vec::new(),
-            events_max,
-            bytes: 0,
-        };
-        scan.over(|sequence| Ok(self.shared.tail.recent(sequence)))?;
-        Ok(scan)
+    fn scan_memory(&mut self, until: Sequence, events_max: usize) -> Scan {
+        let tail = *self.tail.borrow_and_update();
+        let mut scan = Scan::new(self.topic.clone(), self.at, until, tail, events_max);
+        scan.over_memory(&self.shared);
+        scan
     }
 
-    fn finish(&mut self, scan: Scan) -> Chunk {
-        self.next = scan.next;
+    fn move_to(&mut self, scanned: Scanned) -> Chunk {
+        self.at = scanned.at;
         Chunk {
-            events: scan.events,
-            caught_up: self.next >= self.shared.tail.get(),
+            events: scanned.events,
+            caught_up: self.at.next() >= self.shared.tail.get(),
+            share: scanned.share,
         }
     }
 
     /// Waits until the durable tail is past the position.
     pub async fn wait(&mut self) {
-        let next = self.next;
-        let moved = self.tail.wait_for(|tail| *tail > next).await;
+        let at = self.at.sequence;
+        let moved = self.tail.wait_for(|tail| tail.sequence > at).await;
         moved.expect("the shared state holds the tail");
-    }
-}
-
-/// One pass over batches, from `next` towards `until`.
-struct Scan {
-    topic: Option<Topic>,
-    next: Sequence,
-    until: Sequence,
-    events: Vec<StoredEvent>,
-    events_max: usize,
-    bytes: usize,
-}
-
-impl Scan {
-    /// Whether there is nothing in memory where it begins.
-    fn is_of_log(&self) -> bool {
-        self.next < self.until && self.events.is_empty()
-    }
-
-    fn over_log<R: LogReader>(&mut self, shared: &Shared<R>, log: &R) -> Result<(), ReadError> {
-        let Some(topic) = self.topic.clone() else {
-            return self.over(|sequence| Ok(log.read(sequence, None)?));
-        };
-        loop {
-            let slices = shared.index.slices(&topic, self.next, SLICES_MAX)?;
-            let last_page = slices.len() < SLICES_MAX;
-            for slice in slices {
-                if slice >= self.until {
-                    self.next = self.until;
-                    return Ok(());
-                }
-                let batch = log.read(slice, Some(&topic))?;
-                let batch = batch.expect("the index does not run ahead of the durable log");
-                // The first batch of a page may end before the position.
-                if self.next < batch.end_sequence() && !self.take(&batch) {
-                    return Ok(());
-                }
-            }
-            if last_page {
-                // Batches are in the index before the tail moves past them: no more of the topic.
-                self.next = self.until;
-                return Ok(());
-            }
-        }
-    }
-
-    /// Takes the batches that `batch_of` gives, until it has none, the end or a full chunk.
-    fn over(
-        &mut self,
-        mut batch_of: impl FnMut(Sequence) -> Result<Option<Batch>, ReadError>,
-    ) -> Result<(), ReadError> {
-        while self.next < self.until {
-            let Some(batch) = batch_of(self.next)? else {
-                break;
-            };
-            if !self.take(&batch) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes what it can of a batch, and tells whether there is room for more.
-    fn take(&mut self, batch: &Batch) -> bool {
-        match self.topic.clone() {
-            Some(topic) => self.take_events(batch.events_of(&topic), batch.end_sequence()),
-            None => self.take_events(batch.events(), batch.end_sequence()),
-        }
-    }
-
-    fn take_events(
-        &mut self,
-        events: impl IntoIterator<Item = StoredEvent>,
-        end: Sequence,
-    ) -> bool {
-        for event in events {
-            if event.sequence < self.next {
-                continue;
-            }
-            let bytes = self.bytes + event.encoded.len() + EVENT_OVERHEAD_BYTES;
-            if event.sequence >= self.until {
-                break;
-            }
-            if self.events.len() >= self.events_max
-                || (bytes > CHUNK_BYTES_MAX && !self.events.is_empty())
-            {
-                return false;
-            }
-            self.bytes = bytes;
-            self.next = event.sequence + 1;
-            self.events.push(event);
-        }
-        self.next = end.min(self.until);
-        self.events.len() < self.events_max && self.bytes < CHUNK_BYTES
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        event::{Event, EventView},
-        partition::{PartitionOptions, Rejection, open},
-        proto::v1,
-    };
-    use prost::Message as _;
-
-    fn event(id: usize) -> Event {
-        let event = v1::Event {
-            topic: "t".to_owned(),
-            event_id: id.to_string(),
-            timestamp: Some(prost_types::Timestamp::default()),
-            source: "s".to_owned(),
-            ..v1::Event::default()
-        };
-        let encoded = bytes::Bytes::from(event.encode_to_vec());
-        let view = EventView::parse(&encoded).expect("canonical");
-        Event::new(encoded.clone(), &view).expect("valid")
-    }
-
-    #[tokio::test]
-    async fn a_scan_of_a_topic_ends_where_it_is_told_among_many_later_batches() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let options = PartitionOptions::new(dir.path());
-        let opened = spawn_blocking(|| open(options)).await.expect("no panic");
-        let (partition, threads, _) = opened.expect("opened");
-        for id in 0..SLICES_MAX + 50 {
-            let permit = Arc::clone(partition.ingest()).acquire_owned().await;
-            let permit = permit.expect("open");
-            let pending = partition.submit(vec![event(id)], Rejection::OfEvent, permit);
-            pending.await.expect("queued").await.expect("durable");
-        }
-        for until in [1, 2, 10, SLICES_MAX as Sequence + 20] {
-            let mut scan = Scan {
-                topic: Some(Topic::new("t").expect("valid")),
-                next: FIRST_SEQUENCE,
-                until,
-                events: Vec::new(),
-                events_max: usize::MAX,
-                bytes: 0,
-            };
-            scan.over_log(&partition.0, &partition.0.log).expect("read");
-            assert_eq!(scan.next, until);
-            assert_eq!(scan.events.len() as Sequence, until - 1);
-        }
-        spawn_blocking(|| threads.stop())
-            .await
-            .expect("no panic")
-            .expect("saved");
     }
 }

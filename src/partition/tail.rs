@@ -10,6 +10,7 @@ use std::{
 
 use tokio::sync::watch;
 
+use super::cursor::Mark;
 use crate::{event::Sequence, log::Batch};
 
 /// The most bytes of batches that are kept in memory for those who follow. The newest batch is kept
@@ -18,7 +19,8 @@ const CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The durable tail of a partition. One writer moves it, any number of readers wait for it.
 pub struct DurableTail {
-    tail: watch::Sender<Sequence>,
+    /// Behind the last event that is durable.
+    tail: watch::Sender<Mark>,
     cache: Mutex<Cache>,
 }
 
@@ -29,8 +31,8 @@ struct Cache {
 }
 
 impl DurableTail {
-    /// Everything below `tail` is durable.
-    pub fn new(tail: Sequence) -> Self {
+    /// Everything up to `tail` is durable.
+    pub fn new(tail: Mark) -> Self {
         Self {
             tail: watch::Sender::new(tail),
             cache: Mutex::default(),
@@ -39,17 +41,22 @@ impl DurableTail {
 
     /// Everything below it is durable.
     pub fn get(&self) -> Sequence {
+        self.mark().next()
+    }
+
+    /// The tail, with the proof of what is before it.
+    pub fn mark(&self) -> Mark {
         *self.tail.borrow()
     }
 
     /// Sees every later move of the tail.
-    pub fn watch(&self) -> watch::Receiver<Sequence> {
+    pub fn watch(&self) -> watch::Receiver<Mark> {
         self.tail.subscribe()
     }
 
     /// Moves the tail past `batch`, which is durable now and begins at the tail.
     pub fn advance(&self, batch: Batch) {
-        let tail = batch.end_sequence();
+        let tail = Mark::after(&batch);
         assert_eq!(batch.first_sequence(), self.get(), "batches have no gaps");
         let mut cache = self.cache();
         cache.bytes += batch.bytes();

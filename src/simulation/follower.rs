@@ -6,7 +6,6 @@ use super::{
 };
 use crate::{
     event::{FIRST_SEQUENCE, Sequence, StoredEvent, Topic},
-    log::FileReader,
     partition::{Partition, ReadError, Reader, Start},
 };
 
@@ -14,7 +13,7 @@ use crate::{
 pub(super) struct Follower {
     topic: Option<u8>,
     start: Start,
-    reader: Option<Reader<FileReader>>,
+    reader: Option<Reader>,
     /// Where it began; it must see all that follows.
     from: Option<Sequence>,
     seen: Vec<(Sequence, Sent)>,
@@ -49,7 +48,7 @@ impl Follower {
                 let topic = self
                     .topic
                     .map(|topic| Topic::new(&topic_name(topic)).expect("it is valid"));
-                partition.reader(topic, &self.start)?
+                partition.reader_here(topic, &self.start)?
             }
         };
         let from = *self.from.get_or_insert(match self.start {
@@ -83,7 +82,7 @@ impl Follower {
             "a reader does not know where it is"
         );
         self.start = Start::After(match chunk.events.last() {
-            Some(last) if chance.percent(50) => reader.cursor_after(last.sequence),
+            Some(last) if chance.percent(50) => reader.cursor_after(last),
             Some(_) | None => reader.cursor(),
         });
         if !chance.percent(20) {

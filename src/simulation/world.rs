@@ -504,7 +504,7 @@ impl World {
     }
 
     fn read_all(&mut self, partition: &Partition) -> Result<Vec<StoredEvent>, ReadError> {
-        let mut reader = partition.reader(None, &Start::Earliest)?;
+        let mut reader = partition.reader_here(None, &Start::Earliest)?;
         let mut all = Vec::new();
         loop {
             let chunk = reader.read_here(Sequence::MAX, usize::MAX)?;

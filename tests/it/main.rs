@@ -22,5 +22,6 @@ mod protocol;
 mod proxy;
 mod publish;
 mod restart;
+mod restore;
 mod support;
 mod validation;

@@ -13,6 +13,7 @@ use std::{
 };
 
 use super::{
+    frame::Frame,
     segment::Segment,
     walk::{NoBatch, Walk},
 };
@@ -94,42 +95,13 @@ impl FileReader {
             offset,
         })
     }
-}
 
-impl Position {
-    /// Reads the batch with `sequence`, which is here or later in the segment, and moves behind it.
-    fn read(&mut self, sequence: Sequence, topic: Option<&Topic>) -> Result<Batch, NoBatch> {
-        let in_order = topic.is_none() && self.sequence == sequence;
-        self.walk.ahead = if in_order {
-            SEQUENTIAL_BYTES
-        } else {
-            RANDOM_BYTES
-        };
-        loop {
-            let frame = self.walk.frame(self.offset)?;
-            if frame.fixed.first_sequence != self.sequence {
-                return Err(NoBatch::Damaged("the batch is not the next one"));
-            }
-            self.walk.segment.note(self.sequence, self.offset);
-            let batch = if sequence >= frame.fixed.end_sequence() {
-                None
-            } else if let Some(topic) = topic {
-                Some(self.walk.group(&frame, topic)?)
-            } else {
-                Some(self.walk.batch(&frame)?)
-            };
-            self.sequence = frame.fixed.end_sequence();
-            self.offset = frame.next_offset();
-            if let Some(batch) = batch {
-                self.walk.release(self.offset);
-                return Ok(batch);
-            }
-        }
-    }
-}
-
-impl LogReader for FileReader {
-    fn read(&self, sequence: Sequence, topic: Option<&Topic>) -> Result<Option<Batch>, ReadError> {
+    /// What `read` makes of the position before `sequence`; none if the log does not hold it.
+    fn at<T>(
+        &self,
+        sequence: Sequence,
+        read: impl FnOnce(&mut Position) -> Result<T, NoBatch>,
+    ) -> Result<Option<T>, ReadError> {
         let tail = self.shared.tail.load(Ordering::Acquire);
         if !(FIRST_SEQUENCE..tail).contains(&sequence) {
             return Ok(None);
@@ -141,13 +113,73 @@ impl LogReader for FileReader {
         let mut position = self
             .seek(segment, sequence)
             .map_err(|error| read_error(path, 0, NoBatch::Io(error)))?;
-        match position.read(sequence, topic) {
-            Ok(batch) => {
+        match read(&mut position) {
+            Ok(read) => {
                 *self.position.lock().expect("no one panics with it") = Some(position);
-                Ok(Some(batch))
+                Ok(Some(read))
             }
             Err(error) => Err(read_error(path, position.offset, error)),
         }
+    }
+}
+
+impl Position {
+    /// The frame of the batch with `sequence`, which is here or later in the segment. Moves to it.
+    fn find(&mut self, sequence: Sequence) -> Result<Frame, NoBatch> {
+        loop {
+            let frame = self.walk.frame(self.offset)?;
+            if frame.fixed.first_sequence != self.sequence {
+                return Err(NoBatch::Damaged("the batch is not the next one"));
+            }
+            self.walk.segment.note(self.sequence, self.offset);
+            if sequence < frame.fixed.end_sequence() {
+                return Ok(frame);
+            }
+            self.pass(&frame);
+        }
+    }
+
+    fn pass(&mut self, frame: &Frame) {
+        self.sequence = frame.fixed.end_sequence();
+        self.offset = frame.next_offset();
+    }
+
+    /// Reads the batch with `sequence`, which is here or later in the segment, and moves behind it.
+    fn read(&mut self, sequence: Sequence, topic: Option<&Topic>) -> Result<Batch, NoBatch> {
+        let in_order = topic.is_none() && self.sequence == sequence;
+        self.walk.ahead = if in_order {
+            SEQUENTIAL_BYTES
+        } else {
+            RANDOM_BYTES
+        };
+        let frame = self.find(sequence)?;
+        let batch = match topic {
+            Some(topic) => self.walk.group(&frame, topic)?,
+            None => self.walk.batch(&frame)?,
+        };
+        self.pass(&frame);
+        self.walk.release(self.offset);
+        Ok(batch)
+    }
+
+    fn batch_checksum(&mut self, sequence: Sequence) -> Result<u32, NoBatch> {
+        self.walk.ahead = RANDOM_BYTES;
+        let frame = self.find(sequence)?;
+        Ok(frame.fixed.header_crc)
+    }
+}
+
+impl LogReader for FileReader {
+    fn read(&self, sequence: Sequence, topic: Option<&Topic>) -> Result<Option<Batch>, ReadError> {
+        self.at(sequence, |position| position.read(sequence, topic))
+    }
+
+    fn batch_checksum(&self, sequence: Sequence) -> Result<Option<u32>, ReadError> {
+        self.at(sequence, |position| position.batch_checksum(sequence))
+    }
+
+    fn fresh(&self) -> Arc<dyn LogReader> {
+        Arc::new(self.clone())
     }
 
     fn id(&self) -> u64 {

@@ -68,12 +68,13 @@ pub(super) struct Rest {
     pub dirty_end: u64,
 }
 
-/// An open segment with what was read ahead.
+/// An open segment with what was read ahead. What it gives out are copies, so that an event in a reader's hands
+/// holds its batch in memory, not the window the batch was read in.
 pub(super) struct Walk {
     pub segment: Arc<Segment>,
     file: Arc<dyn DiskFile>,
     window_at: u64,
-    window: Bytes,
+    window: Vec<u8>,
     /// How much to read at least, in bytes.
     pub ahead: usize,
 }
@@ -85,36 +86,63 @@ impl Walk {
             segment,
             file,
             window_at: 0,
-            window: Bytes::new(),
+            window: Vec::new(),
             ahead,
         })
     }
 
-    /// `bytes` from `offset`, which must not go beyond the segment's end.
-    fn read(&mut self, offset: u64, bytes: usize) -> io::Result<Bytes> {
-        if let Some(from) = offset.checked_sub(self.window_at)
-            && let Ok(from) = usize::try_from(from)
-            && let Some(to) = from.checked_add(bytes)
-            && to <= self.window.len()
-        {
-            return Ok(self.window.slice(from..to));
-        }
+    /// What was read ahead from `offset` on.
+    fn read_ahead(&self, offset: u64) -> &[u8] {
+        let from = offset.checked_sub(self.window_at);
+        let from = from.and_then(|from| usize::try_from(from).ok());
+        from.and_then(|from| self.window.get(from..))
+            .unwrap_or_default()
+    }
+
+    /// Fails if the segment ends before `bytes` from `offset`; else the bytes up to its end.
+    fn left(&self, offset: u64, bytes: usize) -> io::Result<usize> {
         let left = self.segment.end().saturating_sub(offset);
         let left = usize::try_from(left).unwrap_or(usize::MAX);
         if bytes > left {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let mut window = vec![0; bytes.max(self.ahead).min(left)];
-        self.file.read_exact_at(&mut window, offset)?;
-        self.window_at = offset;
-        self.window = window.into();
-        Ok(self.window.slice(..bytes))
+        Ok(left)
+    }
+
+    /// A few `bytes` from `offset`, which must not go beyond the segment's end.
+    fn peek(&mut self, offset: u64, bytes: usize) -> io::Result<&[u8]> {
+        if self.read_ahead(offset).len() < bytes {
+            let left = self.left(offset, bytes)?;
+            self.window.resize(bytes.max(self.ahead).min(left), 0);
+            self.window_at = offset;
+            if let Err(error) = self.file.read_exact_at(&mut self.window, offset) {
+                self.window.clear();
+                return Err(error);
+            }
+        }
+        Ok(&self.read_ahead(offset)[..bytes])
+    }
+
+    /// A copy of `bytes` from `offset`, which must not go beyond the segment's end.
+    fn copy(&mut self, offset: u64, bytes: usize) -> io::Result<Bytes> {
+        if bytes <= self.ahead {
+            return Ok(Bytes::copy_from_slice(self.peek(offset, bytes)?));
+        }
+        self.left(offset, bytes)?;
+        let mut copy = vec![0; bytes];
+        let ahead = self.read_ahead(offset);
+        let ahead = &ahead[..ahead.len().min(bytes)];
+        let (head, rest) = copy.split_at_mut(ahead.len());
+        head.copy_from_slice(ahead);
+        let rest_at = offset + head.len() as u64;
+        self.file.read_exact_at(rest, rest_at)?;
+        Ok(copy.into())
     }
 
     /// Frees what was read ahead if it is all before `offset`.
     pub fn release(&mut self, offset: u64) {
         if self.window_at + self.window.len() as u64 <= offset {
-            self.window = Bytes::new();
+            self.window = Vec::new();
         }
     }
 
@@ -124,9 +152,10 @@ impl Walk {
         if offset + HEAD_BYTES as u64 > end {
             return Err(NoBatch::Damaged("the file ends"));
         }
-        let head = self.read(offset, HEAD_BYTES)?;
+        let salt = self.segment.header.salt;
+        let head = self.peek(offset, HEAD_BYTES)?;
         let head = head.first_chunk().expect("so much was read");
-        match Frame::parse(self.segment.header.salt, offset, head) {
+        match Frame::parse(salt, offset, head) {
             Some(frame) if frame.end() <= end => Ok(frame),
             Some(_) => Err(NoBatch::Damaged("the batch is longer than the file")),
             None if *head == [0; HEAD_BYTES] => Err(NoBatch::Damaged("there is no batch")),
@@ -136,23 +165,24 @@ impl Walk {
 
     /// The bytes of a frame, the batch included.
     pub fn framed(&mut self, frame: &Frame) -> io::Result<Bytes> {
-        self.read(frame.offset, PREFIX_BYTES + frame.batch_bytes as usize)
+        self.copy(frame.offset, PREFIX_BYTES + frame.batch_bytes as usize)
     }
 
     /// The whole batch of a frame.
     pub fn batch(&mut self, frame: &Frame) -> Result<Batch, NoBatch> {
-        Ok(Batch::decode(self.framed(frame)?.slice(PREFIX_BYTES..))?)
+        let batch = self.copy(frame.batch_offset(), frame.batch_bytes as usize)?;
+        Ok(Batch::decode(batch)?)
     }
 
     /// The batch of a frame with the events of one topic, reading only these.
     pub fn group(&mut self, frame: &Frame, topic: &Topic) -> Result<Batch, NoBatch> {
         let at = frame.batch_offset();
-        let header = self.read(at, frame.fixed.header_bytes as usize)?;
+        let header = self.copy(at, frame.fixed.header_bytes as usize)?;
         let header = Header::parse(header, frame.batch_bytes as usize)?;
         let group = match header.find(topic.as_str()) {
             Some(group) => {
                 let data = header.groups[group].data.clone();
-                Some((group, self.read(at + data.start as u64, data.len())?))
+                Some((group, self.copy(at + data.start as u64, data.len())?))
             }
             None => None,
         };
@@ -209,8 +239,9 @@ impl Walk {
         let mut at = run.offset;
         while at < end {
             let bytes = (end - at).min(STEP_BYTES as u64) as usize;
-            let step = self.read(at, bytes)?;
-            if step != ZEROS[..bytes] {
+            let step = self.peek(at, bytes)?;
+            if *step != ZEROS[..bytes] {
+                let step = step.to_vec();
                 let last = step.iter().rposition(|byte| *byte != 0).unwrap_or(0);
                 rest.dirty_end = at + last as u64 + 1;
                 rest.frame = self.frame_behind(run, at, &step)?;

@@ -1,0 +1,500 @@
+//! One pass over batches, from a mark towards an end.
+//!
+//! Owns what a chunk may hold, and how much work one pass may be: a pass ends with a full chunk, after a page of a
+//! topic's batches, or when nobody waits for it any more. What it gives holds about as much memory as it counts.
+
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+
+use super::{
+    ReadError, Shared,
+    cursor::Mark,
+    lanes::{ChunkShare, Lanes},
+};
+use crate::{
+    event::{Sequence, StoredEvent, Topic},
+    log::{Batch, LogReader},
+};
+
+/// A chunk ends with the first batch that brings it to this many bytes.
+const CHUNK_BYTES: usize = 128 * 1024;
+/// A chunk ends within a batch before the event that would bring it over this many bytes, unless that
+/// is its first. Holds a full batch, so that few are read twice.
+const CHUNK_BYTES_MAX: usize = 768 * 1024;
+/// The same two when the memory for chunks is short.
+const SMALL_CHUNK_BYTES: usize = 64 * 1024;
+/// What an event counts in a chunk beside its encoding: more than its place and time take when it is sent.
+const EVENT_OVERHEAD_BYTES: usize = 64;
+/// What a batch counts in a chunk beside its events.
+const BATCH_OVERHEAD_BYTES: usize = 64;
+/// How many batches of a topic are looked up, and at most read, in one pass.
+pub(super) const SLICES_MAX: usize = 256;
+
+/// How many bytes a chunk may have.
+struct Room {
+    bytes: usize,
+    bytes_max: usize,
+    /// None for a small chunk.
+    share: Option<ChunkShare>,
+}
+
+impl Room {
+    fn take(lanes: &Lanes) -> Self {
+        match lanes.chunk(CHUNK_BYTES_MAX) {
+            Some(share) => Self {
+                bytes: CHUNK_BYTES,
+                bytes_max: CHUNK_BYTES_MAX,
+                share: Some(share),
+            },
+            None => Self {
+                bytes: SMALL_CHUNK_BYTES,
+                bytes_max: SMALL_CHUNK_BYTES,
+                share: None,
+            },
+        }
+    }
+}
+
+/// Tells a scan that nobody waits for it, when it is dropped.
+#[derive(Default)]
+pub(super) struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+pub(super) struct Scan {
+    topic: Option<Topic>,
+    /// What it has passed.
+    at: Mark,
+    until: Sequence,
+    /// The durable tail when it began.
+    tail: Mark,
+    events: Vec<StoredEvent>,
+    events_max: usize,
+    bytes: usize,
+    room: Option<Room>,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// What a scan found.
+pub(super) struct Scanned {
+    pub at: Mark,
+    pub events: Vec<StoredEvent>,
+    pub share: Option<ChunkShare>,
+}
+
+impl Scan {
+    /// A scan from `at` to `until` or `tail`, whichever is first, and to `events_max` events at most.
+    pub fn new(
+        topic: Option<Topic>,
+        at: Mark,
+        until: Sequence,
+        tail: Mark,
+        events_max: usize,
+    ) -> Self {
+        Self {
+            topic,
+            at,
+            until: until.min(tail.next()),
+            tail,
+            events: Vec::new(),
+            events_max,
+            bytes: 0,
+            room: None,
+            cancelled: Arc::default(),
+        }
+    }
+
+    /// Ends soon after what this returns is dropped.
+    pub fn cancel_on_drop(&mut self) -> CancelOnDrop {
+        let cancel = CancelOnDrop::default();
+        self.cancelled = Arc::clone(&cancel.0);
+        cancel
+    }
+
+    /// Whether there is nothing in memory where it begins.
+    pub fn is_of_log(&self) -> bool {
+        self.at.next() < self.until && self.events.is_empty()
+    }
+
+    pub fn finish(mut self) -> Scanned {
+        self.events.shrink_to_fit();
+        let share = self.room.and_then(|room| room.share);
+        // A single event can be larger than its share.
+        let share = share.and_then(|mut share| share.split(self.bytes).or(Some(share)));
+        Scanned {
+            at: self.at,
+            share: share.filter(|_| !self.events.is_empty()),
+            events: self.events,
+        }
+    }
+
+    pub fn over_memory(&mut self, shared: &Shared) {
+        self.room = Some(Room::take(&shared.lanes));
+        let scanned = self.over(|sequence| Ok(shared.tail.recent(sequence)));
+        scanned.expect("memory can be read");
+        if self.events.is_empty() {
+            self.room = None;
+        }
+    }
+
+    pub fn over_log(&mut self, shared: &Shared, log: &dyn LogReader) -> Result<(), ReadError> {
+        self.room = Some(Room::take(&shared.lanes));
+        let Some(topic) = self.topic.clone() else {
+            return self.over(|sequence| Ok(log.read(sequence, None)?));
+        };
+        let slices = shared.index.slices(&topic, self.at.next(), SLICES_MAX)?;
+        let is_last_page = slices.len() < SLICES_MAX;
+        for slice in slices {
+            if slice >= self.until {
+                return self.pass_to_end(shared, log);
+            }
+            if self.is_cancelled() {
+                return Ok(());
+            }
+            let batch = log.read(slice, Some(&topic))?;
+            let batch = batch.expect("the index does not run ahead of the durable log");
+            // The first batch of a page may end before the position.
+            if self.at.next() < batch.end_sequence() && !self.take(&batch) {
+                return Ok(());
+            }
+        }
+        if is_last_page {
+            // Batches are in the index before the tail moves past them: no more of the topic.
+            return self.pass_to_end(shared, log);
+        }
+        Ok(())
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Passes batches without events of the topic, the last of which it has not seen.
+    fn pass_to_end(&mut self, shared: &Shared, log: &dyn LogReader) -> Result<(), ReadError> {
+        if self.at.next() < self.until {
+            let last = self.until - 1;
+            self.at = match self.tail {
+                tail if tail.sequence == last => tail,
+                _ => shared.mark(last, log)?,
+            };
+        }
+        Ok(())
+    }
+
+    /// Takes the batches that `batch_of` gives, until it has none, the end or a full chunk.
+    fn over(
+        &mut self,
+        mut batch_of: impl FnMut(Sequence) -> Result<Option<Batch>, ReadError>,
+    ) -> Result<(), ReadError> {
+        while self.at.next() < self.until && !self.is_cancelled() {
+            let Some(batch) = batch_of(self.at.next())? else {
+                break;
+            };
+            if !self.take(&batch) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what it can of a batch. Returns whether there is room for more.
+    fn take(&mut self, batch: &Batch) -> bool {
+        let first = self.events.len();
+        let has_room = match self.topic.clone() {
+            Some(topic) => self.take_events(batch.events_of(&topic), batch),
+            None => self.take_events(batch.events(), batch),
+        };
+        let taken = &mut self.events[first..];
+        let bytes = taken.iter().map(|event| event.encoded.len()).sum::<usize>();
+        // An event holds the whole batch it is a part of: not worth it for a few of them.
+        if bytes < batch.shared_bytes() / 2 {
+            copy_out(taken, bytes);
+        }
+        has_room
+    }
+
+    fn take_events(
+        &mut self,
+        events: impl IntoIterator<Item = StoredEvent>,
+        batch: &Batch,
+    ) -> bool {
+        let Some(Room {
+            bytes: bytes_enough,
+            bytes_max,
+            ..
+        }) = self.room
+        else {
+            unreachable!("a scan takes room first");
+        };
+        let mut overhead = BATCH_OVERHEAD_BYTES;
+        for event in events {
+            if event.sequence <= self.at.sequence {
+                continue;
+            }
+            if event.sequence >= self.until {
+                break;
+            }
+            let bytes = self.bytes + event.encoded.len() + EVENT_OVERHEAD_BYTES + overhead;
+            if self.events.len() >= self.events_max
+                || (bytes > bytes_max && !self.events.is_empty())
+            {
+                return false;
+            }
+            overhead = 0;
+            self.bytes = bytes;
+            self.at = Mark {
+                sequence: event.sequence,
+                checksum: batch.checksum(),
+            };
+            self.events.push(event);
+        }
+        self.at = Mark {
+            sequence: batch.end_sequence().min(self.until) - 1,
+            checksum: batch.checksum(),
+        };
+        self.events.len() < self.events_max && self.bytes < bytes_enough
+    }
+}
+
+/// Gives events memory of their own, `bytes` in all.
+fn copy_out(events: &mut [StoredEvent], bytes: usize) {
+    let mut copy = Vec::with_capacity(bytes);
+    for event in &*events {
+        copy.extend_from_slice(&event.encoded);
+    }
+    let mut copy = Bytes::from(copy);
+    for event in events {
+        let rest = copy.split_off(event.encoded.len());
+        event.encoded = mem::replace(&mut copy, rest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use tokio::task::spawn_blocking;
+
+    use super::*;
+    use crate::{
+        event::{Event, EventView},
+        partition::{Partition, PartitionOptions, Rejection, Start, Threads, open},
+        proto::v1,
+    };
+
+    fn event(topic: &str, id: usize, data: usize) -> Event {
+        let event = v1::Event {
+            topic: topic.to_owned(),
+            event_id: id.to_string(),
+            timestamp: Some(prost_types::Timestamp::default()),
+            source: "s".to_owned(),
+            payload: Some(v1::event::Payload::Data(vec![7; data].into())),
+            ..v1::Event::default()
+        };
+        let encoded = Bytes::from(event.encode_to_vec());
+        let view = EventView::parse(&encoded).expect("canonical");
+        Event::new(encoded.clone(), &view).expect("valid")
+    }
+
+    async fn opened(dir: &std::path::Path) -> (Partition, Threads) {
+        let options = PartitionOptions::new(dir);
+        let opened = spawn_blocking(|| open(options)).await.expect("no panic");
+        let (partition, threads, _) = opened.expect("opened");
+        (partition, threads)
+    }
+
+    async fn stop(threads: Threads) {
+        spawn_blocking(|| threads.stop())
+            .await
+            .expect("no panic")
+            .expect("saved");
+    }
+
+    /// Stores a batch.
+    async fn store(partition: &Partition, events: Vec<Event>) {
+        let permit = Arc::clone(partition.ingest()).acquire_owned().await;
+        let permit = permit.expect("open");
+        let pending = partition.submit(events, Rejection::OfEvent, permit);
+        pending.await.expect("queued").await.expect("durable");
+    }
+
+    fn scan(partition: &Partition, topic: Option<&str>, until: Sequence) -> Scan {
+        let topic = topic.map(|topic| Topic::new(topic).expect("valid"));
+        Scan::new(
+            topic,
+            Mark::START,
+            until,
+            partition.0.tail.mark(),
+            usize::MAX,
+        )
+    }
+
+    /// The memory that events hold: each buffer once.
+    fn held_bytes(scanned: &Scanned, buffers: impl Fn(&StoredEvent) -> (usize, usize)) -> usize {
+        let mut held: Vec<_> = scanned.events.iter().map(buffers).collect();
+        held.sort_unstable();
+        held.dedup();
+        held.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    #[tokio::test]
+    async fn a_scan_of_a_topic_ends_where_it_is_told_and_takes_a_page_at_a_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened(dir.path()).await;
+        for id in 0..SLICES_MAX + 50 {
+            store(&partition, vec![event("t", id, 0)]).await;
+        }
+        let log = partition.0.log.fresh();
+        for until in [
+            1,
+            2,
+            10,
+            SLICES_MAX as Sequence,
+            SLICES_MAX as Sequence + 20,
+        ] {
+            let mut scan = scan(&partition, Some("t"), until);
+            scan.over_log(&partition.0, &*log).expect("read");
+            let passed = until.min(SLICES_MAX as Sequence + 1);
+            let scanned = scan.finish();
+            assert_eq!(scanned.at.next(), passed);
+            assert_eq!(scanned.events.len() as Sequence, passed - 1);
+            let expected = match passed - 1 {
+                0 => 0,
+                last => log.batch_checksum(last).expect("read").expect("there"),
+            };
+            assert_eq!(scanned.at.checksum, expected);
+        }
+        // Passing over batches of others ends with a proof as well.
+        for until in [2, 10, partition.durable_tail()] {
+            let mut scan = scan(&partition, Some("u"), until);
+            scan.over_log(&partition.0, &*log).expect("read");
+            let scanned = scan.finish();
+            assert!(scanned.events.is_empty());
+            let checksum = log.batch_checksum(until - 1).expect("read");
+            assert_eq!(Some(scanned.at.checksum), checksum);
+        }
+        stop(threads).await;
+    }
+
+    #[tokio::test]
+    async fn a_cut_scan_ends() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened(dir.path()).await;
+        for id in 0..4 {
+            store(&partition, vec![event("t", id, 0)]).await;
+        }
+        let log = partition.0.log.fresh();
+        for topic in [None, Some("t")] {
+            let mut scan = scan(&partition, topic, Sequence::MAX);
+            drop(scan.cancel_on_drop());
+            scan.over_log(&partition.0, &*log).expect("read");
+            assert!(scan.finish().events.is_empty());
+        }
+        stop(threads).await;
+    }
+
+    /// A topic with one small event in each of many large batches.
+    #[tokio::test]
+    async fn what_a_chunk_holds_is_what_it_counts() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened(dir.path()).await;
+        for id in 0..20 {
+            store(
+                &partition,
+                vec![event("t", id, 10), event("other", id, 100_000)],
+            )
+            .await;
+        }
+        let log = partition.0.log.fresh();
+        let mut of_memory = scan(&partition, Some("t"), Sequence::MAX);
+        of_memory.over_memory(&partition.0);
+        let mut of_log = scan(&partition, Some("t"), Sequence::MAX);
+        of_log.over_log(&partition.0, &*log).expect("read");
+        for scan in [of_memory, of_log] {
+            let counted = scan.bytes;
+            let scanned = scan.finish();
+            assert_eq!(scanned.events.len(), 20);
+            let held = held_bytes(&scanned, |event| {
+                // What can be taken back as one piece is all there is of it.
+                let bytes = event.encoded.len();
+                let whole = event.encoded.clone().try_into_mut();
+                assert!(whole.is_err(), "it is shared with the chunk");
+                (event.encoded.as_ptr() as usize, bytes)
+            });
+            assert!(held <= counted);
+            let share = scanned.share.as_ref().expect("there is memory");
+            assert_eq!(share.num_permits(), counted);
+            for event in scanned.events {
+                let encoded = event.encoded.try_into_mut();
+                let encoded = encoded.expect("no other event or batch holds its memory");
+                assert!(encoded.capacity() <= 2 * encoded.len());
+            }
+        }
+        stop(threads).await;
+    }
+
+    #[tokio::test]
+    async fn chunks_are_small_when_memory_is_short() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened(dir.path()).await;
+        let events = (0..100).map(|id| event("t", id, 4000)).collect();
+        store(&partition, events).await;
+        let all = partition.0.lanes.take_all_chunks();
+        let mut reader = partition
+            .reader_here(None, &Start::Earliest)
+            .expect("begins");
+        let mut read = 0;
+        loop {
+            let chunk = reader.read_here(Sequence::MAX, usize::MAX).expect("reads");
+            let bytes = chunk.events.iter().map(|event| event.encoded.len());
+            assert!(bytes.sum::<usize>() <= SMALL_CHUNK_BYTES);
+            assert!(chunk.share.is_none());
+            read += chunk.events.len();
+            if chunk.caught_up {
+                break;
+            }
+        }
+        assert_eq!(read, 100);
+        drop(all);
+        stop(threads).await;
+    }
+
+    #[tokio::test]
+    async fn readers_that_are_cut_leave_their_lane_and_their_permit() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened(dir.path()).await;
+        let readers = Arc::new(tokio::sync::Semaphore::new(1));
+        let permit = Arc::clone(&readers).acquire_owned().await.expect("open");
+        let mut reader = partition
+            .reader(None, &Start::Earliest, permit)
+            .await
+            .expect("begins");
+        let (go_on, gate) = std::sync::mpsc::channel::<()>();
+        let permit = reader.permit.clone();
+        let scanning = partition.0.lanes.scan(move || {
+            let _permit = permit;
+            _ = gate.recv();
+        });
+        let mut scanning = Box::pin(scanning);
+        assert!(futures_util::poll!(scanning.as_mut()).is_pending());
+        reader.permit = None;
+        drop((scanning, reader));
+        // It runs on, and holds what it has taken.
+        assert_eq!(readers.available_permits(), 0);
+        let free = partition.0.lanes.free_scans();
+        assert_eq!(free, super::super::lanes::SCANS_MAX - 1);
+        drop(go_on);
+        _ = readers.acquire().await.expect("open");
+        stop(threads).await;
+    }
+}
