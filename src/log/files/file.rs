@@ -20,7 +20,7 @@ use super::{
     prepare::{NotPrepared, Prepared, Preparer},
     reader::Shared,
     recovery::{self, at},
-    segment::{SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path},
+    segment::{Places, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path},
 };
 use crate::{
     event::{FIRST_SEQUENCE, Sequence},
@@ -33,6 +33,10 @@ const BLOCK_BYTES: u64 = 4096;
 /// A segment has this share of the log before it, within the limits: what is set aside ahead is never much of
 /// the log, and the segments of a long log are few.
 const SEGMENT_SHARE: u64 = 16;
+
+/// How many places of batches a log remembers, beside the beginning of each segment: 16 MiB, and as much again while
+/// they grow. A log of 64 GiB is known in full; of longer ones, the parts that are read.
+pub(super) const PLACES_MAX: usize = 1024 * 1024;
 
 /// How a log is kept.
 #[derive(Clone, Debug)]
@@ -123,8 +127,9 @@ impl FileLog {
                     previous: 0,
                     file_bytes: prepared.bytes,
                 };
+                let places = Arc::clone(&recovered.places);
                 let active = write_header(&*prepared.file, &header)
-                    .and_then(|()| begin(disk, dir, &*names, prepared, header))
+                    .and_then(|()| begin(disk, dir, &*names, prepared, header, places))
                     .map_err(at(dir))?;
                 recovered.segments.push(active.segment.clone());
                 active
@@ -139,6 +144,8 @@ impl FileLog {
                 disk: Arc::clone(&platform.disk),
                 id: active.segment.header.log_id,
                 segments: RwLock::new(recovered.segments),
+                places: recovered.places,
+                places_max: PLACES_MAX,
                 tail: AtomicU64::new(recovered.tail),
                 storage_bytes,
             }),
@@ -202,6 +209,7 @@ impl FileLog {
             .and_then(|()| file.sync_data())
             .map_err(|error| failed(&segment.path, error))?;
         segment.note(self.tail, *offset);
+        self.shared.trim_places();
         *offset = (*offset + bytes).next_multiple_of(ALIGN);
         segment.set_end(*offset);
         self.tail = batch.end_sequence();
@@ -236,12 +244,14 @@ impl FileLog {
             let error = self.preparer.discard(prepared, error);
             return Err(self.not_prepared(error, header.file_bytes));
         }
+        let places = Arc::clone(&self.shared.places);
         self.active = begin(
             &*self.shared.disk,
             &self.dir,
             &*self.names,
             prepared,
             header,
+            places,
         )
         .map_err(|error| failed(&segment_path(&self.dir, header.first_sequence), error))?;
         let mut segments = self.shared.segments.write().expect("no one panics with it");
@@ -270,12 +280,13 @@ fn begin(
     names: &dyn DiskDir,
     prepared: Prepared,
     header: SegmentHeader,
+    places: Arc<Places>,
 ) -> io::Result<Active> {
     let file = prepared.file;
     let path = segment_path(dir, header.first_sequence);
     disk.rename(&dir.join(NEXT_NAME), &path)?;
     names.sync()?;
-    let segment = Arc::new(Segment::new(path, header));
+    let segment = Arc::new(Segment::in_log(path, header, places));
     let offset = SEGMENT_HEADER_BYTES as u64;
     segment.set_end(offset);
     segment.share(&file);

@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     frame::Frame,
-    segment::Segment,
+    segment::{Places, Segment},
     walk::{NoBatch, Walk},
 };
 use crate::{
@@ -34,6 +34,9 @@ pub(super) struct Shared {
     pub id: u64,
     /// Ascending, without gaps; never empty once the log is open.
     pub segments: RwLock<Vec<Arc<Segment>>>,
+    pub places: Arc<Places>,
+    /// How many places of batches may be known.
+    pub places_max: usize,
     pub tail: AtomicU64,
     pub storage_bytes: Arc<AtomicU64>,
 }
@@ -43,6 +46,14 @@ impl Shared {
         let segments = self.segments.read().expect("no one panics with it");
         let after = segments.partition_point(|s| s.header.first_sequence <= sequence);
         Some(segments[after.checked_sub(1)?].clone())
+    }
+
+    /// Forgets places of batches if too many are known.
+    pub fn trim_places(&self) {
+        if self.places.known() > self.places_max {
+            let segments = self.segments.read().expect("no one panics with it").clone();
+            self.places.trim(segments, self.places_max);
+        }
     }
 }
 
@@ -116,6 +127,7 @@ impl FileReader {
         match read(&mut position) {
             Ok(read) => {
                 *self.position.lock().expect("no one panics with it") = Some(position);
+                self.shared.trim_places();
                 Ok(Some(read))
             }
             Err(error) => Err(read_error(path, position.offset, error)),

@@ -9,7 +9,7 @@ use std::{io, path::Path, sync::Arc};
 use super::{
     OpenError,
     directory::{self, NEXT_NAME},
-    segment::{SEGMENT_HEADER_BYTES, Segment, segment_path},
+    segment::{Places, SEGMENT_HEADER_BYTES, Segment, segment_path},
     walk::{RunEnd, SCAN_BYTES, Walk},
 };
 use crate::{
@@ -24,6 +24,8 @@ static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 pub(super) struct Recovered {
     /// All segments, the last of which is being filled. None if the log is new.
     pub segments: Vec<Arc<Segment>>,
+    /// What they know of places.
+    pub places: Arc<Places>,
     /// The last segment, open to write, and where its next batch goes.
     pub last: Option<(Arc<dyn DiskFile>, u64)>,
     pub tail: Sequence,
@@ -37,22 +39,25 @@ pub(super) fn recover(
 ) -> Result<Recovered, OpenError> {
     let listing = directory::list(disk, dir)?;
     let mut segments: Vec<Arc<Segment>> = Vec::with_capacity(listing.segments.len());
-    for first_sequence in listing.segments {
+    let places = Arc::<Places>::default();
+    let headers = directory::read_headers(disk, dir, &listing.segments);
+    for (first_sequence, header) in listing.segments.into_iter().zip(headers) {
         let path = segment_path(dir, first_sequence);
-        let header = directory::read_header(disk, dir, first_sequence)?;
+        let header = header?;
         let previous = segments.last().map(|previous| &previous.header);
         directory::check_link(previous, &header).map_err(|reason| OpenError::Damaged {
             path: path.clone(),
             offset: 0,
             reason,
         })?;
-        segments.push(Arc::new(Segment::new(path, header)));
+        segments.push(Arc::new(Segment::in_log(path, header, Arc::clone(&places))));
     }
     let Some(last) = segments.last().cloned() else {
         check_tail(dir, 0, FIRST_SEQUENCE, tail_min)?;
         remove_leftover(disk, dir, listing.has_leftover)?;
         return Ok(Recovered {
             segments,
+            places,
             last: None,
             tail: FIRST_SEQUENCE,
         });
@@ -100,6 +105,7 @@ pub(super) fn recover(
     last.share(&file);
     Ok(Recovered {
         segments,
+        places,
         last: Some((file, run.offset)),
         tail: run.sequence,
     })

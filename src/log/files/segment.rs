@@ -21,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, RwLock, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -95,14 +95,51 @@ impl SegmentHeader {
     }
 }
 
+/// How many places of batches are known in all segments of a log: memory that grows with the log, unless it is kept
+/// within a limit.
+#[derive(Default)]
+pub(super) struct Places {
+    known: AtomicUsize,
+    /// Counts the uses of all segments.
+    uses: AtomicU64,
+}
+
+impl Places {
+    /// The places that are known, beside the beginning of each segment.
+    pub fn known(&self) -> usize {
+        self.known.load(Ordering::Relaxed)
+    }
+
+    /// Brings the places of `segments` to three quarters of `places_max` if there are more. Those of segments that
+    /// were not used for longest are thinned first.
+    pub fn trim(&self, mut segments: Vec<Arc<Segment>>, places_max: usize) {
+        let enough = places_max / 4 * 3;
+        segments.sort_by_cached_key(|segment| segment.used.load(Ordering::Relaxed));
+        let mut thinned = 1;
+        while thinned > 0 {
+            thinned = 0;
+            for segment in &segments {
+                if self.known() <= enough {
+                    return;
+                }
+                thinned += segment.thin();
+            }
+        }
+    }
+}
+
 /// A segment file, shared by the writer and readers.
 pub(super) struct Segment {
     pub path: PathBuf,
     pub header: SegmentHeader,
     /// Where what may be read ends.
     end: AtomicU64,
-    /// Ascending: sequences that begin a batch, and its offset. Grows as batches are written or met.
+    /// Ascending: sequences that begin a batch, and its offset. The first is always there. Grows as batches are
+    /// written or met, and is thinned when the log knows too many places.
     index: RwLock<Vec<(Sequence, u64)>>,
+    places: Arc<Places>,
+    /// When it was used last, by the count of the log's uses.
+    used: AtomicU64,
     /// Open as long as someone uses it, so that a long log does not use up the file descriptors.
     file: Mutex<Option<Weak<dyn DiskFile>>>,
 }
@@ -110,12 +147,19 @@ pub(super) struct Segment {
 impl Segment {
     /// A segment of which everything may be read.
     pub fn new(path: PathBuf, header: SegmentHeader) -> Self {
+        Self::in_log(path, header, Arc::default())
+    }
+
+    /// The same, of a log with other segments.
+    pub fn in_log(path: PathBuf, header: SegmentHeader, places: Arc<Places>) -> Self {
         let first = (header.first_sequence, SEGMENT_HEADER_BYTES as u64);
         Self {
             path,
             header,
             end: AtomicU64::new(header.file_bytes),
             index: RwLock::new(vec![first]),
+            places,
+            used: AtomicU64::new(0),
             file: Mutex::new(None),
         }
     }
@@ -148,6 +192,8 @@ impl Segment {
 
     /// The last known batch that begins at or before `sequence`: where it begins.
     pub fn nearest(&self, sequence: Sequence) -> (Sequence, u64) {
+        let use_number = self.places.uses.fetch_add(1, Ordering::Relaxed);
+        self.used.store(use_number, Ordering::Relaxed);
         let index = self.index.read().expect("no one panics with it");
         let after = index.partition_point(|(first, _)| *first <= sequence);
         index[after.saturating_sub(1)]
@@ -155,16 +201,37 @@ impl Segment {
 
     /// Remembers where a batch begins, if that is far from those known.
     pub fn note(&self, first_sequence: Sequence, offset: u64) {
-        let far = |last: Option<&(Sequence, u64)>| {
-            last.is_none_or(|(_, last)| offset >= last + INDEX_SPACING_BYTES)
+        // Where it goes.
+        let place = |index: &[(Sequence, u64)]| {
+            let at = index.partition_point(|(_, known)| *known <= offset);
+            let (before, after) = (index[..at].last(), index.get(at));
+            let is_far = before.is_none_or(|(_, known)| offset >= known + INDEX_SPACING_BYTES)
+                && after.is_none_or(|(_, known)| *known >= offset + INDEX_SPACING_BYTES);
+            is_far.then_some(at)
         };
-        if !far(self.index.read().expect("no one panics with it").last()) {
+        if place(&self.index.read().expect("no one panics with it")).is_none() {
             return;
         }
         let mut index = self.index.write().expect("no one panics with it");
-        if far(index.last()) {
-            index.push((first_sequence, offset));
+        if let Some(at) = place(&index) {
+            index.insert(at, (first_sequence, offset));
+            self.places.known.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Forgets every second place. Returns how many.
+    fn thin(&self) -> usize {
+        let mut index = self.index.write().expect("no one panics with it");
+        let before = index.len();
+        let mut keep = false;
+        index.retain(|_| {
+            keep = !keep;
+            keep
+        });
+        index.shrink_to_fit();
+        let forgotten = before - index.len();
+        self.places.known.fetch_sub(forgotten, Ordering::Relaxed);
+        forgotten
     }
 
     /// The number of places known.
@@ -269,5 +336,91 @@ mod tests {
         assert_eq!(segment.noted(), 25);
         assert_eq!(segment.nearest(3), (3, 64));
         assert_eq!(segment.nearest(10), (7, 64 + INDEX_SPACING_BYTES));
+    }
+
+    /// Segments with places as dense as they get.
+    fn full(places: &Arc<Places>, segments: u64, bytes: u64) -> Vec<Arc<Segment>> {
+        let segments = (0..segments).map(|number| {
+            let header = SegmentHeader {
+                first_sequence: 1 + number * bytes,
+                ..HEADER
+            };
+            let path = segment_path(Path::new("/var/lib/oncelog/log"), header.first_sequence);
+            Arc::new(Segment::in_log(path, header, Arc::clone(places)))
+        });
+        segments.collect()
+    }
+
+    fn note_all(segment: &Segment, bytes: u64) {
+        let first = segment.header.first_sequence;
+        for offset in (0..bytes).step_by(INDEX_SPACING_BYTES as usize) {
+            segment.note(first + offset, 64 + offset);
+        }
+    }
+
+    #[test]
+    fn places_stay_within_their_limit_and_come_back() {
+        const BYTES: u64 = 64 * INDEX_SPACING_BYTES;
+        const PLACES_MAX: usize = 160;
+        let places = Arc::default();
+        let segments = full(&places, 10, BYTES);
+        for segment in &segments {
+            segment.nearest(segment.header.first_sequence);
+            note_all(segment, BYTES);
+            if places.known() > PLACES_MAX {
+                places.trim(segments.clone(), PLACES_MAX);
+                assert!(places.known() <= PLACES_MAX);
+            }
+        }
+        let known: usize = segments.iter().map(|segment| segment.noted() - 1).sum();
+        assert_eq!(known, places.known());
+        // What was used last is known best, and what was thinned is right.
+        assert_eq!(segments[9].noted(), 64);
+        assert!(segments[0].noted() < 64);
+        for segment in &segments {
+            let first = segment.header.first_sequence;
+            for offset in (0..BYTES).step_by(10_000) {
+                let (sequence, at) = segment.nearest(first + offset);
+                assert!(sequence <= first + offset);
+                assert_eq!(at, 64 + sequence - first);
+            }
+        }
+        note_all(&segments[0], BYTES);
+        assert_eq!(segments[0].noted(), 64);
+        places.trim(segments, 0);
+        assert_eq!(places.known(), 0);
+    }
+
+    /// What a log of 1 GB to 10 TB takes in memory: run it with --nocapture.
+    #[test]
+    #[ignore = "a measurement, not a test"]
+    fn the_memory_of_a_long_log() {
+        const BYTES: u64 = 128 * 1024 * 1024;
+        let resident = || {
+            let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+            let pages = statm.split(' ').nth(1).expect("a number of pages");
+            pages.parse::<u64>().expect("a number") * 4096
+        };
+        for places_max in [usize::MAX, super::super::file::PLACES_MAX] {
+            for segments in [8, 80, 800, 80_000] {
+                let before = resident();
+                let places = Arc::default();
+                let segments = full(&places, segments, BYTES);
+                for segment in &segments {
+                    segment.nearest(segment.header.first_sequence);
+                    note_all(segment, BYTES);
+                    if places.known() > places_max {
+                        places.trim(segments.clone(), places_max);
+                    }
+                }
+                println!(
+                    "{} GB in {} segments, at most {places_max} places: {} known, {} KiB",
+                    segments.len() as u64 * BYTES >> 30,
+                    segments.len(),
+                    places.known(),
+                    resident().saturating_sub(before) / 1024
+                );
+            }
+        }
     }
 }
