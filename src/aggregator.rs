@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::partition::Partition;
+use crate::{answer::Answers, partition::Partition};
 
 /// The most events of one request.
 pub(crate) const REQUEST_EVENTS_MAX: usize = 16_384;
@@ -29,6 +29,10 @@ pub(crate) const STATS_TOPICS_DEFAULT: usize = 1000;
 pub(crate) const RETRY_SOON_SECONDS: u64 = 1;
 pub(crate) const RETRY_LATER_SECONDS: u64 = 10;
 pub(crate) const RETRY_MUCH_LATER_SECONDS: u64 = 60;
+/// How many topics a request for counters may ask for.
+pub(crate) const STATS_TOPICS_MAX: usize = 10_000;
+/// What a topic takes at most in an answer with counters, in bytes.
+pub(crate) const STATS_TOPIC_BYTES_MAX: usize = 1024;
 /// How long a stream that follows may be silent.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(15);
 
@@ -51,6 +55,8 @@ pub(crate) struct Aggregator {
     pub partition: Partition,
     pub limits: Limits,
     readers: Arc<Semaphore>,
+    /// The memory of answers that are made whole.
+    pub answers: Answers,
     /// Cancelled when the server stops: streams end by themselves.
     pub stopping: CancellationToken,
     pub started: Instant,
@@ -66,6 +72,7 @@ impl Aggregator {
             partition,
             limits,
             readers: Arc::new(Semaphore::new(limits.readers_max)),
+            answers: Answers::default(),
             stopping,
             started: Instant::now(),
         }

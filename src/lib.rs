@@ -38,6 +38,7 @@
 //! - Every queue, buffer and wait has a limit with a name.
 
 mod aggregator;
+mod answer;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -14,6 +14,7 @@ use std::{
 
 use axum::{
     http::{HeaderMap, HeaderValue, header::CONTENT_TYPE},
+    middleware::map_response,
     response::Response,
 };
 use thiserror::Error;
@@ -34,6 +35,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use self::incoming::incoming;
 use crate::{
     aggregator::{Aggregator, Limits},
+    answer,
     event::EVENT_BYTES_MAX,
     grpc, http,
     partition::{self, Health, OpenError, Partition, PartitionOptions, Recovery, Threads},
@@ -265,7 +267,8 @@ fn router(
         .add_service(health_service)
         .add_service(v1.expect("the descriptors are those of this build"))
         .add_service(v1alpha.expect("the descriptors are those of this build"));
-    let router = transport().accept_http1(true).add_routes(routes);
+    let routes = routes.into_axum_router().layer(map_response(answer::hold));
+    let router = transport().accept_http1(true).add_routes(routes.into());
     (health, router)
 }
 

@@ -1,20 +1,30 @@
 //! GetEvent: did this event land?
 
-use tonic::Status;
+use prost::Message as _;
+use tonic::{Response, Status};
 
 use super::{Aggregator, convert, status};
-use crate::proto::v1;
+use crate::{answer::AnswerShare, proto::v1};
 
 pub(super) async fn get_event(
     aggregator: &Aggregator,
     request: &v1::GetEventRequest,
-) -> Result<v1::GetEventResponse, Status> {
+) -> Result<Response<v1::GetEventResponse>, Status> {
     let key = convert::key(request).map_err(|violation| status::invalid_field(&violation))?;
     let event = aggregator.partition.get(key).await;
     match event.map_err(|error| status::read(&error))? {
-        Some(event) => Ok(v1::GetEventResponse {
-            event: Some(convert::stored_event(&event)),
-        }),
+        Some(event) => {
+            let found = v1::GetEventResponse {
+                event: Some(convert::stored_event(&event)),
+            };
+            let bytes = found.encoded_len();
+            let reserved = aggregator.answers.reserve(bytes).await;
+            let reserved = reserved.map_err(|_| status::too_many_answers())?;
+            let mut response = Response::new(found);
+            let share = AnswerShare::keep(reserved, bytes);
+            response.extensions_mut().insert(share);
+            Ok(response)
+        }
         None => Err(Status::not_found(
             "no event with this topic and event_id is stored",
         )),

@@ -75,15 +75,13 @@ impl AggregatorService for Aggregator {
         &self,
         request: Request<v1::GetEventRequest>,
     ) -> Result<Response<v1::GetEventResponse>, Status> {
-        let response = get_event::get_event(self, &request.into_inner()).await?;
-        Ok(Response::new(response))
+        get_event::get_event(self, &request.into_inner()).await
     }
 
     async fn get_stats(
         &self,
         request: Request<v1::GetStatsRequest>,
     ) -> Result<Response<v1::GetStatsResponse>, Status> {
-        let response = get_stats::get_stats(self, &request.into_inner()).await?;
-        Ok(Response::new(response))
+        get_stats::get_stats(self, &request.into_inner()).await
     }
 }

@@ -82,6 +82,12 @@ pub(super) fn overloaded(seconds: u64) -> Status {
     failed(Code::Unavailable, Reason::Overloaded, SOON, message)
 }
 
+/// UNAVAILABLE for an answer that there is no memory for.
+pub(super) fn too_many_answers() -> Status {
+    let message = "overloaded: too many answers are in memory that nobody reads; ask again later";
+    failed(Code::Unavailable, Reason::Overloaded, SOON, message)
+}
+
 /// RESOURCE_EXHAUSTED for a reader beyond the limit.
 pub(super) fn too_many_readers(max: usize) -> Status {
     let message = format!(

@@ -255,6 +255,12 @@ impl Failure {
         )
     }
 
+    /// An answer that there is no memory for.
+    pub fn too_many_answers() -> Self {
+        let msg = "overloaded: too many answers are in memory that nobody reads; ask again later";
+        Self::unavailable(msg, RETRY_SOON_SECONDS)
+    }
+
     /// A reader beyond the limit.
     pub fn too_many_readers(max: usize) -> Self {
         Self::unavailable(

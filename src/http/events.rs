@@ -11,6 +11,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::{accept::Format, error::Failure, event, query, stream};
 use crate::{
     aggregator::Aggregator,
+    answer,
     event::{Sequence, Topic},
     listing::Listing,
     partition::{ReadError, Reader, Start},
@@ -21,6 +22,8 @@ const PAGE_EVENTS_MAX: u64 = 10_000;
 const PAGE_EVENTS_DEFAULT: u64 = 1000;
 /// A page ends with the read that brings it to this many bytes of encoded events.
 const PAGE_BYTES: usize = 512 * 1024;
+/// What a page takes at most in memory, in bytes, unless a single event is larger.
+const PAGE_MEMORY_BYTES: usize = 4 * PAGE_BYTES;
 /// The largest limit that a request may set.
 pub(super) const LIMIT_MAX: u64 = i64::MAX as u64;
 
@@ -109,6 +112,8 @@ async fn page(
     mut reader: Reader,
     wanted: &Wanted,
 ) -> Result<Response, Failure> {
+    let reserved = aggregator.answers.reserve(PAGE_MEMORY_BYTES).await;
+    let reserved = reserved.map_err(|_| Failure::too_many_answers())?;
     let until = aggregator.partition.durable_tail();
     let limit = wanted.limit.unwrap_or(PAGE_EVENTS_DEFAULT);
     let mut left = usize::try_from(limit.min(PAGE_EVENTS_MAX)).expect("small");
@@ -133,7 +138,7 @@ async fn page(
     let cursor = reader.cursor();
     let has_more = has_more(&mut reader, until).await;
 
-    let mut response = Body::from(json).into_response();
+    let mut response = Body::from(answer::held(json, reserved)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, Format::Json.content_type());
     headers.insert(header::CACHE_CONTROL, stream::NO_STORE);

@@ -9,10 +9,9 @@ use super::{
     lines,
     publish::parse_body,
     query,
-    stats::TOPICS_MAX,
 };
 use crate::{
-    aggregator::REQUEST_EVENTS_MAX,
+    aggregator::{REQUEST_EVENTS_MAX, STATS_TOPICS_MAX},
     event::{Event, StoredEvent},
     partition::Start,
 };
@@ -112,7 +111,7 @@ pub fn http_query(data: &[u8]) {
     let topics = query::parameters(Some(query), ["topic_prefix", "max_topics"])
         .and_then(|[_, max]| query::positive("max_topics", max.as_deref(), TOPICS_MAX));
     match topics {
-        Ok(max) => assert!(max.is_none_or(|max| (1..=TOPICS_MAX).contains(&max))),
+        Ok(max) => assert!(max.is_none_or(|max| (1..=STATS_TOPICS_MAX as u64).contains(&max))),
         Err(failure) => assert_tells(failure),
     }
 }

@@ -26,9 +26,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        aggregator::{REQUEST_EVENTS_MAX, STATS_TOPICS_DEFAULT},
+        aggregator::{REQUEST_EVENTS_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
         event::{ATTRIBUTES_MAX, NAME_BYTES_MAX},
-        http::{error::DETAILS_MAX, events::LIMIT_MAX, stats::TOPICS_MAX},
+        http::{error::DETAILS_MAX, events::LIMIT_MAX},
     };
 
     /// The parameter of an endpoint.
@@ -62,7 +62,7 @@ mod tests {
             DETAILS_MAX
         );
         let max_topics = parameter(&openapi, "/stats", "max_topics");
-        assert_eq!(max_topics["maximum"], TOPICS_MAX);
+        assert_eq!(max_topics["maximum"], STATS_TOPICS_MAX);
         assert_eq!(max_topics["default"], STATS_TOPICS_DEFAULT);
         let limit = parameter(&openapi, "/events", "limit");
         assert_eq!(limit["maximum"], LIMIT_MAX);

@@ -2,21 +2,19 @@
 
 use axum::{
     extract::{RawQuery, State},
-    http::StatusCode,
-    response::Response,
+    http::header,
+    response::{IntoResponse as _, Response},
 };
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use super::{error::Failure, event::timestamp_of, json_response, query};
+use super::{error::Failure, event::timestamp_of, query};
 use crate::{
-    aggregator::{Aggregator, STATS_TOPICS_DEFAULT},
+    aggregator::{Aggregator, STATS_TOPIC_BYTES_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
+    answer,
     event::Topic,
     partition::TopicCounters,
 };
-
-/// How many topics a request may ask for.
-pub(super) const TOPICS_MAX: u64 = 10_000;
 
 #[derive(Serialize)]
 struct Stats<'a> {
@@ -47,11 +45,15 @@ pub(super) async fn stats(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Failure> {
     let [prefix, max] = query::parameters(query.as_deref(), ["topic_prefix", "max_topics"])?;
-    let max = query::positive("max_topics", max.as_deref(), TOPICS_MAX)?;
+    let max = query::positive("max_topics", max.as_deref(), STATS_TOPICS_MAX as u64)?;
     let max = max.map_or(STATS_TOPICS_DEFAULT, |max| {
         usize::try_from(max).expect("small")
     });
     let partition = aggregator.partition;
+    let (_, topic_count) = partition.totals();
+    let bytes_max = STATS_TOPIC_BYTES_MAX * (1 + max.min(topic_count));
+    let reserved = aggregator.answers.reserve(bytes_max).await;
+    let reserved = reserved.map_err(|_| Failure::too_many_answers())?;
     let files = partition.clone();
     let storage_bytes = spawn_blocking(move || files.storage_bytes()).await;
     let topics = partition.topics(&prefix.unwrap_or_default(), max);
@@ -70,7 +72,12 @@ pub(super) async fn stats(
         storage_bytes: storage_bytes.map_err(|_| Failure::stopping())?,
         server_version: env!("CARGO_PKG_VERSION"),
     };
-    Ok(json_response(StatusCode::OK, &stats))
+    let json = serde_json::to_vec(&stats).expect("counters are JSON");
+    Ok((
+        [(header::CONTENT_TYPE, "application/json")],
+        answer::held(json, reserved),
+    )
+        .into_response())
 }
 
 fn topic_stats((topic, counters): &(Topic, TopicCounters)) -> TopicStats<'_> {

@@ -358,3 +358,21 @@ async fn a_slow_follower_sees_everything() {
     }
     assert_eq!(seen.len() as u64, ROUNDS * 200);
 }
+
+/// Whoever asks for more counters than an answer has gets as many as it has.
+#[tokio::test]
+async fn counters_of_many_topics_are_capped() {
+    let server = TestServer::start().await;
+    let client = &mut server.client().await;
+    let topics: Vec<_> = (0..10_001)
+        .map(|topic| event(&format!("t{topic}"), 1))
+        .collect();
+    publish(client, topics).await;
+    let request = v1::GetStatsRequest {
+        max_topics: 100_000,
+        ..v1::GetStatsRequest::default()
+    };
+    let stats = client.get_stats(request).await.expect("stats").into_inner();
+    assert_eq!(stats.topics.len(), 10_000);
+    assert_eq!(stats.topic_count, 10_001);
+}
