@@ -108,8 +108,10 @@ pub fn http_query(data: &[u8]) {
         }
         Err(failure) => assert_tells(failure),
     }
-    let topics = query::parameters(Some(query), ["topic_prefix", "max_topics"])
-        .and_then(|[_, max]| query::positive("max_topics", max.as_deref(), TOPICS_MAX));
+    let topics =
+        query::parameters(Some(query), ["topic_prefix", "max_topics"]).and_then(|[_, max]| {
+            query::positive("max_topics", max.as_deref(), STATS_TOPICS_MAX as u64)
+        });
     match topics {
         Ok(max) => assert!(max.is_none_or(|max| (1..=STATS_TOPICS_MAX as u64).contains(&max))),
         Err(failure) => assert_tells(failure),
