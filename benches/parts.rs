@@ -156,6 +156,7 @@ impl Sealed {
         let options = IndexOptions {
             keys_per_generation: keys_per_generation as usize,
             merge_fanout,
+            ..IndexOptions::default()
         };
         let mut index = Index::open(&Platform::default(), &dir.path().join("index"), options, 1)
             .expect("opened");

@@ -18,7 +18,7 @@ use super::{
     folder::Folder,
     generation::{FILTER_FILE, Generation, KEYS_TREE, SLICES_TREE},
     manifest::Manifest,
-    run::{RUN_KEYS_MAX, RunWriter},
+    run::RunWriter,
     secret::KeyHash,
     slices::SlicesWriter,
     store::Store,
@@ -49,7 +49,7 @@ impl Builder {
         range: Range<Sequence>,
         keys_max: u64,
     ) -> Result<Self, BuildError> {
-        let disk = &folder.disk;
+        let (disk, limits) = (&folder.disk, folder.runs);
         let temp = TempFolder::create(disk.clone(), folder.generation(&range))?;
         let store = Store::open(&**disk, temp.path(), keys_max)?;
         let runs = |name| -> Result<_, BuildError> {
@@ -59,9 +59,9 @@ impl Builder {
         };
         Ok(Self {
             filter: Filter::with_capacity(keys_max),
-            run: RunWriter::new(range.start),
-            hashes: Vec::with_capacity(RUN_KEYS_MAX),
-            slices_run: SlicesWriter::default(),
+            run: RunWriter::new(range.start, limits),
+            hashes: Vec::with_capacity(limits.keys_max),
+            slices_run: SlicesWriter::new(limits.slices_max),
             key_count: 0,
             keys: runs(KEYS_TREE)?,
             slices: runs(SLICES_TREE)?,

@@ -1,8 +1,8 @@
-//! Folder: where an index is, and the secret that it hashes with; what building and opening generations share.
+//! Folder: where an index is, the secret that it hashes with, and its limits; what building and opening generations share.
 
 use std::{ops::Range, path::PathBuf, sync::Arc};
 
-use super::{disk::folder_name, secret::Secret};
+use super::{RunLimits, disk::folder_name, secret::Secret};
 use crate::{event::Sequence, platform::Disk};
 
 /// The folder of an index. Cheap to clone.
@@ -11,6 +11,8 @@ pub(super) struct Folder {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
     pub(super) secret: Secret,
+    /// Of the generations that are built.
+    pub(super) runs: RunLimits,
 }
 
 impl Folder {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Entry, disk,
+    Entry, RunLimits, disk,
     fence::{Place, Run},
     filter::Filter,
     manifest::Manifest,
-    run::{RUN_KEYS_MAX, RunCursor, RunWriter, find},
+    run::{RunCursor, RunWriter, find},
     secret::{KeyHash, Secret},
     slices::{self, SlicesWriter},
 };
@@ -65,7 +65,7 @@ fn repack(run_key: &[u8], items: &[(Vec<u8>, Entry)]) -> Option<Vec<u8>> {
     if !first.starts_with(run_key) || !items.is_sorted_by(|(a, _), (b, _)| a < b) {
         return None;
     }
-    let mut writer = RunWriter::new(BASE);
+    let mut writer = RunWriter::new(BASE, RunLimits::default());
     // The key before the run decides how long the key of the run is.
     if !before.is_empty() {
         let (_, entry) = items[0];
@@ -115,7 +115,7 @@ fn pack_and_find(probe: &[u8], text: &[u8]) {
             (key, entry)
         })
         .collect();
-    let mut writer = RunWriter::new(BASE);
+    let mut writer = RunWriter::new(BASE, RunLimits::default());
     let mut runs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     let mut take = |writer: &mut RunWriter| {
         if let Some((key, body)) = writer.take() {
@@ -146,7 +146,7 @@ fn pack_and_find(probe: &[u8], text: &[u8]) {
             while cursor.advance().expect("well-formed").is_some() {
                 items += 1;
             }
-            assert!((1..=RUN_KEYS_MAX).contains(&items));
+            assert!((1..=RunLimits::default().keys_max).contains(&items));
             items
         })
         .sum();
@@ -175,7 +175,7 @@ pub fn slices(data: &[u8]) {
     if !decoded.is_sorted_by(|a, b| a < b) {
         return;
     }
-    let mut writer = SlicesWriter::default();
+    let mut writer = SlicesWriter::new(RunLimits::default().slices_max);
     for &slice in &decoded {
         if writer.is_full_for(topic) {
             return;
@@ -235,9 +235,9 @@ pub(crate) mod seeds {
     }
 
     pub(crate) fn runs() -> Vec<(&'static str, Vec<u8>)> {
-        let mut writer = RunWriter::new(BASE);
+        let mut writer = RunWriter::new(BASE, RunLimits::default());
         let mut run = |from: u64, probe: &str| {
-            for at in from..from + RUN_KEYS_MAX as u64 {
+            for at in from..from + RunLimits::default().keys_max as u64 {
                 let key = format!("orders\0event {at:04}");
                 let entry = Entry {
                     sequence: BASE + at * at,
@@ -267,7 +267,7 @@ pub(crate) mod seeds {
 
     pub(crate) fn slices() -> Vec<(&'static str, Vec<u8>)> {
         let seed = |topic: &str, slices: &[Sequence]| {
-            let mut writer = SlicesWriter::default();
+            let mut writer = SlicesWriter::new(RunLimits::default().slices_max);
             for &slice in slices {
                 writer.push(topic, slice);
             }

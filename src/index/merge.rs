@@ -203,17 +203,20 @@ fn merge_slices(
 mod tests {
     use super::*;
 
-    const OPTIONS: IndexOptions = IndexOptions {
-        keys_per_generation: 10,
-        merge_fanout: 4,
-    };
+    fn options() -> IndexOptions {
+        IndexOptions {
+            keys_per_generation: 10,
+            merge_fanout: 4,
+            ..IndexOptions::default()
+        }
+    }
 
     fn chosen(keys: &[u64]) -> Option<Range<usize>> {
         chosen_of(&described(keys))
     }
 
     fn chosen_of(generations: &[Described]) -> Option<Range<usize>> {
-        choose(generations, OPTIONS)
+        choose(generations, options())
     }
 
     fn described(keys: &[u64]) -> Vec<Described> {

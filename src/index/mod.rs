@@ -67,9 +67,6 @@ use recent::Recent;
 use survey::Survey;
 use threads::Threads;
 
-/// How many frozen parts may wait to be sealed before the writer has to.
-const FROZEN_MAX: usize = 2;
-
 /// What the index knows of a stored event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -87,6 +84,10 @@ pub struct IndexOptions {
     pub keys_per_generation: usize,
     /// How many adjacent generations of one tier are merged into one of the next; at least 2.
     pub merge_fanout: usize,
+    /// How many frozen parts may wait to be sealed before the writer has to; at least 1.
+    pub frozen_max: usize,
+    /// How much is read for one lookup.
+    pub runs: RunLimits,
 }
 
 impl Default for IndexOptions {
@@ -94,6 +95,30 @@ impl Default for IndexOptions {
         Self {
             keys_per_generation: 512 * 1024,
             merge_fanout: 4,
+            frozen_max: 2,
+            runs: RunLimits::default(),
+        }
+    }
+}
+
+/// How long the runs of a generation are: a lookup reads one.
+#[derive(Clone, Copy, Debug)]
+pub struct RunLimits {
+    /// The most keys of a run. More make the store smaller and a lookup slower; of 32, 64 and 128 the default is
+    /// where neither hurts.
+    pub keys_max: usize,
+    /// A run that holds this many bytes takes no more keys, so that long keys do not make large values.
+    pub bytes_full: usize,
+    /// The most slices of a run.
+    pub slices_max: usize,
+}
+
+impl Default for RunLimits {
+    fn default() -> Self {
+        Self {
+            keys_max: 64,
+            bytes_full: 8 * 1024,
+            slices_max: 128,
         }
     }
 }
@@ -125,6 +150,10 @@ impl Index {
         let disk = &*platform.disk;
         assert!(options.keys_per_generation > 0, "a generation holds keys");
         assert!(options.merge_fanout >= 2, "a merge has two parents or more");
+        assert!(
+            options.frozen_max > 0,
+            "a part is frozen before it is sealed"
+        );
         survey::refuse_newer(disk, dir)?;
         let secret = load_secret(disk, dir)?;
         disk.create_dir(dir).map_err(OpenError::io(dir))?;
@@ -136,6 +165,7 @@ impl Index {
             disk: Arc::clone(&platform.disk),
             path: dir.to_owned(),
             secret,
+            runs: options.runs,
         };
         disk::remove_temp_folders(disk, dir).map_err(OpenError::io(dir))?;
         let Survey {
@@ -224,7 +254,7 @@ impl Index {
         if self.recent.len() < enough || self.recent.len_below(durable_tail) < enough {
             return Ok(());
         }
-        self.wait_for_fewer_than(FROZEN_MAX)?;
+        self.wait_for_fewer_than(self.options.frozen_max)?;
         self.freeze(durable_tail);
         Ok(())
     }
@@ -234,7 +264,7 @@ impl Index {
     #[cfg(test)]
     pub(crate) fn seal_now(&mut self, durable_tail: Sequence) -> Result<(), IndexError> {
         if self.recent.len_below(durable_tail) > 0 {
-            self.wait_for_fewer_than(FROZEN_MAX)?;
+            self.wait_for_fewer_than(self.options.frozen_max)?;
             self.freeze(durable_tail);
         }
         self.wait_for_fewer_than(1)
@@ -271,6 +301,7 @@ pub fn inspect(
         disk,
         path: dir.to_owned(),
         secret,
+        runs: RunLimits::default(),
     };
     let Survey {
         generations,
@@ -405,6 +436,7 @@ mod testing {
             disk: Arc::new(OsDisk),
             path: dir.to_owned(),
             secret: SECRET,
+            runs: super::RunLimits::default(),
         }
     }
 

@@ -7,14 +7,8 @@
 
 use std::cmp::Ordering;
 
-use super::{Entry, error::Fault};
+use super::{Entry, RunLimits, error::Fault};
 use crate::event::{Sequence, put_varint, take_varint};
-
-/// The most keys of a run. More make the store smaller and a lookup slower; of 32, 64 and 128 this is where
-/// neither hurts.
-pub(super) const RUN_KEYS_MAX: usize = 64;
-/// A run that holds this many bytes takes no more keys, so that long keys do not make large values.
-const RUN_BYTES_MAX: usize = 8 * 1024;
 
 /// Packs keys that come in ascending order.
 pub(super) struct RunWriter {
@@ -23,22 +17,25 @@ pub(super) struct RunWriter {
     last: Vec<u8>,
     body: Vec<u8>,
     keys: usize,
+    limits: RunLimits,
 }
 
 impl RunWriter {
     /// `base` is the first sequence of the generation.
-    pub(super) fn new(base: Sequence) -> Self {
+    pub(super) fn new(base: Sequence, limits: RunLimits) -> Self {
         Self {
             base,
             run_key: Vec::new(),
             last: Vec::new(),
-            body: Vec::with_capacity(RUN_BYTES_MAX),
+            body: Vec::with_capacity(limits.bytes_full),
             keys: 0,
+            limits,
         }
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.keys >= RUN_KEYS_MAX || (self.keys > 0 && self.body.len() >= RUN_BYTES_MAX)
+        self.keys >= self.limits.keys_max
+            || (self.keys > 0 && self.body.len() >= self.limits.bytes_full)
     }
 
     /// Adds a key above all so far. One that equals the last is left out: of equal keys the first counts.
@@ -195,7 +192,7 @@ mod tests {
     type Packed = (Vec<u8>, Vec<u8>);
 
     fn pack(keys: &BTreeMap<Vec<u8>, u64>) -> Vec<Packed> {
-        let mut writer = RunWriter::new(10);
+        let mut writer = RunWriter::new(10, RunLimits::default());
         let mut runs = Vec::new();
         let mut take = |writer: &mut RunWriter| {
             if let Some((first, body)) = writer.take() {
@@ -231,7 +228,7 @@ mod tests {
                     read.insert(cursor.key().to_vec(), found.sequence);
                     in_run += 1;
                 }
-                prop_assert!((1..=RUN_KEYS_MAX).contains(&in_run));
+                prop_assert!((1..=RunLimits::default().keys_max).contains(&in_run));
             }
             prop_assert_eq!(read, keys);
         }
@@ -263,7 +260,7 @@ mod tests {
         let runs = pack(&keys);
         assert!(
             runs.iter()
-                .all(|(_, body)| body.len() < RUN_BYTES_MAX + 600)
+                .all(|(_, body)| body.len() < RunLimits::default().bytes_full + 600)
         );
         assert!(runs.len() > 2);
     }

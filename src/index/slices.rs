@@ -10,9 +10,6 @@ use std::collections::HashMap;
 use super::error::Fault;
 use crate::event::{Key, Sequence, put_varint, take_varint};
 
-/// The most slices of a run.
-const RUN_SLICES_MAX: usize = 128;
-
 /// Slices in memory, by topic.
 #[derive(Default)]
 pub(super) struct RecentSlices {
@@ -122,16 +119,25 @@ pub(super) fn decode<'a>(
 }
 
 /// Packs slices that come by topic in ascending order, and ascending within a topic.
-#[derive(Default)]
 pub(super) struct SlicesWriter {
     topic: String,
     slices: Vec<Sequence>,
+    /// The most slices of a run.
+    slices_max: usize,
 }
 
 impl SlicesWriter {
+    pub(super) fn new(slices_max: usize) -> Self {
+        Self {
+            topic: String::new(),
+            slices: Vec::new(),
+            slices_max,
+        }
+    }
+
     /// Whether `topic` does not go into the run that is being packed.
     pub(super) fn is_full_for(&self, topic: &str) -> bool {
-        self.slices.len() >= RUN_SLICES_MAX || (!self.slices.is_empty() && self.topic != topic)
+        self.slices.len() >= self.slices_max || (!self.slices.is_empty() && self.topic != topic)
     }
 
     /// Adds a slice; the run must not be full for it.
@@ -178,7 +184,7 @@ mod tests {
             for (topic, slices) in &topics {
                 slices.iter().for_each(|&slice| recent.add(topic, slice));
             }
-            let mut writer = SlicesWriter::default();
+            let mut writer = SlicesWriter::new(128);
             let mut runs = Vec::new();
             for (topic, slices) in recent.sorted() {
                 for &slice in slices {
@@ -193,7 +199,7 @@ mod tests {
             let mut read: BTreeMap<String, BTreeSet<Sequence>> = BTreeMap::new();
             for (key, body) in &runs {
                 let (topic, slices) = decode(key, body).expect("well-formed");
-                prop_assert!(slices.len() <= RUN_SLICES_MAX);
+                prop_assert!(slices.len() <= 128);
                 read.entry(topic.to_owned()).or_default().extend(slices);
             }
             prop_assert_eq!(read, topics);

@@ -17,13 +17,17 @@ use super::{
     *,
 };
 
-const OPTIONS: IndexOptions = IndexOptions {
-    keys_per_generation: 100,
-    merge_fanout: 3,
-};
 /// Batches have this many events.
 const BATCH: Sequence = 2;
 const TOPICS: [&str; 3] = ["orders", "orders eu", "payments"];
+
+fn options() -> IndexOptions {
+    IndexOptions {
+        keys_per_generation: 100,
+        merge_fanout: 3,
+        ..IndexOptions::default()
+    }
+}
 
 fn dir() -> TempDir {
     tempfile::tempdir().expect("a folder")
@@ -31,7 +35,7 @@ fn dir() -> TempDir {
 
 /// An index in `dir` of the events below `tail`, with nothing missing.
 fn open(dir: &Path, tail: Sequence) -> Index {
-    let mut index = Index::open(&platform(), dir, OPTIONS, tail).expect("opens");
+    let mut index = Index::open(&platform(), dir, options(), tail).expect("opens");
     for range in index.missing() {
         let mut rebuild = index.rebuild(range.clone());
         for first in range.step_by(BATCH as usize) {
@@ -277,7 +281,7 @@ fn lost_generations_are_rebuilt() {
     assert!(damaged.exists(), "an inspection removes nothing");
     drop(reader);
 
-    let index = Index::open(&platform(), dir.path(), OPTIONS, 651).expect("opens");
+    let index = Index::open(&platform(), dir.path(), options(), 651).expect("opens");
     assert_eq!(index.missing(), [301..551, 601..651]);
     assert_eq!(folders(dir.path()), 2);
     drop(index);
@@ -305,12 +309,12 @@ fn without_its_secret_it_is_rebuilt() {
         let before = fs::read(&secret).expect("a file");
         damage(&secret);
         // Another secret: with it each duplicate would look like a conflict.
-        let index = Index::open(&Platform::default(), dir.path(), OPTIONS, 101).expect("opens");
+        let index = Index::open(&Platform::default(), dir.path(), options(), 101).expect("opens");
         assert_eq!(index.missing(), [1..101]);
         assert_eq!(folders(dir.path()), 0);
         drop(index);
         assert_ne!(fs::read(&secret).expect("a file"), before);
-        let opened = Index::open(&platform(), dir.path(), OPTIONS, 101).expect("opens");
+        let opened = Index::open(&platform(), dir.path(), options(), 101).expect("opens");
         assert_ne!(opened.secret(), SECRET, "the one that was drawn stays");
     }
 }
@@ -355,7 +359,7 @@ fn what_a_newer_version_wrote_is_refused_and_nothing_touched() {
         fs::write(&newer, content).expect("written");
         let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
         contents(dir.path(), &mut before);
-        let opened = Index::open(&platform(), dir.path(), OPTIONS, 201).map(drop);
+        let opened = Index::open(&platform(), dir.path(), options(), 201).map(drop);
         let inspected = inspect(&platform(), dir.path(), 201).map(drop);
         for refused in [opened, inspected] {
             let error = refused.expect_err("it is of a newer version").to_string();
@@ -408,7 +412,7 @@ fn a_reader_that_is_left_keeps_the_index_from_opening_and_nothing_is_removed() {
     let dir = dir();
     drop(build(dir.path(), 1..101));
     let (reader, _) = inspect(&platform(), dir.path(), 101).expect("opens");
-    let error = Index::open(&platform(), dir.path(), OPTIONS, 101)
+    let error = Index::open(&platform(), dir.path(), options(), 101)
         .err()
         .expect("locked");
     let OpenError::Io { source, .. } = error else {

@@ -47,6 +47,7 @@ pub use self::{
     reader::{Chunk, Reader, Start},
     request::{Outcome, Rejection},
     stats::{Counters, CountersError, Snapshot, TopicCounters},
+    writer::BatchLimits,
 };
 use self::{
     lanes::Lanes,

@@ -29,7 +29,7 @@ use super::{
     stats::{CountersError, Snapshot, Stats},
     syncer::{self, Syncer, SyncerJob},
     tail::DurableTail,
-    writer::{Pending, Writer},
+    writer::{BatchLimits, Pending, Writer},
 };
 use crate::{
     event::{Event, FIRST_SEQUENCE, Sequence},
@@ -56,6 +56,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The default limit on topics.
 pub const TOPICS_MAX: usize = 100_000;
+/// The default limit on batches in memory for those who follow, in bytes.
+const TAIL_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The default budget of requests in the server, in bytes.
 pub const INGEST_BYTES_MAX: usize = 128 * 1024 * 1024;
 
@@ -68,6 +70,11 @@ pub struct PartitionOptions {
     pub topics_max: usize,
     /// The budget of [`Partition::ingest`], in bytes.
     pub ingest_bytes_max: usize,
+    /// How much goes into a batch.
+    pub batch: BatchLimits,
+    /// The most bytes of batches that are kept in memory for those who follow. The newest batch is kept
+    /// whatever its size.
+    pub tail_cache_bytes_max: usize,
     /// The sizes of log segments.
     pub log: FileLogOptions,
     /// The sizes of generations.
@@ -83,6 +90,8 @@ impl PartitionOptions {
             data_dir: data_dir.into(),
             topics_max: TOPICS_MAX,
             ingest_bytes_max: INGEST_BYTES_MAX,
+            batch: BatchLimits::default(),
+            tail_cache_bytes_max: TAIL_CACHE_BYTES_MAX,
             log: FileLogOptions::default(),
             index: IndexOptions::default(),
             platform: Platform::default(),
@@ -243,6 +252,7 @@ pub(crate) fn open_locked(
     let stats = Arc::new(stats);
     let durable_tail = Arc::new(DurableTail::new(
         last.as_ref().map_or(Mark::START, Mark::after),
+        options.tail_cache_bytes_max,
     ));
     let partition = Partition(Arc::new(Shared {
         log: Arc::new(reader),
@@ -272,6 +282,7 @@ pub(crate) fn open_locked(
         index,
         topics: stats.topic_names().into_iter().collect::<HashSet<_>>(),
         topics_max: options.topics_max,
+        limits: options.batch,
         clock: Clock::new(platform.time, last.as_ref().map_or(0, Batch::received_at)),
         queue: queue_end,
         syncer,

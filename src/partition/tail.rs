@@ -1,7 +1,7 @@
 //! The durable tail, and the batches just below it.
 //!
-//! Owns what readers may see: nothing at or past the tail. Keeps the newest batches in memory, within
-//! [`CACHE_BYTES_MAX`], so that those who follow do not go to the log.
+//! Owns what readers may see: nothing at or past the tail. Keeps the newest batches in memory, within a limit,
+//! so that those who follow do not go to the log.
 
 use std::{
     collections::VecDeque,
@@ -13,15 +13,12 @@ use tokio::sync::watch;
 use super::cursor::Mark;
 use crate::{event::Sequence, log::Batch};
 
-/// The most bytes of batches that are kept in memory for those who follow. The newest batch is kept
-/// whatever its size.
-const CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
-
 /// The durable tail of a partition. One writer moves it, any number of readers wait for it.
 pub struct DurableTail {
     /// Behind the last event that is durable.
     tail: watch::Sender<Mark>,
     cache: Mutex<Cache>,
+    cache_bytes_max: usize,
 }
 
 #[derive(Default)]
@@ -31,11 +28,12 @@ struct Cache {
 }
 
 impl DurableTail {
-    /// Everything up to `tail` is durable.
-    pub fn new(tail: Mark) -> Self {
+    /// Everything up to `tail` is durable. Keeps at most `cache_bytes_max` of batches, or the newest alone.
+    pub fn new(tail: Mark, cache_bytes_max: usize) -> Self {
         Self {
             tail: watch::Sender::new(tail),
             cache: Mutex::default(),
+            cache_bytes_max,
         }
     }
 
@@ -61,7 +59,7 @@ impl DurableTail {
         let mut cache = self.cache();
         cache.bytes += batch.bytes();
         cache.batches.push_back(batch);
-        while cache.bytes > CACHE_BYTES_MAX && cache.batches.len() > 1 {
+        while cache.bytes > self.cache_bytes_max && cache.batches.len() > 1 {
             let oldest = cache.batches.pop_front().expect("more than one");
             cache.bytes -= oldest.bytes();
         }

@@ -32,19 +32,33 @@ use crate::{
     platform::{Job, Step},
 };
 
-/// A batch with this many events takes no further request.
-const BATCH_EVENTS_FULL: usize = 4096;
-/// A batch with this many bytes takes no further request.
-const BATCH_BYTES_FULL: usize = 512 * 1024;
+/// How much goes into a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    /// A batch with this many events takes no further request; at least 1.
+    pub events_full: usize,
+    /// A batch with this many bytes takes no further request.
+    pub bytes_full: usize,
+    /// A request of at most this many events that comes alone is synced by the writer itself.
+    pub lone_events_max: usize,
+}
 
-/// A request of at most this many events that comes alone is synced here.
-const LONE_EVENTS_MAX: usize = 64;
+impl Default for BatchLimits {
+    fn default() -> Self {
+        Self {
+            events_full: 4096,
+            bytes_full: 512 * 1024,
+            lone_events_max: 64,
+        }
+    }
+}
 
 pub(super) struct Writer<L> {
     pub index: Index,
     /// All topics, those of events in flight included.
     pub topics: HashSet<Topic>,
     pub topics_max: usize,
+    pub limits: BatchLimits,
     pub clock: Clock,
     pub queue: mpsc::Receiver<Message>,
     pub syncer: syncer::Shared<L>,
@@ -80,12 +94,13 @@ impl Pending {
     }
 
     /// Whether it is one small request.
-    fn is_lone(&self) -> bool {
-        self.replies.len() == 1 && self.builder.count() <= LONE_EVENTS_MAX
+    fn is_lone(&self, limits: &BatchLimits) -> bool {
+        self.replies.len() == 1 && self.builder.count() <= limits.lone_events_max
     }
 
-    fn is_full(&self) -> bool {
-        self.builder.count() >= BATCH_EVENTS_FULL || self.builder.bytes() >= BATCH_BYTES_FULL
+    fn is_full(&self, limits: &BatchLimits) -> bool {
+        let count = self.builder.count();
+        count >= limits.events_full || (count > 0 && self.builder.bytes() >= limits.bytes_full)
     }
 
     fn count(&mut self, event: &Event, outcome: Outcome, topics: &HashSet<Topic>) {
@@ -126,25 +141,27 @@ impl<L: Log> Job for Writer<L> {
             Err(std_mpsc::TryRecvError::Empty) => {}
             Err(std_mpsc::TryRecvError::Disconnected) => self.after_syncer_panic(),
         }
-        if self.syncing.is_some() && self.batch.is_full() {
+        if self.syncing.is_some() && self.batch.is_full(&self.limits) {
             return Step::Idle;
         }
         match self.queue.try_recv() {
             Ok(message) => self.take(message),
             // Nothing more to gather: the batch goes as it is.
-            Err(_) if self.syncing.is_none() && self.batch.is_lone() => self.sync_here(),
+            Err(_) if self.syncing.is_none() && self.batch.is_lone(&self.limits) => {
+                self.sync_here()
+            }
             Err(_) if self.syncing.is_none() && !self.batch.replies.is_empty() => self.hand_over(),
             Err(TryRecvError::Disconnected) if self.syncing.is_none() => return Step::Ended,
             Err(_) => return Step::Idle,
         }
-        if self.syncing.is_none() && self.batch.is_full() {
+        if self.syncing.is_none() && self.batch.is_full(&self.limits) {
             self.hand_over();
         }
         Step::Worked
     }
 
     fn wait(&mut self) {
-        if self.syncing.is_some() && (self.batch.is_full() || self.queue.is_closed()) {
+        if self.syncing.is_some() && (self.batch.is_full(&self.limits) || self.queue.is_closed()) {
             self.await_sync();
         } else if let Some(message) = self.queue.blocking_recv() {
             self.take(message);

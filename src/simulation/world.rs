@@ -87,6 +87,7 @@ impl World {
             index: IndexOptions {
                 keys_per_generation: 4 + chance.place(30),
                 merge_fanout: 2 + chance.place(2),
+                ..IndexOptions::default()
             },
             platform: Platform {
                 disk: Arc::new(disk.clone()),

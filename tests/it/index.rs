@@ -35,6 +35,7 @@ fn options(data_dir: &DataDir) -> ServerOptions {
     options.partition.index = IndexOptions {
         keys_per_generation: 200,
         merge_fanout: 2,
+        ..IndexOptions::default()
     };
     options
 }

@@ -112,6 +112,7 @@ async fn start(data_dir: DataDir) -> TestServer {
     options.partition.index = IndexOptions {
         keys_per_generation: 10,
         merge_fanout: 2,
+        ..IndexOptions::default()
     };
     options.partition.log = FileLogOptions {
         segment_bytes_min: 4096,
