@@ -17,12 +17,14 @@ use crate::{answer::Answers, partition::Partition};
 pub(crate) const REQUEST_EVENTS_MAX: usize = 16_384;
 /// How many requests of one stream may wait for their acknowledgement; then it is not read on.
 pub(crate) const STREAM_REQUESTS_MAX: usize = 32;
-/// How long a request may take to arrive once it has begun; it holds its share of the budget meanwhile.
-pub(crate) const ARRIVAL_SECONDS_MAX: u64 = 60;
 /// How long a request may wait for its share of the budget.
 pub(crate) const SHARE_WAIT_SECONDS_MAX: u64 = 10;
-/// What the smallest request takes from the budget, for the memory it takes beside its bytes.
+/// What the smallest request takes from the budget, for the memory it takes beside its bytes. What has arrived of a
+/// request lies free of charge up to this size.
 pub(crate) const SHARE_BYTES_MIN: usize = 1024;
+/// What an event takes in memory beside its encoding, until it is answered: more than the event, its key, what the
+/// index knows of it and its outcome.
+pub(crate) const EVENT_MEMORY_BYTES: usize = 192;
 /// How many topics are told of when the request for counters does not say.
 pub(crate) const STATS_TOPICS_DEFAULT: usize = 1000;
 /// Seconds after which to send again: what passes soon, what takes a while, what takes a restart.

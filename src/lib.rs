@@ -39,6 +39,7 @@
 
 mod aggregator;
 mod answer;
+mod call;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -1,5 +1,6 @@
 //! The composition root: listener, partition, services, and the order in which they start and stop.
 
+mod admission;
 mod connection;
 mod incoming;
 mod memory;
@@ -36,6 +37,7 @@ use self::incoming::incoming;
 use crate::{
     aggregator::{Aggregator, Limits},
     answer,
+    call::CALL_BYTES_MAX,
     event::EVENT_BYTES_MAX,
     grpc, http,
     partition::{self, Health, OpenError, Partition, PartitionOptions, Recovery, Threads},
@@ -59,7 +61,7 @@ pub const GRACE_SECONDS: u64 = 30;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// HTTP/2 streams of one connection.
-const CONNECTION_STREAMS_MAX: u32 = 4096;
+const CONNECTION_STREAMS_MAX: u32 = 1024;
 /// Streams that a connection may make the server reset, before it ends. CVE-2025-8671; not told, tonic has no limit.
 const CONNECTION_RESETS_MAX: usize = 1024;
 /// HTTP/2 flow control: what a stream and a connection may send ahead of what the server has read.
@@ -260,15 +262,19 @@ fn router(
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let v1 = reflection().build_v1();
+    let v1 = v1.expect("the descriptors are those of this build");
     let v1alpha = reflection().build_v1alpha();
+    let v1alpha = v1alpha.expect("the descriptors are those of this build");
     let http = http::routes(aggregator.clone(), &options.http_cors_origins);
     let routes = Routes::from(http.fallback(no_such_path))
         .add_service(grpc::service(aggregator))
-        .add_service(health_service)
-        .add_service(v1.expect("the descriptors are those of this build"))
-        .add_service(v1alpha.expect("the descriptors are those of this build"));
+        .add_service(health_service.max_decoding_message_size(CALL_BYTES_MAX))
+        .add_service(v1.max_decoding_message_size(CALL_BYTES_MAX))
+        .add_service(v1alpha.max_decoding_message_size(CALL_BYTES_MAX));
     let routes = routes.into_axum_router().layer(map_response(answer::hold));
-    let router = transport().accept_http1(true).add_routes(routes.into());
+    let router = transport()
+        .accept_http1(true)
+        .add_routes(admission::guard(routes).into());
     (health, router)
 }
 
@@ -286,11 +292,15 @@ pub fn transport() -> TonicServer {
 
 /// Who speaks gRPC is told in gRPC, everyone else in HTTP.
 async fn no_such_path(headers: HeaderMap) -> Response {
-    let content_type = headers.get(CONTENT_TYPE);
-    if content_type.is_some_and(|value| value.as_bytes().starts_with(GRPC_CONTENT_TYPE)) {
+    if speaks_grpc(&headers) {
         return Status::unimplemented("").into_http();
     }
     http::not_found().await
+}
+
+fn speaks_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE);
+    content_type.is_some_and(|value| value.as_bytes().starts_with(GRPC_CONTENT_TYPE))
 }
 
 async fn tell_health(health: &HealthReporter, status: ServingStatus) {

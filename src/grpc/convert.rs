@@ -9,7 +9,7 @@ use prost_types::{Value, value::Kind};
 
 use super::wire::{RawListEventsResponse, RawPublishRequest, RawStreamingPublishResponse};
 use crate::{
-    aggregator::REQUEST_EVENTS_MAX,
+    aggregator::{EVENT_MEMORY_BYTES, REQUEST_EVENTS_MAX},
     event::{
         Event, EventId, EventView, Key, Payload, Sequence, StoredEvent, Topic, UnixNanos,
         Violation, is_canonical_struct, put_varint, varint_len,
@@ -20,6 +20,9 @@ use crate::{
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
+/// More than an outcome without a reason takes in an answer, and a reason beside its words.
+const OUTCOME_BYTES: usize = 16;
+const REASON_OVERHEAD_BYTES: usize = 8;
 /// Keys of a request are put in pieces of memory of this size.
 const KEY_SPACE_BYTES: usize = 16 * 1024;
 
@@ -42,15 +45,87 @@ const CAUGHT_UP_TAG: u8 = 3 << 3;
 pub(super) struct Events {
     /// The valid ones.
     pub valid: Vec<Event>,
-    /// What is wrong with the others, by their place in the request.
-    pub violations: Vec<(usize, Violation)>,
+    /// What is wrong with the others.
+    pub violations: Violations,
+    /// What the valid ones have beside the request, because their publisher encodes them otherwise.
+    copied_bytes: usize,
 }
 
 impl Events {
     /// How many events the request has.
     pub fn count(&self) -> usize {
-        self.valid.len() + self.violations.len()
+        self.valid.len() + self.violations.count()
     }
+
+    /// What they take in memory, beside the request.
+    pub fn memory_bytes(&self) -> usize {
+        self.valid.len() * EVENT_MEMORY_BYTES + self.copied_bytes + self.violations.memory_bytes()
+    }
+
+    /// At least the length of an answer with an outcome for each of them.
+    pub fn answer_bytes_max(&self) -> usize {
+        (self.count() + 1) * OUTCOME_BYTES + self.violations.reason_bytes()
+    }
+}
+
+/// The violations of a request by the place of their event. There can be thousands, and most are the same as the one
+/// before: that is remembered once.
+#[derive(Debug, Default)]
+pub(super) struct Violations {
+    /// The place of an event, and of its violation in `distinct`.
+    places: Vec<(u32, u32)>,
+    distinct: Vec<Violation>,
+    reason_bytes: usize,
+}
+
+impl Violations {
+    pub fn push(&mut self, place: usize, violation: Violation) {
+        if self.distinct.last() != Some(&violation) {
+            self.distinct.push(violation);
+        }
+        let index = self.distinct.len() - 1;
+        self.reason_bytes += REASON_OVERHEAD_BYTES
+            + self.distinct[index].field.len()
+            + self.distinct[index].description.len();
+        let small = |at: usize| u32::try_from(at).expect("a request has few events");
+        self.places.push((small(place), small(index)));
+    }
+
+    pub fn count(&self) -> usize {
+        self.places.len()
+    }
+
+    /// In the order of their places.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Violation)> + Clone {
+        let places = self.places.iter();
+        places.map(|(place, index)| (*place as usize, &self.distinct[*index as usize]))
+    }
+
+    /// What they take in memory.
+    pub fn memory_bytes(&self) -> usize {
+        let texts = self
+            .distinct
+            .iter()
+            .map(|violation| violation.description.len());
+        size_of_val(&*self.places) + size_of_val(&*self.distinct) + texts.sum::<usize>()
+    }
+
+    fn reason_bytes(&self) -> usize {
+        self.reason_bytes
+    }
+}
+
+/// How many events a request says to have, without a look at them. Not more than can be taken.
+pub(super) fn count_events(request: &[u8]) -> usize {
+    let mut rest = request;
+    let mut count = 0;
+    while count < REQUEST_EVENTS_MAX
+        && let Ok((EVENTS_FIELD, WireType::LengthDelimited)) = decode_key(&mut rest)
+        && take_len_prefixed(&mut rest).is_some()
+    {
+        count += 1;
+    }
+    count
 }
 
 /// Checks the events of a publish request. Fails if the request is no encoded request or has too many
@@ -87,8 +162,13 @@ pub(super) fn events(
             key_space.reserve(KEY_SPACE_BYTES.min(request.0.len()));
         }
         match event(&request.0, encoded, event_bytes_max, &mut key_space) {
-            Ok(event) => events.valid.push(event),
-            Err(violation) => events.violations.push((events.count(), violation)),
+            Ok(event) => {
+                if !request.0.as_ptr_range().contains(&event.encoded().as_ptr()) {
+                    events.copied_bytes += event.encoded().len();
+                }
+                events.valid.push(event);
+            }
+            Err(violation) => events.violations.push(events.count(), violation),
         }
     }
     Ok(events)
@@ -190,13 +270,12 @@ pub(super) fn key(request: &v1::GetEventRequest) -> Result<Key, Violation> {
 pub(super) fn publish_response(
     acknowledged_requests: u64,
     outcomes: &[Outcome],
-    violations: &[(usize, Violation)],
+    violations: &Violations,
     topics_max: usize,
 ) -> RawStreamingPublishResponse {
-    /// More than an outcome without a reason takes.
-    const OUTCOME_BYTES: usize = 16;
-    let total = outcomes.len() + violations.len();
-    let mut buf = BytesMut::with_capacity((total + 1) * OUTCOME_BYTES);
+    let total = outcomes.len() + violations.count();
+    let bytes = (total + 1) * OUTCOME_BYTES + violations.reason_bytes();
+    let mut buf = BytesMut::with_capacity(bytes);
     buf.put_u8(ACKNOWLEDGED_TAG);
     put_varint(acknowledged_requests, &mut buf);
     let mut outcomes = outcomes.iter();
@@ -549,7 +628,7 @@ mod tests {
             acknowledged_requests in 1..u64::MAX,
             told in proptest::collection::vec((0..5, 1..Sequence::MAX), 0..9),
         ) {
-            let (mut outcomes, mut violations) = (Vec::new(), Vec::new());
+            let (mut outcomes, mut violations) = (Vec::new(), Violations::default());
             let mut expected = v1::StreamingPublishResponse {
                 acknowledged_requests,
                 ..v1::StreamingPublishResponse::default()
@@ -568,7 +647,7 @@ mod tests {
                     told.reason = topic_limit(7).to_string();
                 }
                 if kind == v1::Outcome::Rejected && sequence % 2 == 0 {
-                    violations.push((at, topic_limit(7)));
+                    violations.push(at, topic_limit(7));
                 } else {
                     outcomes.push(outcome);
                 }

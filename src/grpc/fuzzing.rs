@@ -39,7 +39,7 @@ pub fn grpc_publish(data: &[u8]) {
     if let Ok(decoded) = decoded {
         assert_eq!(decoded.events.len(), events.count());
     }
-    let places = events.violations.iter().map(|(place, _)| *place);
+    let places = events.violations.iter().map(|(place, _)| place);
     assert!(places.clone().all(|place| place < events.count()));
     assert!(places.is_sorted_by(|a, b| a < b));
     events.valid.iter().for_each(assert_valid);
@@ -90,9 +90,9 @@ fn assert_answered(events: &Events) {
         assert_eq!(rejected, !outcome.reason.is_empty());
         assert!(outcome.reason.len() <= MESSAGE_BYTES_MAX);
     }
-    for (place, violation) in &events.violations {
-        assert_eq!(response.outcomes[*place].reason, violation.to_string());
-        let status = status::invalid_event(0, *place, violation);
+    for (place, violation) in events.violations.iter() {
+        assert_eq!(response.outcomes[place].reason, violation.to_string());
+        let status = status::invalid_event(0, place, violation);
         assert!(status.message().len() <= MESSAGE_BYTES_MAX);
     }
 }

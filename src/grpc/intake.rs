@@ -1,42 +1,30 @@
-//! Back-pressure for publish requests, before they are in memory.
+//! The requests of a publish stream, each with its share of the ingest budget.
 //!
-//! gRPC gathers a message whole before a handler sees it, so a bound on what handlers hold does not
-//! bound the server's memory: every stream may be gathering one, and keeps the buffer for the next. This
-//! layer reads the length in front of each message, takes that much from the partition's ingest budget,
-//! and only then gathers the message itself. The handler gets it together with its share, which goes
-//! with the request until it is answered; what gRPC sees is an empty message. Only a compressed message
-//! passes through, for gRPC to decompress.
+//! gRPC would gather a message whole before a handler sees it, and reserve what its prefix announces: so a bound on
+//! what handlers hold would not bound the server's memory. The publish calls read their messages here instead. What
+//! has arrived of a message is covered by its share, which grows with it; who cannot grow waits, and what waits is
+//! not read on: HTTP/2 flow control is the back-pressure. It does not wait for ever, as it keeps others of its
+//! connection from arriving.
 //!
-//! A message gets its share whole or waits outside, in HTTP/2 flow control, and not for ever: who waits
-//! keeps others of its connection from arriving.
 //! Format: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, Length-Prefixed-Message.
 
-use std::{
-    collections::VecDeque,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http_body::Frame;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
-};
-use tokio_util::sync::PollSemaphore;
-use tonic::{
-    Request, Status,
-    body::Body,
-    codegen::{Body as HttpBody, Service, http},
-    server::NamedService,
-};
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::time::{Instant, timeout};
+use tonic::{Request, Status};
 
-use super::{status, wire::RawPublishRequest};
+use super::{
+    compression::{Encoding, decompress, decompressed_bytes_max},
+    convert::{self, Events},
+    status,
+    wire::RawPublishRequest,
+};
 use crate::{
-    aggregator::{ARRIVAL_SECONDS_MAX, SHARE_BYTES_MIN, SHARE_WAIT_SECONDS_MAX},
+    aggregator::{Aggregator, EVENT_MEMORY_BYTES, SHARE_BYTES_MIN, SHARE_WAIT_SECONDS_MAX},
+    call::{ArrivalError, Arriving, Call, Pace},
     event::Violation,
+    partition::{Budget, Hand, Share},
 };
 
 /// A compression flag of one byte and a length of four.
@@ -44,306 +32,234 @@ const PREFIX_BYTES: usize = 5;
 const NOT_COMPRESSED: u8 = 0;
 const COMPRESSED: u8 = 1;
 
-/// The service `S`, whose publish requests take their bytes from a budget.
-#[derive(Clone)]
-pub struct Intake<S> {
-    inner: S,
-    budget: Arc<Semaphore>,
+/// The requests of one stream, in their order.
+pub(super) struct Requests {
+    call: Call,
+    body: Arriving,
+    budget: Budget,
+    encoding: Option<Encoding>,
     request_bytes_max: usize,
-}
-
-/// The requests of one stream that have been let in, in their order.
-#[derive(Clone, Default)]
-pub(super) struct Arrivals(Arc<Mutex<VecDeque<Arrival>>>);
-
-/// A request that has been let in.
-struct Arrival {
-    share: OwnedSemaphorePermit,
-    /// `None` if gRPC has it.
-    request: Option<RawPublishRequest>,
-}
-
-impl Arrivals {
-    /// The arrivals on the stream that begins with `request`.
-    pub fn of<T>(request: &Request<T>) -> Self {
-        let arrivals = request.extensions().get::<Self>();
-        let arrivals = arrivals.expect("publish streams come through Intake");
-        arrivals.clone()
-    }
-
-    /// The request that gRPC gave as `passed`, and its share.
-    pub fn take(&self, passed: RawPublishRequest) -> (RawPublishRequest, OwnedSemaphorePermit) {
-        let arrival = self.queue().pop_front();
-        let arrival = arrival.expect("gRPC gives what arrived");
-        (arrival.request.unwrap_or(passed), arrival.share)
-    }
-
-    fn put(&self, share: OwnedSemaphorePermit, request: Option<Bytes>) {
-        let request = request.map(RawPublishRequest);
-        self.queue().push_back(Arrival { share, request });
-    }
-
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Arrival>> {
-        // Nothing between lock and unlock leaves the queue half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<S> Intake<S> {
-    /// Guards `inner` with a budget of at least `request_bytes_max` bytes.
-    pub fn new(inner: S, budget: Arc<Semaphore>, request_bytes_max: usize) -> Self {
-        Self {
-            inner,
-            budget,
-            request_bytes_max,
-        }
-    }
-}
-
-impl<S: NamedService> NamedService for Intake<S> {
-    const NAME: &'static str = S::NAME;
-}
-
-impl<S> Service<http::Request<Body>> for Intake<S>
-where
-    S: Service<http::Request<Body>>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> S::Future {
-        if !request.uri().path().ends_with("Publish") {
-            return self.inner.call(request);
-        }
-        let arrivals = Arrivals::default();
-        let mut request = request.map(|body| {
-            Body::new(MeteredBody {
-                inner: body,
-                arrived: Bytes::new(),
-                message: Message::BEGIN,
-                messages: 0,
-                budget: PollSemaphore::new(Arc::clone(&self.budget)),
-                request_bytes_max: self.request_bytes_max,
-                arrivals: arrivals.clone(),
-                deadline: None,
-            })
-        });
-        request.extensions_mut().insert(arrivals);
-        self.inner.call(request)
-    }
-}
-
-struct MeteredBody {
-    inner: Body,
-    /// What is left of the frame that arrived last.
+    /// What is left of the frame that arrived last, and a hand that holds it while it waits.
     arrived: Bytes,
-    message: Message,
-    /// Messages that were let in.
-    messages: u64,
-    budget: PollSemaphore,
-    request_bytes_max: usize,
-    arrivals: Arrivals,
-    /// When the message at hand must have its share, or must have arrived.
-    deadline: Option<Pin<Box<Sleep>>>,
+    frame_bytes: usize,
+    hand: Hand,
+    /// Requests that have begun.
+    begun: u64,
 }
 
-/// Where in a message the body is.
-enum Message {
-    /// Before the end of its prefix, of which there are `len` bytes.
-    Prefix {
-        prefix: [u8; PREFIX_BYTES],
-        len: usize,
-    },
-    /// Its prefix is there, its share is not.
-    Waiting { bytes: usize, compressed: bool },
-    /// It is being gathered.
-    Gathering {
-        share: OwnedSemaphorePermit,
-        bytes: usize,
-        gathered: BytesMut,
-    },
-    /// It is passed to gRPC as it arrives.
-    Passing { bytes_left: usize },
-}
-
-impl Message {
-    /// Before its first byte.
-    const BEGIN: Self = Self::Prefix {
-        prefix: [0; PREFIX_BYTES],
-        len: 0,
-    };
-}
-
-impl MeteredBody {
-    /// Lets in what it can of what has arrived: returns what gRPC is to see of it. `None` if all of it is
-    /// taken, and more must arrive first.
-    fn let_in(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
-        loop {
-            match &mut self.message {
-                Message::Prefix { prefix, len } => {
-                    let part = self.arrived.len().min(PREFIX_BYTES - *len);
-                    self.arrived.copy_to_slice(&mut prefix[*len..*len + part]);
-                    *len += part;
-                    if *len < PREFIX_BYTES {
-                        return Poll::Ready(None);
-                    }
-                    let prefix = *prefix;
-                    let bytes = (&prefix[1..]).get_u32() as usize;
-                    if bytes > self.request_bytes_max {
-                        return Poll::Ready(Some(Err(self.too_large(bytes))));
-                    }
-                    let compressed = match prefix[0] {
-                        NOT_COMPRESSED => false,
-                        COMPRESSED => true,
-                        flag => return Poll::Ready(Some(Err(self.unknown_flag(flag)))),
-                    };
-                    self.message = Message::Waiting { bytes, compressed };
-                    self.deadline = Some(deadline(SHARE_WAIT_SECONDS_MAX));
-                }
-                Message::Waiting { bytes, compressed } => {
-                    let (bytes, compressed) = (*bytes, *compressed);
-                    let share = ready!(self.poll_share(cx, bytes, compressed));
-                    let share = match share {
-                        Ok(share) => share,
-                        Err(status) => return Poll::Ready(Some(Err(status))),
-                    };
-                    self.messages += 1;
-                    self.deadline = Some(deadline(ARRIVAL_SECONDS_MAX));
-                    if compressed {
-                        self.arrivals.put(share, None);
-                        self.message = Message::Passing { bytes_left: bytes };
-                        return Poll::Ready(Some(Ok(prefix(COMPRESSED, bytes))));
-                    }
-                    self.message = Message::Gathering {
-                        share,
-                        bytes,
-                        gathered: BytesMut::with_capacity(bytes),
-                    };
-                }
-                Message::Gathering {
-                    bytes, gathered, ..
-                } => {
-                    let part = self.arrived.len().min(*bytes - gathered.len());
-                    gathered.extend_from_slice(&self.arrived[..part]);
-                    self.arrived.advance(part);
-                    if gathered.len() < *bytes {
-                        return Poll::Ready(None);
-                    }
-                    let message = std::mem::replace(&mut self.message, Message::BEGIN);
-                    self.deadline = None;
-                    if let Message::Gathering {
-                        share, gathered, ..
-                    } = message
-                    {
-                        self.arrivals.put(share, Some(gathered.freeze()));
-                    }
-                    return Poll::Ready(Some(Ok(prefix(NOT_COMPRESSED, 0))));
-                }
-                Message::Passing { bytes_left } => {
-                    if self.arrived.is_empty() && *bytes_left > 0 {
-                        return Poll::Ready(None);
-                    }
-                    let part = self.arrived.split_to((*bytes_left).min(self.arrived.len()));
-                    *bytes_left -= part.len();
-                    if *bytes_left == 0 {
-                        self.message = Message::BEGIN;
-                        self.deadline = None;
-                    }
-                    return Poll::Ready(Some(Ok(part)));
-                }
-            }
+impl Requests {
+    /// Those of the call that begins with `request`; nothing else may read its messages.
+    pub fn of<T>(aggregator: &Aggregator, request: &Request<T>) -> Self {
+        let call = request.extensions().get::<Call>();
+        let call = call.expect("every call comes through the door").clone();
+        let budget = aggregator.partition.ingest().clone();
+        Self {
+            body: call.take_body(),
+            encoding: Encoding::of(request.metadata()),
+            request_bytes_max: aggregator.limits.request_bytes_max,
+            arrived: Bytes::new(),
+            frame_bytes: 0,
+            hand: budget.hand(call.account()),
+            begun: 0,
+            budget,
+            call,
         }
     }
 
-    /// Takes the share of a message from the budget: what it has in memory, decompressed.
-    fn poll_share(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: usize,
-        compressed: bool,
-    ) -> Poll<Result<OwnedSemaphorePermit, Status>> {
-        let in_memory = if compressed {
-            self.request_bytes_max
-        } else {
-            bytes.max(SHARE_BYTES_MIN)
+    /// The call that brings them.
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// The next request, not compressed, and the share that covers it. `None` at the end of the stream.
+    pub async fn next(&mut self) -> Result<Option<(Bytes, Share)>, Status> {
+        let Some((prefix, mut pace)) = self.prefix().await? else {
+            return Ok(None);
         };
-        let share = u32::try_from(in_memory).expect("a request is under 4 GiB");
-        match self.budget.poll_acquire_many(cx, share) {
-            Poll::Ready(share) => Poll::Ready(share.ok_or_else(status::stopping)),
-            Poll::Pending => {
-                ready!(self.poll_deadline(cx));
-                Poll::Ready(Err(status::overloaded(SHARE_WAIT_SECONDS_MAX)))
+        let bytes = (&prefix[1..]).get_u32() as usize;
+        let number = self.begun;
+        self.begun += 1;
+        if bytes > self.request_bytes_max {
+            return Err(too_large(number, bytes, self.request_bytes_max));
+        }
+        let encoding = match (prefix[0], self.encoding) {
+            (NOT_COMPRESSED, _) => None,
+            (COMPRESSED, Some(encoding)) => Some(encoding),
+            (COMPRESSED, None) => return Err(status::no_encoding()),
+            (flag, _) => {
+                let description = format!("compression flag {flag}; it is 0 or 1");
+                let violation = Violation::new("request", description);
+                return Err(status::invalid_request(number, &violation));
             }
+        };
+        let (mut message, mut share) = self.gather(bytes, &mut pace).await?;
+        if let Some(encoding) = encoding {
+            message = self
+                .decompress(number, encoding, &message, &mut share)
+                .await?;
         }
+        self.keep_rest()?;
+        Ok(Some((message, share)))
     }
 
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.deadline {
-            Some(deadline) => deadline.as_mut().poll(cx),
-            None => Poll::Pending,
-        }
-    }
-
-    fn unknown_flag(&self, flag: u8) -> Status {
-        let description = format!("compression flag {flag}; it is 0 or 1");
-        status::invalid_request(self.messages, &Violation::new("request", description))
-    }
-
-    fn too_large(&self, bytes: usize) -> Status {
-        let max = self.request_bytes_max;
-        let description =
-            format!("{bytes} bytes; the limit of a request is {max} bytes (--max-request-bytes)");
-        status::invalid_request(self.messages, &Violation::new("request", description))
-    }
-}
-
-fn deadline(seconds: u64) -> Pin<Box<Sleep>> {
-    Box::pin(sleep(Duration::from_secs(seconds)))
-}
-
-fn prefix(compressed: u8, bytes: usize) -> Bytes {
-    let mut prefix = BytesMut::with_capacity(PREFIX_BYTES);
-    prefix.put_u8(compressed);
-    prefix.put_u32(u32::try_from(bytes).expect("it was read from 32 bits"));
-    prefix.freeze()
-}
-
-impl HttpBody for MeteredBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    /// The prefix of the next message, which must arrive from now on.
+    async fn prefix(&mut self) -> Result<Option<([u8; PREFIX_BYTES], Pace)>, Status> {
+        let mut prefix = [0; PREFIX_BYTES];
+        let mut len = 0;
+        let mut pace = None;
         loop {
-            if let Some(part) = ready!(self.let_in(cx)) {
-                return Poll::Ready(Some(part.map(Frame::data)));
+            let part = self.arrived.len().min(PREFIX_BYTES - len);
+            self.arrived.copy_to_slice(&mut prefix[len..len + part]);
+            len += part;
+            if len > 0 {
+                pace.get_or_insert_with(Pace::begin);
             }
-            // Even empty, it would keep the connection's buffer alive.
-            self.arrived = Bytes::new();
-            let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
-                ready!(self.poll_deadline(cx));
-                let stalled = self.messages - 1;
-                let stalled = status::stalled_request(stalled, ARRIVAL_SECONDS_MAX);
-                return Poll::Ready(Some(Err(stalled)));
-            };
-            match frame {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => self.arrived = data,
-                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
-                },
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None if matches!(self.message, Message::Prefix { len: 0, .. }) => {
-                    return Poll::Ready(None);
-                }
-                None => return Poll::Ready(Some(Err(status::cut_request(self.messages)))),
+            if len == PREFIX_BYTES {
+                let pace = pace.unwrap_or_else(Pace::begin);
+                return Ok(Some((prefix, pace)));
+            }
+            if !self.read(pace.as_mut()).await? {
+                return match len {
+                    0 => Ok(None),
+                    _ => Err(status::cut_request(self.begun)),
+                };
             }
         }
     }
+
+    /// The next message, which has `bytes` bytes.
+    async fn gather(&mut self, bytes: usize, pace: &mut Pace) -> Result<(Bytes, Share), Status> {
+        let mut share = self.budget.share(self.call.account(), bytes);
+        let mut gathered = BytesMut::new();
+        loop {
+            let part = self.arrived.len().min(bytes - gathered.len());
+            let len = gathered.len() + part;
+            if len == bytes {
+                self.cover(&mut share, bytes.max(SHARE_BYTES_MIN), pace)
+                    .await?;
+            } else if len > SHARE_BYTES_MIN.max(share.bytes()) {
+                // Twice what has arrived, so that large messages are not copied for each part.
+                self.cover(&mut share, bytes.min(2 * len), pace).await?;
+            }
+            if len > gathered.capacity() {
+                let room = share.bytes().max(len).min(bytes);
+                gathered.reserve(room - gathered.len());
+            }
+            gathered.extend_from_slice(&self.arrived[..part]);
+            self.arrived.advance(part);
+            if len == bytes {
+                return Ok((gathered.freeze(), share));
+            }
+            if !self.read(Some(pace)).await? {
+                return Err(status::cut_request(self.begun));
+            }
+        }
+    }
+
+    /// Reads the next part of the body, when nothing is left of the one before. Returns whether there is one.
+    async fn read(&mut self, pace: Option<&mut Pace>) -> Result<bool, Status> {
+        // Even empty, it would keep the connection's buffer alive.
+        self.arrived = Bytes::new();
+        self.hand.hold(0);
+        match self.body.next(pace).await {
+            Ok(Some(part)) => {
+                self.frame_bytes = part.len();
+                self.arrived = part;
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(ArrivalError::Stalled) => {
+                Err(status::stalled_request(self.begun.saturating_sub(1)))
+            }
+            Err(ArrivalError::Broken(error)) => Err(Status::from_error(Box::new(error))),
+        }
+    }
+
+    /// Makes `share` cover `bytes`, and waits for that if it must.
+    async fn cover(
+        &mut self,
+        share: &mut Share,
+        bytes: usize,
+        pace: &mut Pace,
+    ) -> Result<(), Status> {
+        if share.try_grow(bytes) {
+            return Ok(());
+        }
+        self.keep_rest()?;
+        let began = Instant::now();
+        wait(share, bytes).await?;
+        pace.skip(began);
+        Ok(())
+    }
+
+    /// Holds what has arrived, and no more memory than that, while it waits to be taken.
+    fn keep_rest(&mut self) -> Result<(), Status> {
+        if self.arrived.len() <= self.frame_bytes / 2 {
+            self.arrived = Bytes::copy_from_slice(&self.arrived);
+            self.frame_bytes = self.arrived.len();
+        }
+        match self.hand.hold(self.arrived.len()) {
+            true => Ok(()),
+            false => Err(status::overloaded(SHARE_WAIT_SECONDS_MAX)),
+        }
+    }
+
+    async fn decompress(
+        &mut self,
+        number: u64,
+        encoding: Encoding,
+        message: &[u8],
+        share: &mut Share,
+    ) -> Result<Bytes, Status> {
+        let limit = self.request_bytes_max;
+        let bytes_max = decompressed_bytes_max(encoding, message).unwrap_or(limit);
+        if bytes_max > limit {
+            return Err(too_large(number, bytes_max, limit));
+        }
+        wait(share, message.len() + bytes_max).await?;
+        let decompressed = decompress(encoding, message, bytes_max).map_err(|error| {
+            let violation = Violation::new("request", error.to_string());
+            status::invalid_request(number, &violation)
+        })?;
+        share.shrink(decompressed.len().max(SHARE_BYTES_MIN));
+        Ok(decompressed)
+    }
+}
+
+/// Checks the events of request `number`, whose share covers afterwards what they and their answer take.
+pub(super) async fn events(
+    aggregator: &Aggregator,
+    number: u64,
+    request: RawPublishRequest,
+    share: &mut Share,
+) -> Result<Events, Status> {
+    let bytes = request.0.len();
+    wait(
+        share,
+        bytes + convert::count_events(&request.0) * EVENT_MEMORY_BYTES,
+    )
+    .await?;
+    let events = convert::events(&request, aggregator.limits.event_bytes_max)
+        .map_err(|violation| status::invalid_request(number, &violation))?;
+    drop(request);
+    let answer = events.answer_bytes_max();
+    wait(share, bytes + events.memory_bytes() + answer).await?;
+    share.set_answer(answer + events.violations.memory_bytes());
+    Ok(events)
+}
+
+/// Makes `share` cover `bytes`, and waits for that, but not for ever.
+pub(super) async fn wait(share: &mut Share, bytes: usize) -> Result<(), Status> {
+    if share.try_grow(bytes) {
+        return Ok(());
+    }
+    let limit = Duration::from_secs(SHARE_WAIT_SECONDS_MAX);
+    let grown = timeout(limit, share.grow(bytes)).await;
+    grown.map_err(|_| status::overloaded(SHARE_WAIT_SECONDS_MAX))
+}
+
+fn too_large(number: u64, bytes: usize, bytes_max: usize) -> Status {
+    let description =
+        format!("{bytes} bytes; the limit of a request is {bytes_max} bytes (--max-request-bytes)");
+    status::invalid_request(number, &Violation::new("request", description))
 }

@@ -1,5 +1,6 @@
 //! The gRPC edge: one file an RPC, and between them and the partition only conversions.
 
+mod compression;
 mod convert;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -13,17 +14,16 @@ mod status;
 mod streaming_publish;
 pub mod wire;
 
-use std::{pin::Pin, sync::Arc};
+use std::pin::Pin;
 
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, codec::CompressionEncoding};
 
-use self::{
-    intake::Intake,
-    wire::{RawListEventsResponse, RawPublishRequest, RawStreamingPublishResponse},
-};
+pub(crate) use self::status::too_many_calls;
+use self::wire::{RawListEventsResponse, RawPublishRequest, RawStreamingPublishResponse};
 use crate::{
     aggregator::{Aggregator, STREAM_REQUESTS_MAX},
+    call::CALL_BYTES_MAX,
     proto::{
         server::aggregator_service_server::{AggregatorService, AggregatorServiceServer},
         v1,
@@ -31,14 +31,12 @@ use crate::{
 };
 
 /// The service of `oncelog.v1.AggregatorService` over `aggregator`.
-pub(crate) fn service(aggregator: Aggregator) -> Intake<AggregatorServiceServer<Aggregator>> {
-    let budget = Arc::clone(aggregator.partition.ingest());
-    let request_bytes_max = aggregator.limits.request_bytes_max;
-    let server = AggregatorServiceServer::new(aggregator)
-        .max_decoding_message_size(request_bytes_max)
+pub(crate) fn service(aggregator: Aggregator) -> AggregatorServiceServer<Aggregator> {
+    // The publish calls read their messages themselves; what gRPC reads is small.
+    AggregatorServiceServer::new(aggregator)
+        .max_decoding_message_size(CALL_BYTES_MAX)
         .accept_compressed(CompressionEncoding::Gzip)
-        .accept_compressed(CompressionEncoding::Zstd);
-    Intake::new(server, budget, request_bytes_max)
+        .accept_compressed(CompressionEncoding::Zstd)
 }
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

@@ -5,11 +5,14 @@ use std::collections::VecDeque;
 use tonic::{Request, Status, Streaming};
 
 use super::{
-    Aggregator, STREAM_REQUESTS_MAX, convert, intake::Arrivals, status, wire::RawPublishRequest,
+    Aggregator, STREAM_REQUESTS_MAX,
+    intake::{self, Requests},
+    status,
+    wire::RawPublishRequest,
 };
 use crate::{
     event::Event,
-    partition::{Outcome, PendingOutcomes, Rejection},
+    partition::{Outcome, PendingOutcomes, Rejection, Share},
     proto::v1,
 };
 
@@ -19,8 +22,7 @@ pub(super) async fn publish(
 ) -> Result<v1::PublishResponse, Status> {
     let mut stream = PublishStream {
         aggregator,
-        arrivals: Arrivals::of(&request),
-        requests: request.into_inner(),
+        requests: Requests::of(aggregator, &request),
         taken: 0,
         pending: VecDeque::new(),
         totals: v1::PublishResponse::default(),
@@ -33,8 +35,7 @@ pub(super) async fn publish(
 
 struct PublishStream<'a> {
     aggregator: &'a Aggregator,
-    arrivals: Arrivals,
-    requests: Streaming<RawPublishRequest>,
+    requests: Requests,
     taken: u64,
     pending: VecDeque<PendingOutcomes>,
     totals: v1::PublishResponse,
@@ -44,15 +45,13 @@ impl PublishStream<'_> {
     async fn take_all(&mut self) -> Result<(), Status> {
         loop {
             let request = tokio::select! {
-                request = self.requests.message() => request?,
+                request = self.requests.next() => request?,
                 () = self.aggregator.stopping.cancelled() => return Err(status::stopping()),
             };
-            let Some(request) = request else {
+            let Some((request, mut share)) = request else {
                 return Ok(());
             };
-            let (request, share) = self.arrivals.take(request);
-            let events = self.valid_events(&request)?;
-            drop(request);
+            let events = self.valid_events(request.into(), &mut share).await?;
             let partition = &self.aggregator.partition;
             let submitted = partition.submit(events, Rejection::OfRequest, share).await;
             self.pending
@@ -63,16 +62,20 @@ impl PublishStream<'_> {
     }
 
     /// All events of a request, or the violation of the first that has one.
-    fn valid_events(&self, request: &RawPublishRequest) -> Result<Vec<Event>, Status> {
-        let limit = self.aggregator.limits.event_bytes_max;
-        let events = convert::events(request, limit)
-            .map_err(|violation| status::invalid_request(self.taken, &violation))?;
-        let Some((at, violation)) = events.violations.first() else {
+    async fn valid_events(
+        &mut self,
+        request: RawPublishRequest,
+        share: &mut Share,
+    ) -> Result<Vec<Event>, Status> {
+        let events = intake::events(self.aggregator, self.taken, request, share).await?;
+        let Some((at, violation)) = events.violations.iter().next() else {
+            // One answer for all requests: of this one only the outcomes stay.
+            share.set_answer(0);
             return Ok(events.valid);
         };
         let partition = &self.aggregator.partition;
         partition.count_rejected(events.count() as u64);
-        Err(status::invalid_event(self.taken, *at, violation))
+        Err(status::invalid_event(self.taken, at, violation))
     }
 
     /// Waits for outcomes until no more than `left` requests wait for theirs.
@@ -80,7 +83,7 @@ impl PublishStream<'_> {
         while self.pending.len() > left {
             let pending = self.pending.pop_front().expect("not empty");
             let outcomes = pending.await.map_err(|error| status::publish(&error))?;
-            for outcome in outcomes {
+            for outcome in outcomes.outcomes {
                 self.count(outcome);
             }
         }

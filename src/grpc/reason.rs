@@ -33,6 +33,7 @@ reasons! {
     InvalidRequest = "INVALID_REQUEST",
     TooManyTopics = "TOO_MANY_TOPICS",
     TooManyReaders = "TOO_MANY_READERS",
+    TooManyCalls = "TOO_MANY_CALLS",
     DiskFull = "DISK_FULL",
     Overloaded = "OVERLOADED",
     LogBehind = "LOG_BEHIND",

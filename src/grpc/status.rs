@@ -10,6 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::reason::Reason;
 use crate::{
     aggregator::{RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS},
+    call::{ARRIVAL_SECONDS_MAX, PROGRESS_BYTES_MIN, PROGRESS_SECONDS},
     event::Violation,
     partition::{CursorError, PublishError, ReadError},
 };
@@ -61,10 +62,16 @@ pub(super) fn invalid_request(request: u64, violation: &Violation) -> Status {
 }
 
 /// DEADLINE_EXCEEDED for a request that stopped arriving.
-pub(super) fn stalled_request(request: u64, seconds: u64) -> Status {
+pub(super) fn stalled_request(request: u64) -> Status {
     Status::deadline_exceeded(format!(
-        "request {request} (counted from 0) did not arrive within {seconds} s of its beginning"
+        "request {request} (counted from 0) did not arrive within {ARRIVAL_SECONDS_MAX} s of its beginning, or \
+         less than {PROGRESS_BYTES_MIN} bytes of it within {PROGRESS_SECONDS} s"
     ))
+}
+
+/// INTERNAL for a compressed request whose stream does not say how; the code is gRPC's.
+pub(super) fn no_encoding() -> Status {
+    Status::internal("a compressed request, and no grpc-encoding that says how it is compressed")
 }
 
 /// INVALID_ARGUMENT for a request that ends before its length.
@@ -86,6 +93,13 @@ pub(super) fn overloaded(seconds: u64) -> Status {
 pub(super) fn too_many_answers() -> Status {
     let message = "overloaded: too many answers are in memory that nobody reads; ask again later";
     failed(Code::Unavailable, Reason::Overloaded, SOON, message)
+}
+
+/// UNAVAILABLE for a call beyond the limit on calls.
+pub(crate) fn too_many_calls() -> Status {
+    let message =
+        "as many calls are open as may be; close some of this connection, or try again later";
+    failed(Code::Unavailable, Reason::TooManyCalls, LATER, message)
 }
 
 /// RESOURCE_EXHAUSTED for a reader beyond the limit.

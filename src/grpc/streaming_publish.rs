@@ -6,22 +6,21 @@ use tokio_stream::Stream;
 use tonic::{Request, Status, Streaming};
 
 use super::{
-    Aggregator, STREAM_REQUESTS_MAX, convert,
-    convert::Events,
-    intake::Arrivals,
+    Aggregator, STREAM_REQUESTS_MAX,
+    convert::{self, Events, Violations},
+    intake::{self, Requests},
     status,
     wire::{RawPublishRequest, RawStreamingPublishResponse},
 };
 use crate::{
-    event::Violation,
-    partition::{PendingOutcomes, Rejection},
+    call::Call,
+    partition::{Outcomes, PendingOutcomes, Rejection, Share},
 };
 
 /// A request that was taken and is not answered.
 struct Taken {
-    /// The events that broke a limit, by their place in the request.
-    violations: Vec<(usize, Violation)>,
-    /// The outcomes of the others.
+    violations: Violations,
+    /// The outcomes of the other events, and the share that covers both.
     pending: PendingOutcomes,
 }
 
@@ -30,21 +29,23 @@ pub(super) fn streaming_publish(
     request: Request<Streaming<RawPublishRequest>>,
 ) -> impl Stream<Item = Result<RawStreamingPublishResponse, Status>> {
     let topics_max = aggregator.limits.topics_max;
+    let requests = Requests::of(&aggregator, &request);
+    let call = requests.call().clone();
     let (taken, answers) = mpsc::channel(STREAM_REQUESTS_MAX);
-    tokio::spawn(take_all(aggregator, request, taken));
+    tokio::spawn(take_all(aggregator, requests, taken));
     unfold(
-        (answers, 0),
-        move |(mut answers, acknowledged)| async move {
+        (answers, call, 0),
+        move |(mut answers, call, acknowledged)| async move {
             let taken: Result<Taken, Status> = answers.recv().await?;
             let response = match taken {
-                Ok(taken) => answer(taken, acknowledged + 1, topics_max).await,
+                Ok(taken) => answer(taken, &call, acknowledged + 1, topics_max).await,
                 Err(status) => Err(status),
             };
             if response.is_err() {
                 answers.close();
                 while answers.recv().await.is_some() {}
             }
-            Some((response, (answers, acknowledged + 1)))
+            Some((response, (answers, call, acknowledged + 1)))
         },
     )
 }
@@ -52,20 +53,18 @@ pub(super) fn streaming_publish(
 /// Takes requests until the stream ends, for whatever reason, or nobody waits for the answers.
 async fn take_all(
     aggregator: Aggregator,
-    request: Request<Streaming<RawPublishRequest>>,
+    mut requests: Requests,
     taken: mpsc::Sender<Result<Taken, Status>>,
 ) {
-    let arrivals = Arrivals::of(&request);
-    let mut requests = request.into_inner();
     let mut number = 0;
     loop {
         let request = tokio::select! {
-            request = requests.message() => request,
+            request = requests.next() => request,
             () = aggregator.stopping.cancelled() => Err(status::stopping()),
             () = taken.closed() => return,
         };
         let next = match request {
-            Ok(Some(request)) => take(&aggregator, &arrivals, number, request).await,
+            Ok(Some((request, share))) => take(&aggregator, number, request.into(), share).await,
             Ok(None) => return,
             Err(status) => Err(status),
         };
@@ -79,19 +78,19 @@ async fn take_all(
 
 async fn take(
     aggregator: &Aggregator,
-    arrivals: &Arrivals,
     number: u64,
     request: RawPublishRequest,
+    mut share: Share,
 ) -> Result<Taken, Status> {
-    let (request, share) = arrivals.take(request);
-    let events = convert::events(&request, aggregator.limits.event_bytes_max)
-        .map_err(|violation| status::invalid_request(number, &violation))?;
-    let Events { valid, violations } = events;
+    let events = intake::events(aggregator, number, request, &mut share).await?;
+    let Events {
+        valid, violations, ..
+    } = events;
     let partition = &aggregator.partition;
     let submitted = partition.submit(valid, Rejection::OfEvent, share).await;
     let pending = submitted.map_err(|error| status::publish(&error))?;
-    if !violations.is_empty() {
-        partition.count_rejected(violations.len() as u64);
+    if violations.count() > 0 {
+        partition.count_rejected(violations.count() as u64);
     }
     Ok(Taken {
         violations,
@@ -101,15 +100,22 @@ async fn take(
 
 async fn answer(
     taken: Taken,
+    call: &Call,
     acknowledged_requests: u64,
     topics_max: usize,
 ) -> Result<RawStreamingPublishResponse, Status> {
-    let outcomes = taken.pending.await;
-    let outcomes = outcomes.map_err(|error| status::publish(&error))?;
-    Ok(convert::publish_response(
+    let answered = taken.pending.await;
+    let Outcomes {
+        outcomes,
+        mut share,
+    } = answered.map_err(|error| status::publish(&error))?;
+    let response = convert::publish_response(
         acknowledged_requests,
         &outcomes,
         &taken.violations,
         topics_max,
-    ))
+    );
+    share.shrink(response.0.len());
+    call.leave_with(share);
+    Ok(response)
 }

@@ -14,6 +14,12 @@ use prost::{
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RawPublishRequest(pub Bytes);
 
+impl From<Bytes> for RawPublishRequest {
+    fn from(encoded: Bytes) -> Self {
+        Self(encoded)
+    }
+}
+
 /// An encoded `StreamingPublishResponse`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RawStreamingPublishResponse(pub Bytes);

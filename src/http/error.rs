@@ -15,9 +15,9 @@ use serde::Serialize;
 use super::{event::Flaw, json_response, publish::Totals};
 use crate::{
     aggregator::{
-        ARRIVAL_SECONDS_MAX, RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS,
-        SHARE_WAIT_SECONDS_MAX,
+        RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS, SHARE_WAIT_SECONDS_MAX,
     },
+    call::{ARRIVAL_SECONDS_MAX, PROGRESS_BYTES_MIN, PROGRESS_SECONDS},
     event::Violation,
     partition::{CursorError, PublishError, ReadError},
 };
@@ -231,7 +231,10 @@ impl Failure {
         Self::new(
             StatusCode::REQUEST_TIMEOUT,
             ["body".into()],
-            format!("{what} did not arrive within {ARRIVAL_SECONDS_MAX} s"),
+            format!(
+                "{what} did not arrive within {ARRIVAL_SECONDS_MAX} s, or less than {PROGRESS_BYTES_MIN} bytes of \
+                 it within {PROGRESS_SECONDS} s"
+            ),
         )
     }
 
@@ -259,6 +262,13 @@ impl Failure {
     pub fn too_many_answers() -> Self {
         let msg = "overloaded: too many answers are in memory that nobody reads; ask again later";
         Self::unavailable(msg, RETRY_SOON_SECONDS)
+    }
+
+    /// A call beyond the limit on calls.
+    fn too_many_calls() -> Self {
+        let msg =
+            "as many calls are open as may be; close some of this connection, or try again later";
+        Self::unavailable(msg, RETRY_LATER_SECONDS)
     }
 
     /// A reader beyond the limit.
@@ -336,6 +346,11 @@ impl IntoResponse for Failure {
         }
         response
     }
+}
+
+/// The answer to a call beyond the limit on calls.
+pub(crate) fn too_many_calls() -> Response<Body> {
+    Failure::too_many_calls().into_response()
 }
 
 /// The answer to a path that there is not.

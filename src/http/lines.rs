@@ -8,23 +8,23 @@ use std::{collections::VecDeque, iter};
 
 use bytes::{Bytes, BytesMut};
 use serde_json::value::RawValue;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     error::{Failure, Step},
     event::{self, Flaw},
     payload,
     publish::{Totals, as_text},
-    upload::{self, Upload, arrival_deadline, take_share},
+    upload::Upload,
 };
 use crate::{
-    aggregator::{Aggregator, REQUEST_EVENTS_MAX, STREAM_REQUESTS_MAX},
+    aggregator::{
+        Aggregator, EVENT_MEMORY_BYTES, REQUEST_EVENTS_MAX, SHARE_BYTES_MIN, STREAM_REQUESTS_MAX,
+    },
+    call::Pace,
     event::Event,
-    partition::{PendingOutcomes, Rejection},
+    partition::{PendingOutcomes, Rejection, Share},
 };
 
-/// How much of a line may wait for its rest without a share of the budget, in bytes.
-const FREE_BYTES_MAX: usize = 64 * 1024;
 /// Lines are submitted together up to this part of the largest request, so that their encoding is no larger
 /// than one.
 const GROUP_PART: usize = 8;
@@ -37,7 +37,7 @@ pub(super) async fn publish(
     let mut stream = LineStream {
         aggregator,
         arrived: BytesMut::new(),
-        share: None,
+        share: upload.share(0),
         lines: 0,
         pending: VecDeque::new(),
         totals: Totals::default(),
@@ -53,8 +53,8 @@ struct LineStream<'a> {
     aggregator: &'a Aggregator,
     /// The beginning of a line.
     arrived: BytesMut,
-    /// Its share, if it is long.
-    share: Option<OwnedSemaphorePermit>,
+    /// Covers it, once it is not very short.
+    share: Share,
     /// Lines that were taken.
     lines: u64,
     pending: VecDeque<PendingOutcomes>,
@@ -70,52 +70,76 @@ struct Parsed {
 impl LineStream<'_> {
     async fn take_all(&mut self, upload: &mut Upload<'_>) -> Result<(), Failure> {
         let line_bytes_max = self.aggregator.limits.request_bytes_max;
-        let mut deadline = arrival_deadline();
-        while let Some(part) = upload.next(deadline, "a line").await? {
+        let mut pace = Pace::idle();
+        while let Some(mut part) = upload.next(&mut pace, "a line").await? {
             let end_of_line = part.iter().rposition(|byte| *byte == b'\n');
             let arrived_before = self.arrived.len();
+            let len = arrived_before + part.len();
+            upload
+                .gathered(&mut self.share, &mut part, len, None, &mut pace)
+                .await?;
             self.arrived.extend_from_slice(&part);
             if let Some(at) = end_of_line {
                 let complete = self.arrived.split_to(arrived_before + at + 1).freeze();
-                self.take(&complete).await?;
-                deadline = arrival_deadline();
+                let rest = Bytes::copy_from_slice(&self.arrived);
+                self.arrived = rest.into();
+                let share = std::mem::replace(&mut self.share, upload.share(0));
+                self.take(upload, &complete, share).await?;
+                let rest = self.arrived.len();
+                if rest > SHARE_BYTES_MIN {
+                    upload.cover(&mut self.share, rest).await?;
+                }
+                pace = if self.arrived.is_empty() {
+                    Pace::idle()
+                } else {
+                    Pace::begin()
+                };
+            } else if arrived_before == 0 {
+                pace = Pace::begin();
             }
             if self.arrived.len() > line_bytes_max {
                 return Err(Failure::line_too_large(self.lines, line_bytes_max));
             }
-            if self.arrived.len() > FREE_BYTES_MAX && self.share.is_none() {
-                self.share = Some(take_share(self.aggregator, line_bytes_max).await?);
-            }
         }
-        let last = self.arrived.split().freeze();
-        self.take(&last).await
+        let last = std::mem::take(&mut self.arrived).freeze();
+        let share = std::mem::replace(&mut self.share, upload.share(0));
+        self.take(upload, &last, share).await
     }
 
-    /// Submits the events of complete lines, in groups.
-    async fn take(&mut self, lines: &Bytes) -> Result<(), Failure> {
+    /// Submits the events of complete lines, in groups. `share` covers the lines, and then the events of the first.
+    async fn take(
+        &mut self,
+        upload: &mut Upload<'_>,
+        lines: &Bytes,
+        share: Share,
+    ) -> Result<(), Failure> {
         let group_bytes_max = self.aggregator.limits.request_bytes_max / GROUP_PART;
-        for group in groups(lines, group_bytes_max) {
-            let bytes = group.iter().map(|line| line.len()).sum();
-            let share = match self.share.take() {
-                Some(share) => share,
-                None => take_share(self.aggregator, bytes).await?,
-            };
+        let mut share = Some(share);
+        let mut groups = groups(lines, group_bytes_max).peekable();
+        while let Some(group) = groups.next() {
+            let lines_bytes = groups.peek().map_or(0, |_| lines.len());
+            upload.hold(lines_bytes + self.arrived.len())?;
+            let bytes: usize = group.iter().map(|line| line.len()).sum();
+            let bytes = bytes + group.len() * EVENT_MEMORY_BYTES;
+            let mut share = share.take().unwrap_or_else(|| upload.share(bytes));
+            upload.cover(&mut share, bytes.max(SHARE_BYTES_MIN)).await?;
             let parsed = self.parse(&group);
-            self.submit(parsed.events, share).await?;
+            self.submit(upload, parsed.events, share).await?;
             parsed.end?;
         }
-        Ok(())
+        upload.hold(0)
     }
 
     async fn submit(
         &mut self,
+        upload: &mut Upload<'_>,
         events: Vec<Event>,
-        mut share: OwnedSemaphorePermit,
+        mut share: Share,
     ) -> Result<(), Failure> {
         if events.is_empty() {
             return Ok(());
         }
-        upload::cover(self.aggregator, &mut share, &events)?;
+        upload.cover_events(&mut share, &events).await?;
         let partition = &self.aggregator.partition;
         let submitted = partition.submit(events, Rejection::OfRequest, share).await;
         let pending = submitted.map_err(|error| Failure::from(&error))?;
@@ -162,7 +186,7 @@ impl LineStream<'_> {
         while self.pending.len() > left {
             let pending = self.pending.pop_front().expect("not empty");
             let outcomes = pending.await.map_err(|error| Failure::from(&error))?;
-            for outcome in outcomes {
+            for outcome in outcomes.outcomes {
                 self.totals.count(outcome);
             }
         }

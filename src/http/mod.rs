@@ -28,7 +28,7 @@ use axum::{
 use serde::Serialize;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-pub(crate) use self::error::not_found;
+pub(crate) use self::error::{not_found, too_many_calls};
 use crate::aggregator::Aggregator;
 
 /// How long a browser may remember what another origin may do.

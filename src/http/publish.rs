@@ -17,7 +17,7 @@ use super::{
     error::{DETAILS_MAX, Failure, Step},
     event::{self, Flaw},
     json_response, lines,
-    upload::{self, Upload},
+    upload::Upload,
 };
 use crate::{
     aggregator::{Aggregator, REQUEST_EVENTS_MAX},
@@ -63,8 +63,8 @@ struct Answer {
 }
 
 pub(super) async fn publish(State(aggregator): State<Aggregator>, request: Request) -> Response {
-    let (head, body) = request.into_parts();
-    let mut upload = Upload::new(&aggregator, &head, body);
+    let (head, _) = request.into_parts();
+    let mut upload = Upload::new(&aggregator, &head);
     let published = match format(&head.headers) {
         Ok(Format::Json) => publish_json(&aggregator, &mut upload).await,
         Ok(Format::Lines) => lines::publish(&aggregator, &mut upload).await,
@@ -115,12 +115,12 @@ async fn publish_json(aggregator: &Aggregator, upload: &mut Upload<'_>) -> Resul
         refused.failure
     })?;
     drop(body);
-    upload::cover(aggregator, &mut share, &events)?;
+    upload.cover_events(&mut share, &events).await?;
     let partition = &aggregator.partition;
     let submitted = partition.submit(events, Rejection::OfRequest, share).await;
     let outcomes = submitted.map_err(|error| Failure::from(&error))?.await;
     let mut totals = Totals::default();
-    for outcome in outcomes.map_err(|error| Failure::from(&error))? {
+    for outcome in outcomes.map_err(|error| Failure::from(&error))?.outcomes {
         totals.count(outcome);
     }
     Ok(totals)

@@ -1,25 +1,20 @@
-//! The body of a request, and its share of the ingest budget.
+//! The body of a request that brings events, and its share of the ingest budget.
 //!
-//! A body takes its share before it is gathered, from the same budget as requests over gRPC; so whatever
-//! comes, the memory it takes has a limit. The share goes with the events until they are answered.
+//! What has arrived of a body is covered by its share, which grows with it; so whatever comes, the memory it takes has
+//! a limit. The share goes with the events until they are answered.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::time::Duration;
 
-use axum::{
-    body::{Body, BodyDataStream},
-    http::{HeaderMap, Version, header, request::Parts},
-};
+use axum::http::{HeaderMap, Version, header, request::Parts};
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout};
 
 use super::error::Failure;
 use crate::{
-    aggregator::{ARRIVAL_SECONDS_MAX, Aggregator, SHARE_BYTES_MIN, SHARE_WAIT_SECONDS_MAX},
+    aggregator::{Aggregator, EVENT_MEMORY_BYTES, SHARE_BYTES_MIN, SHARE_WAIT_SECONDS_MAX},
+    call::{ArrivalError, Arriving, Call, Pace},
     event::Event,
+    partition::{Hand, SMALL_BYTES_MAX, Share},
 };
 
 /// What is read and dropped of a body that is answered before its end, so that the sender sees the answer: a
@@ -30,7 +25,9 @@ const DISCARD_SECONDS_MAX: u64 = 10;
 /// The body of a request as it arrives.
 pub(super) struct Upload<'a> {
     aggregator: &'a Aggregator,
-    parts: BodyDataStream,
+    call: Call,
+    body: Arriving,
+    hand: Hand,
     /// The length that was told in advance.
     length: Option<u64>,
     /// Whether the sender goes on sending when it has an answer already. Over HTTP/2 the stream is reset
@@ -41,10 +38,14 @@ pub(super) struct Upload<'a> {
 }
 
 impl<'a> Upload<'a> {
-    pub fn new(aggregator: &'a Aggregator, head: &Parts, body: Body) -> Self {
+    pub fn new(aggregator: &'a Aggregator, head: &Parts) -> Self {
+        let call = head.extensions.get::<Call>();
+        let call = call.expect("every call is admitted").clone();
         Self {
             aggregator,
-            parts: body.into_data_stream(),
+            body: call.take_body(),
+            hand: aggregator.partition.ingest().hand(call.account()),
+            call,
             length: content_length(&head.headers),
             sends_on: head.version < Version::HTTP_2,
             has_begun: !head.headers.contains_key(header::EXPECT),
@@ -52,38 +53,120 @@ impl<'a> Upload<'a> {
     }
 
     /// The next part of the body, `None` at its end.
-    pub async fn next(&mut self, deadline: Instant, what: &str) -> Result<Option<Bytes>, Failure> {
+    pub async fn next(&mut self, pace: &mut Pace, what: &str) -> Result<Option<Bytes>, Failure> {
         self.has_begun = true;
         let part = tokio::select! {
-            part = timeout_at(deadline, self.parts.next()) => part,
+            part = self.body.next(Some(pace)) => part,
             () = self.aggregator.stopping.cancelled() => return Err(Failure::stopping()),
         };
-        let Ok(part) = part else {
-            // What does not come is not waited for again.
-            self.sends_on = false;
-            return Err(Failure::stalled(what));
-        };
-        part.transpose().map_err(|_| Failure::cut())
+        part.map_err(|error| match error {
+            ArrivalError::Stalled => {
+                // What does not come is not waited for again.
+                self.sends_on = false;
+                Failure::stalled(what)
+            }
+            ArrivalError::Broken(_) => Failure::cut(),
+        })
     }
 
-    /// The whole body, and a share for it and for its events.
-    pub async fn gather(&mut self) -> Result<(Bytes, OwnedSemaphorePermit), Failure> {
+    /// The whole body, and the share that covers it.
+    pub async fn gather(&mut self) -> Result<(Bytes, Share), Failure> {
         let bytes_max = self.aggregator.limits.request_bytes_max;
         let length = match self.length.map(usize::try_from) {
             Some(Ok(length)) if length <= bytes_max => Some(length),
             Some(_) => return Err(Failure::body_too_large(bytes_max)),
             None => None,
         };
-        let share = take_share(self.aggregator, length.unwrap_or(bytes_max)).await?;
-        let deadline = arrival_deadline();
-        let mut body = BytesMut::with_capacity(length.unwrap_or(0));
-        while let Some(part) = self.next(deadline, "the body").await? {
-            if body.len() + part.len() > bytes_max {
+        let mut share = self.share(length.unwrap_or(0));
+        let mut pace = Pace::begin();
+        let mut body = BytesMut::new();
+        while let Some(mut part) = self.next(&mut pace, "the body").await? {
+            let len = body.len() + part.len();
+            if len > bytes_max {
                 return Err(Failure::body_too_large(bytes_max));
+            }
+            self.gathered(&mut share, &mut part, len, length, &mut pace)
+                .await?;
+            if len > body.capacity() {
+                body.reserve(share.bytes().max(len).min(bytes_max) - body.len());
             }
             body.extend_from_slice(&part);
         }
+        self.cover(&mut share, body.len().max(SHARE_BYTES_MIN))
+            .await?;
         Ok((body.freeze(), share))
+    }
+
+    /// An empty share, for what has a length of `expected` if that is known.
+    pub fn share(&self, expected: usize) -> Share {
+        let budget = self.aggregator.partition.ingest();
+        budget.share(self.call.account(), expected)
+    }
+
+    /// Makes a share cover `len` bytes that have arrived, of `length` if that is known. The last of them, `part`, waits
+    /// in hand if it must.
+    pub async fn gathered(
+        &mut self,
+        share: &mut Share,
+        part: &mut Bytes,
+        len: usize,
+        length: Option<usize>,
+        pace: &mut Pace,
+    ) -> Result<(), Failure> {
+        if len <= SHARE_BYTES_MIN.max(share.bytes()) {
+            return Ok(());
+        }
+        let length = length.unwrap_or(self.aggregator.limits.request_bytes_max);
+        if len > SMALL_BYTES_MAX {
+            share.expect(length);
+        }
+        // Twice what has arrived, so that large bodies are not copied for each part.
+        let bytes = length.min(2 * len).max(len);
+        if share.try_grow(bytes) {
+            return Ok(());
+        }
+        // Nothing of the connection's buffer.
+        *part = Bytes::copy_from_slice(part);
+        self.hold(part.len())?;
+        let began = Instant::now();
+        self.cover(share, bytes).await?;
+        pace.skip(began);
+        self.hold(0)
+    }
+
+    /// Holds bytes that were read and wait for their turn.
+    pub fn hold(&mut self, bytes: usize) -> Result<(), Failure> {
+        match self.hand.hold(bytes) {
+            true => Ok(()),
+            false => Err(Failure::overloaded()),
+        }
+    }
+
+    /// Makes a share cover `bytes`, and waits for that, but not for ever.
+    pub async fn cover(&mut self, share: &mut Share, bytes: usize) -> Result<(), Failure> {
+        let limit = Duration::from_secs(SHARE_WAIT_SECONDS_MAX);
+        tokio::select! {
+            grown = timeout(limit, share.grow(bytes)) => grown.map_err(|_| Failure::overloaded()),
+            () = self.aggregator.stopping.cancelled() => Err(Failure::stopping()),
+        }
+    }
+
+    /// Makes a share cover events and their encoding, which can be larger than the JSON was: a number takes two
+    /// bytes in an array, and eleven encoded.
+    pub async fn cover_events(
+        &mut self,
+        share: &mut Share,
+        events: &[Event],
+    ) -> Result<(), Failure> {
+        let encoded: usize = events.iter().map(|event| event.encoded().len()).sum();
+        let bytes_max = self.aggregator.limits.request_bytes_max;
+        if encoded > bytes_max {
+            return Err(Failure::events_too_large(encoded, bytes_max));
+        }
+        let bytes = encoded + events.len() * EVENT_MEMORY_BYTES;
+        self.cover(share, bytes.max(SHARE_BYTES_MIN)).await?;
+        share.shrink(bytes.max(SHARE_BYTES_MIN));
+        Ok(())
     }
 
     /// Reads what is left and drops it, if that is little enough.
@@ -93,7 +176,7 @@ impl<'a> Upload<'a> {
         }
         let discard = async {
             let mut bytes_left = DISCARD_BYTES_MAX;
-            while let Some(Ok(part)) = self.parts.next().await {
+            while let Ok(Some(part)) = self.body.next(None).await {
                 match bytes_left.checked_sub(part.len()) {
                     Some(left) => bytes_left = left,
                     None => return,
@@ -107,56 +190,7 @@ impl<'a> Upload<'a> {
     }
 }
 
-/// When what begins to arrive now must have arrived.
-pub(super) fn arrival_deadline() -> Instant {
-    Instant::now() + Duration::from_secs(ARRIVAL_SECONDS_MAX)
-}
-
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     let length = headers.get(header::CONTENT_LENGTH)?;
     length.to_str().ok()?.parse().ok()
-}
-
-/// Takes the share of a body of `bytes` from the budget: for the body and for the encoding of its events.
-pub(super) async fn take_share(
-    aggregator: &Aggregator,
-    bytes: usize,
-) -> Result<OwnedSemaphorePermit, Failure> {
-    let bytes_max = aggregator.limits.request_bytes_max;
-    let share = (2 * bytes).clamp(SHARE_BYTES_MIN.min(bytes_max), bytes_max);
-    let budget = Arc::clone(aggregator.partition.ingest());
-    let share = u32::try_from(share).expect("a request is under 4 GiB");
-    let acquired = in_time(aggregator, budget.acquire_many_owned(share)).await?;
-    acquired.map_err(|_| Failure::stopping())
-}
-
-async fn in_time<F: Future>(aggregator: &Aggregator, wait: F) -> Result<F::Output, Failure> {
-    tokio::select! {
-        waited = timeout(Duration::from_secs(SHARE_WAIT_SECONDS_MAX), wait) => {
-            waited.map_err(|_| Failure::overloaded())
-        }
-        () = aggregator.stopping.cancelled() => Err(Failure::stopping()),
-    }
-}
-
-/// Makes sure that a share covers the events it goes with. Their encoding can be larger than the JSON was:
-/// a number takes two bytes in an array, and eleven encoded. Who holds a share does not wait for more.
-pub(super) fn cover(
-    aggregator: &Aggregator,
-    share: &mut OwnedSemaphorePermit,
-    events: &[Event],
-) -> Result<(), Failure> {
-    let encoded: usize = events.iter().map(|event| event.encoded().len()).sum();
-    let Some(missing) = encoded.checked_sub(share.num_permits()) else {
-        return Ok(());
-    };
-    let bytes_max = aggregator.limits.request_bytes_max;
-    if encoded > bytes_max {
-        return Err(Failure::events_too_large(encoded, bytes_max));
-    }
-    let budget = Arc::clone(aggregator.partition.ingest());
-    let missing = u32::try_from(missing).map_err(|_| Failure::overloaded())?;
-    let more = budget.try_acquire_many_owned(missing);
-    share.merge(more.map_err(|_| Failure::overloaded())?);
-    Ok(())
 }

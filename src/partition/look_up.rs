@@ -3,9 +3,12 @@
 //! The sealed parts never change, so this needs no lock and runs beside the writer, which then looks only where
 //! this could not.
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
-use super::request::{Answer, Message, Rejection, Request};
+use super::{
+    budget::Share,
+    request::{Answer, Message, Rejection, Request},
+};
 use crate::{
     event::{Event, FIRST_SEQUENCE, Sequence},
     index::{Entry, IndexError, IndexReader, KeyHash, Secret, View},
@@ -105,7 +108,7 @@ impl LookedUp {
     pub(super) fn into_message(
         self,
         rejection: Rejection,
-        permit: OwnedSemaphorePermit,
+        share: Share,
     ) -> (Message, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         let request = Request {
@@ -113,7 +116,7 @@ impl LookedUp {
             sealed: self.sealed,
             looked_to: self.looked_to,
             rejection,
-            permit,
+            share,
             reply,
         };
         (Message::Publish(request), answer)

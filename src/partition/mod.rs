@@ -4,6 +4,7 @@
 //! handler -> writer -> syncer -> readers; nobody but the syncer touches the log's end, nobody
 //! but the writer the index's.
 
+mod budget;
 mod clock;
 mod cursor;
 mod error;
@@ -29,7 +30,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
 };
 
@@ -37,6 +38,7 @@ pub(crate) use self::lanes::ChunkShare;
 #[cfg(not(any(test, feature = "simulation")))]
 use self::look_up::LookUp;
 pub use self::{
+    budget::{Account, Budget, Hand, SMALL_BYTES_MAX, Share},
     cursor::CursorError,
     error::{PublishError, ReadError},
     health::Health,
@@ -45,7 +47,7 @@ pub use self::{
         lock_data_dir, open,
     },
     reader::{Chunk, Reader, Start},
-    request::{Outcome, Rejection},
+    request::{Outcome, Outcomes, Rejection},
     stats::{Counters, CountersError, Snapshot, TopicCounters},
     writer::BatchLimits,
 };
@@ -77,7 +79,7 @@ struct Shared {
     tail: Arc<DurableTail>,
     queue: mpsc::Sender<Message>,
     health: watch::Receiver<Health>,
-    ingest: Arc<Semaphore>,
+    ingest: Budget,
     lanes: Lanes,
 }
 
@@ -85,7 +87,7 @@ struct Shared {
 pub struct PendingOutcomes(oneshot::Receiver<request::Answer>);
 
 impl Future for PendingOutcomes {
-    type Output = Result<Vec<Outcome>, PublishError>;
+    type Output = Result<Outcomes, PublishError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = ready!(Pin::new(&mut self.0).poll(cx));
@@ -95,19 +97,19 @@ impl Future for PendingOutcomes {
 }
 
 impl Partition {
-    /// The budget of bytes of requests that are being received, checked or synced. Whoever brings a
-    /// request takes its size from here first, and hands the permit over with it.
-    pub fn ingest(&self) -> &Arc<Semaphore> {
+    /// The memory that requests may take, from their first bytes until their answers have left. Whoever brings a
+    /// request takes its share from here first, and hands it over with the request.
+    pub fn ingest(&self) -> &Budget {
         &self.0.ingest
     }
 
     /// Puts the events of one request in the queue, after those of earlier calls. Waits while the queue
-    /// is full. `permit` is held until the outcomes are there.
+    /// is full. `share` covers the events, and comes back with the outcomes.
     pub async fn submit(
         &self,
         events: Vec<Event>,
         rejection: Rejection,
-        permit: OwnedSemaphorePermit,
+        share: Share,
     ) -> Result<PendingOutcomes, PublishError> {
         let look_up = LookUp::new(&self.0.index, events);
         let looked_up = if look_up.reads_disk() {
@@ -118,7 +120,7 @@ impl Partition {
         } else {
             look_up.run()
         };
-        let (message, outcomes) = looked_up.into_message(rejection, permit);
+        let (message, outcomes) = looked_up.into_message(rejection, share);
         let sent = self.0.queue.send(message).await;
         sent.map_err(|_| self.gone(PublishError::Bug, PublishError::Stopping))?;
         Ok(PendingOutcomes(outcomes))
@@ -136,9 +138,9 @@ impl Partition {
         &self,
         looked_up: LookedUp,
         rejection: Rejection,
-        permit: OwnedSemaphorePermit,
+        share: Share,
     ) -> Option<PendingOutcomes> {
-        let (message, outcomes) = looked_up.into_message(rejection, permit);
+        let (message, outcomes) = looked_up.into_message(rejection, share);
         self.0.queue.try_send(message).ok()?;
         Some(PendingOutcomes(outcomes))
     }

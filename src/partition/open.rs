@@ -17,10 +17,11 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::{
     Partition, PublishError, Shared,
+    budget::Budget,
     clock::Clock,
     cursor::Mark,
     health::Monitor,
@@ -261,7 +262,7 @@ pub(crate) fn open_locked(
         tail: Arc::clone(&durable_tail),
         queue: queue.clone(),
         health: monitor.watch(),
-        ingest: Arc::new(Semaphore::new(options.ingest_bytes_max)),
+        ingest: Budget::new(options.ingest_bytes_max),
         lanes: Lanes::default(),
     }));
     let syncer = syncer::Shared::new(Syncer {

@@ -1,8 +1,8 @@
 //! What goes from a handler to the writer and back.
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
-use super::{PublishError, ReadError, look_up::HashedEvent};
+use super::{PublishError, ReadError, budget::Share, look_up::HashedEvent};
 use crate::{
     event::{Key, Sequence},
     index::{Entry, KeyHash},
@@ -19,6 +19,14 @@ pub enum Outcome {
     Conflict(Sequence),
     /// It would begin a topic beyond the limit on topics.
     TopicLimit,
+}
+
+/// The outcomes of a request, one per event in order.
+pub struct Outcomes {
+    /// The outcomes.
+    pub outcomes: Vec<Outcome>,
+    /// Covers them, and the answer that is made of them.
+    pub share: Share,
 }
 
 /// What an event that cannot be accepted does to its request.
@@ -39,13 +47,13 @@ pub(super) struct Request {
     /// The handler looked into all sealed parts of the index below it.
     pub looked_to: Sequence,
     pub rejection: Rejection,
-    /// Held until the request is answered.
-    pub permit: OwnedSemaphorePermit,
+    /// Covers the events, and goes on with the answer.
+    pub share: Share,
     pub reply: oneshot::Sender<Answer>,
 }
 
-/// The outcomes of a request, one per event in order.
-pub(super) type Answer = Result<Vec<Outcome>, PublishError>;
+/// What a request is answered with.
+pub(super) type Answer = Result<Outcomes, PublishError>;
 
 /// What the writer is told.
 pub(super) enum Message {

@@ -7,12 +7,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, mpsc as std_mpsc};
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     PublishError,
+    budget::Share,
     health::Monitor,
-    request::{Answer, Message, Request},
+    request::{Answer, Message, Outcome, Outcomes, Request},
     stats::{Dropped, Stats},
     tail::DurableTail,
 };
@@ -38,24 +39,28 @@ pub(super) struct Synced {
 
 /// A request that is decided and not answered yet.
 pub(super) struct Reply {
-    decided: Answer,
+    decided: Result<Vec<Outcome>, PublishError>,
     reply: oneshot::Sender<Answer>,
-    _permit: OwnedSemaphorePermit,
+    share: Share,
 }
 
 impl Reply {
-    pub fn new(request: Request, decided: Answer) -> Self {
+    pub fn new(request: Request, decided: Result<Vec<Outcome>, PublishError>) -> Self {
         Self {
             decided,
             reply: request.reply,
-            _permit: request.permit,
+            share: request.share,
         }
     }
 
     /// Tells what was decided, now that it is durable.
     fn answer(self) {
         // Nobody listens if the publisher has gone; its events are stored all the same.
-        _ = self.reply.send(self.decided);
+        let mut share = self.share;
+        _ = self.reply.send(self.decided.map(|outcomes| {
+            share.keep_answer(outcomes.len());
+            Outcomes { outcomes, share }
+        }));
     }
 
     /// Tells that the batch was not stored.

@@ -16,7 +16,9 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Sleep, sleep},
 };
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
+
+use super::admission::Peer;
 
 /// How long a connection may take to tell its protocol.
 const GREETING_SECONDS_MAX: u64 = 30;
@@ -27,6 +29,7 @@ const GREETING_BYTES: usize = 24;
 pub(super) struct Connection {
     stream: TcpStream,
     greeting: Option<Greeting>,
+    peer: Peer,
     _place: OwnedSemaphorePermit,
 }
 
@@ -45,16 +48,17 @@ impl Connection {
         Self {
             stream,
             greeting: Some(greeting),
+            peer: Peer::default(),
             _place: place,
         }
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
     }
 }
 

@@ -3,14 +3,15 @@
 use std::{
     future::Future as _,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use super::model::Sent;
 use crate::{
     event::{Event, Sequence},
-    partition::{LookUp, LookedUp, Outcome, Partition, PendingOutcomes, PublishError, Rejection},
+    partition::{
+        Account, LookUp, LookedUp, Outcome, Partition, PendingOutcomes, PublishError, Rejection,
+    },
 };
 
 /// A request, and how far it is.
@@ -54,9 +55,8 @@ impl Request {
         match std::mem::replace(&mut self.stage, Stage::Lost) {
             Stage::LookUp(look_up) => self.stage = Stage::LookedUp(look_up.run()),
             Stage::LookedUp(looked_up) => {
-                let permit = Arc::clone(partition.ingest()).try_acquire_owned();
-                let permit = permit.expect("the budget is greater than all requests");
-                match partition.try_submit(looked_up, self.rejection, permit) {
+                let share = partition.ingest().share(&Account::default(), 0);
+                match partition.try_submit(looked_up, self.rejection, share) {
                     Some(pending) => self.stage = Stage::Pending(pending),
                     None => return Some(Answer::None),
                 }
@@ -64,7 +64,7 @@ impl Request {
             Stage::Pending(mut pending) => {
                 let polled = Pin::new(&mut pending).poll(&mut Context::from_waker(Waker::noop()));
                 match polled {
-                    Poll::Ready(Ok(outcomes)) => return Some(Answer::Outcomes(outcomes)),
+                    Poll::Ready(Ok(outcomes)) => return Some(Answer::Outcomes(outcomes.outcomes)),
                     Poll::Ready(Err(error)) => return Some(Answer::Error(error)),
                     Poll::Pending => self.stage = Stage::Pending(pending),
                 }

@@ -13,7 +13,7 @@ use crate::{
     http_support::{Http, JSON, LINES, ids, json_event, json_lines, totals},
     support::{
         self, DataDir, Process, TestServer, counters, event, event_with_data, list, patiently,
-        publish, until,
+        publish, take_all, until,
     },
 };
 
@@ -155,7 +155,7 @@ fn event_of_size(id: u64, bytes: usize) -> Value {
 async fn limits_are_named() {
     let server = start_small().await;
     let http = Http::from(&server);
-    let free = || server.server.partition().ingest().available_permits();
+    let held = || server.server.partition().ingest().held();
 
     let (loc, msg) = http
         .publish(&event_of_size(1, REQUEST_BYTES_MAX))
@@ -193,7 +193,7 @@ async fn limits_are_named() {
     assert_eq!(loc, json!(["body"]));
     assert!(msg.contains("--max-topics"), "{msg}");
     assert_eq!(http.lines("/events").await.len(), 0);
-    until("the budget is whole", || free() == 2 * REQUEST_BYTES_MAX).await;
+    until("the budget is whole", || held() == 0).await;
 
     // A chunked body is found too large as it arrives.
     let mut chunked = b"POST /publish HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n\
@@ -211,7 +211,7 @@ async fn limits_are_named() {
         expect: 100-continue\r\ncontent-length: 1000000\r\n\r\n";
     let answer = http.raw(expect).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-    until("the budget is whole", || free() == 2 * REQUEST_BYTES_MAX).await;
+    until("the budget is whole", || held() == 0).await;
 }
 
 #[tokio::test]
@@ -256,17 +256,14 @@ async fn a_body_that_stops_arriving_gives_its_share_back() {
         assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
         assert!(answer.contains(what), "{answer}");
     }
-    let free = server.server.partition().ingest().available_permits();
-    assert_eq!(free, 2 * REQUEST_BYTES_MAX);
+    assert_eq!(server.server.partition().ingest().held(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn overload_is_told_and_passes() {
     let server = start_small().await;
     let http = Http::from(&server);
-    let budget = std::sync::Arc::clone(server.server.partition().ingest());
-    let all = u32::try_from(budget.available_permits()).expect("small");
-    let taken = budget.acquire_many_owned(all).await.expect("open");
+    let taken = take_all(server.server.partition().ingest());
     for answer in [
         http.publish(&json_event("t", 1)).await,
         http.publish_lines(json_lines([json_event("t", 1)])).await,
@@ -303,8 +300,8 @@ async fn lines_of_any_amount_are_stored_in_bounded_memory() {
     let listed = http.lines("/events?topic=t").await;
     let expected: Vec<_> = (0..EVENTS).map(|id| id.to_string()).collect();
     assert_eq!(ids(&listed), expected);
-    let free = || server.server.partition().ingest().available_permits();
-    until("the budget is whole", || free() == 2 * REQUEST_BYTES_MAX).await;
+    let held = || server.server.partition().ingest().held();
+    until("the budget is whole", || held() == 0).await;
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use std::{
 
 use oncelog::{
     event::Sequence,
+    partition::{Account, Budget, Share},
     proto::v1::{self, aggregator_service_client::AggregatorServiceClient},
     server::{Server, ServerError, ServerOptions},
 };
@@ -109,6 +110,19 @@ impl TestServer {
 
     pub async fn client(&self) -> Client {
         Client::new(self.channel().await).max_decoding_message_size(16 << 20)
+    }
+}
+
+/// Takes everything that the budget has for requests, as many connections would.
+pub fn take_all(budget: &Budget) -> Vec<Share> {
+    const BYTES: usize = 1024;
+    let mut taken = Vec::new();
+    loop {
+        let mut share = budget.share(&Account::default(), BYTES);
+        if !share.try_grow(BYTES) {
+            return taken;
+        }
+        taken.push(share);
     }
 }
 

@@ -1,0 +1,254 @@
+//! A call: one request of a client, and its answer, over whatever protocol.
+//!
+//! Every call of the port passes the server's door, which puts the body of the request behind a guard: a few KiB
+//! may be read of it, in a limited time. That is enough for all who ask; only a handler that takes events takes the
+//! body from the guard, and answers for what it gathers. So an endpoint cannot forget to bound what it reads.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::future::poll_fn;
+use http_body::{Body as _, Frame, SizeHint};
+use thiserror::Error;
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
+
+use crate::partition::{Account, Share};
+
+/// What may be read of a request that brings no events.
+pub(crate) const CALL_BYTES_MAX: usize = 16 * 1024;
+/// How long it may take to arrive.
+pub(crate) const CALL_SECONDS_MAX: u64 = 30;
+/// How long a request may take to arrive once it has begun; time in which the server does not read does not count.
+pub(crate) const ARRIVAL_SECONDS_MAX: u64 = 60;
+/// The slowest that a request may arrive: so many bytes in so many seconds.
+pub(crate) const PROGRESS_BYTES_MIN: usize = 16 * 1024;
+pub(crate) const PROGRESS_SECONDS: u64 = 10;
+
+/// A call. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Call(Arc<State>);
+
+struct State {
+    account: Account,
+    body: Mutex<Option<Body>>,
+    /// Covers what the handler has answered and the connection has not taken yet.
+    leaving: Mutex<Option<Share>>,
+}
+
+impl Call {
+    /// A call on a connection with this account, and its guarded body.
+    pub fn new(account: Account, body: Body) -> (Self, Guarded) {
+        let call = Self(Arc::new(State {
+            account,
+            body: Mutex::new(Some(body)),
+            leaving: Mutex::new(None),
+        }));
+        let guarded = Guarded {
+            call: call.clone(),
+            bytes_left: CALL_BYTES_MAX,
+            deadline: None,
+        };
+        (call, guarded)
+    }
+
+    /// What the connection of the call holds.
+    pub fn account(&self) -> &Account {
+        &self.0.account
+    }
+
+    /// Takes the body from its guard, for a handler that bounds what it gathers itself.
+    pub fn take_body(&self) -> Arriving {
+        let body = lock(&self.0.body).take();
+        Arriving(body.unwrap_or_default())
+    }
+
+    /// Leaves a share with what is answered next, until that has left.
+    pub fn leave_with(&self, share: Share) {
+        let mut leaving = lock(&self.0.leaving);
+        match &mut *leaving {
+            Some(earlier) => earlier.merge(share),
+            None => *leaving = Some(share),
+        }
+    }
+
+    /// The bytes of an answer, together with the share that covers them.
+    pub fn covered(&self, bytes: Bytes) -> Bytes {
+        match lock(&self.0.leaving).take() {
+            Some(share) => Bytes::from_owner(Leaving {
+                bytes,
+                _share: share,
+            }),
+            None => bytes,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing between lock and unlock leaves a half-changed state.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Leaving {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Leaving {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The body of a request that brings no events: small, and in time.
+pub(crate) struct Guarded {
+    call: Call,
+    bytes_left: usize,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why a body is not read on.
+#[derive(Debug, Error)]
+pub(crate) enum GuardError {
+    #[error("more than {CALL_BYTES_MAX} bytes, which is the limit of a request without events")]
+    TooLarge,
+    #[error("the request did not arrive within {CALL_SECONDS_MAX} s")]
+    Late,
+    #[error(transparent)]
+    Broken(axum::Error),
+}
+
+impl http_body::Body for Guarded {
+    type Data = Bytes;
+    type Error = GuardError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, GuardError>>> {
+        let polled = match &mut *lock(&self.call.0.body) {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => return Poll::Ready(None),
+        };
+        let Poll::Ready(frame) = polled else {
+            let limit = Duration::from_secs(CALL_SECONDS_MAX);
+            let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
+            ready!(deadline.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(GuardError::Late)));
+        };
+        let bytes = match &frame {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            Some(Err(_)) | None => 0,
+        };
+        let Some(bytes_left) = self.bytes_left.checked_sub(bytes) else {
+            return Poll::Ready(Some(Err(GuardError::TooLarge)));
+        };
+        self.bytes_left = bytes_left;
+        Poll::Ready(frame.map(|frame| frame.map_err(GuardError::Broken)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let body = lock(&self.call.0.body);
+        body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let body = lock(&self.call.0.body);
+        body.as_ref().map(Body::size_hint).unwrap_or_default()
+    }
+}
+
+/// The body of a request that brings events, as it arrives.
+pub(crate) struct Arriving(Body);
+
+/// Why no more arrives.
+#[derive(Debug)]
+pub(crate) enum ArrivalError {
+    /// It did not arrive in time, or too slowly.
+    Stalled,
+    /// The connection broke, or the client has cancelled.
+    Broken(axum::Error),
+}
+
+impl Arriving {
+    /// The next part, `None` at the end. Without a pace it may take any time.
+    pub async fn next(&mut self, pace: Option<&mut Pace>) -> Result<Option<Bytes>, ArrivalError> {
+        loop {
+            let frame = poll_fn(|cx| Pin::new(&mut self.0).poll_frame(cx));
+            let frame = match &pace {
+                Some(pace) => timeout_at(pace.deadline(), frame)
+                    .await
+                    .map_err(|_| ArrivalError::Stalled)?,
+                None => frame.await,
+            };
+            match frame {
+                Some(Ok(frame)) => {
+                    let Ok(part) = frame.into_data() else {
+                        continue; // Trailers say nothing here.
+                    };
+                    if let Some(pace) = pace {
+                        pace.arrived(part.len());
+                    }
+                    return Ok(Some(part));
+                }
+                Some(Err(error)) => return Err(ArrivalError::Broken(error)),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// How fast a request must arrive.
+pub(crate) struct Pace {
+    /// When all of it must be there.
+    end: Instant,
+    /// When [`PROGRESS_BYTES_MIN`] must have arrived, and how many of them are missing.
+    step: Instant,
+    missing: usize,
+}
+
+impl Pace {
+    /// For a request that begins now.
+    pub fn begin() -> Self {
+        let now = Instant::now();
+        Self {
+            end: now + Duration::from_secs(ARRIVAL_SECONDS_MAX),
+            step: now + Duration::from_secs(PROGRESS_SECONDS),
+            missing: PROGRESS_BYTES_MIN,
+        }
+    }
+
+    /// For a request of which nothing is there yet: its beginning may take all the time.
+    pub fn idle() -> Self {
+        let begun = Self::begin();
+        Self {
+            step: begun.end,
+            ..begun
+        }
+    }
+
+    /// Leaves out the time since `began`, in which nothing was read.
+    pub fn skip(&mut self, began: Instant) {
+        let now = Instant::now();
+        self.end += now - began;
+        self.step = now + Duration::from_secs(PROGRESS_SECONDS);
+        self.missing = PROGRESS_BYTES_MIN;
+    }
+
+    fn deadline(&self) -> Instant {
+        self.end.min(self.step)
+    }
+
+    fn arrived(&mut self, bytes: usize) {
+        self.missing = self.missing.saturating_sub(bytes);
+        if self.missing == 0 {
+            self.step = Instant::now() + Duration::from_secs(PROGRESS_SECONDS);
+            self.missing = PROGRESS_BYTES_MIN;
+        }
+    }
+}

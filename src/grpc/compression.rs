@@ -1,0 +1,88 @@
+//! Compressed requests: gzip and zstd, within bounds that are known before.
+//!
+//! Sources: RFC 1952 (gzip), section 2.3.1 for the size at its end; RFC 8878 (zstd), section 3.1.1.1.2 for windows
+//! and section 3.1.1.1.4 for the size at its beginning.
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use flate2::bufread::GzDecoder;
+use tonic::metadata::MetadataMap;
+use zstd::zstd_safe;
+
+/// The largest window that a zstd frame may ask for, as a power of two: 8 MiB, which every decoder should take.
+const WINDOW_LOG_MAX: u32 = 23;
+/// The size of the original at the end of gzip.
+const GZIP_SIZE_BYTES: usize = 4;
+
+/// How the messages of a stream are compressed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Encoding {
+    Gzip,
+    Zstd,
+}
+
+impl Encoding {
+    /// The one that a call names, if it names any. Others than these are refused before a handler is called.
+    pub fn of(metadata: &MetadataMap) -> Option<Self> {
+        match metadata.get("grpc-encoding")?.as_bytes() {
+            b"gzip" => Some(Self::Gzip),
+            b"zstd" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// What the message can have at most when it is decompressed; `None` if it does not say.
+pub(super) fn decompressed_bytes_max(encoding: Encoding, message: &[u8]) -> Option<usize> {
+    match encoding {
+        Encoding::Gzip => {
+            let size = message.last_chunk::<GZIP_SIZE_BYTES>()?;
+            usize::try_from(u32::from_le_bytes(*size)).ok()
+        }
+        Encoding::Zstd => {
+            let frame = zstd_safe::find_frame_compressed_size(message).ok()?;
+            let size = zstd_safe::get_frame_content_size(message).ok()??;
+            // Only the first of several frames says its size here.
+            (frame == message.len()).then(|| usize::try_from(size).ok())?
+        }
+    }
+}
+
+/// The message, unless it has more than `bytes_max` bytes.
+pub(super) fn decompress(
+    encoding: Encoding,
+    message: &[u8],
+    bytes_max: usize,
+) -> io::Result<Bytes> {
+    match encoding {
+        Encoding::Gzip => {
+            let mut decoder = GzDecoder::new(message);
+            let decompressed = read(&mut decoder, message.len(), bytes_max)?;
+            if !decoder.get_ref().is_empty() {
+                return Err(io::Error::other("bytes after the end of gzip"));
+            }
+            Ok(decompressed)
+        }
+        Encoding::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(message)?;
+            decoder.window_log_max(WINDOW_LOG_MAX)?;
+            read(decoder, message.len(), bytes_max)
+        }
+    }
+}
+
+fn read(from: impl Read, bytes: usize, bytes_max: usize) -> io::Result<Bytes> {
+    /// A guess, so that few messages are copied as they grow.
+    const RATIO: usize = 4;
+    let mut decompressed = Vec::with_capacity((RATIO * bytes).min(bytes_max));
+    from.take(bytes_max as u64 + 1)
+        .read_to_end(&mut decompressed)?;
+    if decompressed.len() > bytes_max {
+        return Err(io::Error::other(format!(
+            "more than {bytes_max} bytes when decompressed"
+        )));
+    }
+    decompressed.shrink_to_fit();
+    Ok(decompressed.into())
+}

@@ -1,0 +1,127 @@
+//! Admission: what every call of every service on the port passes, before anything else sees it.
+//!
+//! A call takes memory for as long as it is open, whatever it does: so there are only so many. Some calls of each
+//! connection are always admitted, so that one that opens thousands takes no place from others. The body of an
+//! admitted call lies behind the guard of [`Call`], and what it answers leaves with the share that covers it.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    middleware::{Next, from_fn_with_state},
+    response::Response,
+};
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::speaks_grpc;
+use crate::{call::Call, grpc, http, partition::Account};
+
+/// Calls that a connection may have open whatever others do.
+const CONNECTION_CALLS_MIN: usize = 16;
+/// Calls beyond these that may be open in all.
+const CALLS_MAX: usize = 16_384;
+
+/// What the calls of a connection share. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Peer {
+    account: Account,
+    calls: Arc<AtomicUsize>,
+}
+
+/// Puts the admission before everything that `routes` has.
+pub(super) fn guard(routes: Router) -> Router {
+    let places = Arc::new(Semaphore::new(CALLS_MAX));
+    routes.layer(from_fn_with_state(places, admit))
+}
+
+async fn admit(State(places): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    let (mut head, body) = request.into_parts();
+    let peer = head.extensions.get::<Peer>();
+    let peer = peer.expect("every connection has its peer").clone();
+    let Some(place) = peer.place(&places) else {
+        return match speaks_grpc(&head.headers) {
+            true => grpc::too_many_calls().into_http(),
+            false => http::too_many_calls(),
+        };
+    };
+    let (call, guarded) = Call::new(peer.account, body);
+    head.extensions.insert(call.clone());
+    let request = Request::from_parts(head, Body::new(guarded));
+    let response = next.run(request).await;
+    response.map(|inner| {
+        Body::new(Answer {
+            inner,
+            call,
+            _place: place,
+        })
+    })
+}
+
+impl Peer {
+    /// A place for one call more, if there is one.
+    fn place(&self, places: &Arc<Semaphore>) -> Option<Place> {
+        let open = self.calls.fetch_add(1, Relaxed);
+        let mut place = Place {
+            calls: Arc::clone(&self.calls),
+            _permit: None,
+        };
+        if open >= CONNECTION_CALLS_MIN {
+            let permit = Arc::clone(places).try_acquire_owned();
+            place._permit = Some(permit.ok()?);
+        }
+        Some(place)
+    }
+}
+
+/// The place of an open call.
+struct Place {
+    calls: Arc<AtomicUsize>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.calls.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The answer of a call, which holds its place.
+struct Answer {
+    inner: Body,
+    call: Call,
+    _place: Place,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        polled.map(|frame| {
+            frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| self.call.covered(bytes))))
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
