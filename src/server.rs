@@ -65,9 +65,10 @@ const CONNECTION_STREAMS_MAX: u32 = 1024;
 /// Streams that a connection may make the server reset, before it ends. CVE-2025-8671; not told, tonic has no limit.
 const CONNECTION_RESETS_MAX: usize = 1024;
 /// HTTP/2 flow control: what a stream and a connection may send ahead of what the server has read.
-/// A connection has room for many streams that wait for their share of the ingest budget.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// A connection has room for 128 streams that wait for their share of the ingest budget, so that the one that has
+/// its share can go on.
+const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// The largest HTTP/2 frame a client may send: the default of 16 KiB costs both sides a system call each.
 /// A connection gathers a frame before anyone sees it.
 const FRAME_BYTES_MAX: u32 = 64 * 1024;

@@ -86,3 +86,64 @@ fn read(from: impl Read, bytes: usize, bytes_max: usize) -> io::Result<Bytes> {
     decompressed.shrink_to_fit();
     Ok(decompressed.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::{Compression, write::GzEncoder};
+
+    use super::*;
+
+    const BYTES_MAX: usize = 64 * 1024;
+
+    fn gzip(content: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(content).expect("in memory");
+        encoder.finish().expect("in memory")
+    }
+
+    fn zstd(content: &[u8]) -> Vec<u8> {
+        zstd::encode_all(content, 3).expect("in memory")
+    }
+
+    #[test]
+    fn a_message_is_what_it_was() {
+        let content = vec![7; BYTES_MAX];
+        for (encoding, message) in [
+            (Encoding::Gzip, gzip(&content)),
+            (Encoding::Zstd, zstd(&content)),
+        ] {
+            let size = decompressed_bytes_max(encoding, &message);
+            assert!(size.is_none_or(|size| size == BYTES_MAX), "{encoding:?}");
+            let decompressed = decompress(encoding, &message, BYTES_MAX);
+            assert_eq!(decompressed.expect("whole"), content);
+        }
+    }
+
+    #[test]
+    fn a_bomb_ends_at_the_limit() {
+        let content = vec![0; 100 * BYTES_MAX];
+        for (encoding, message) in [
+            (Encoding::Gzip, gzip(&content)),
+            (Encoding::Zstd, zstd(&content)),
+        ] {
+            let error = decompress(encoding, &message, BYTES_MAX).expect_err("too large");
+            assert!(
+                error.to_string().contains("more than 65536 bytes"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_is_dropped_in_silence() {
+        let mut message = gzip(b"content");
+        message.extend_from_slice(b"more");
+        assert!(decompress(Encoding::Gzip, &message, BYTES_MAX).is_err());
+        let two = [zstd(b"one"), zstd(b"two")].concat();
+        assert_eq!(decompressed_bytes_max(Encoding::Zstd, &two), None);
+        let both = decompress(Encoding::Zstd, &two, BYTES_MAX);
+        assert_eq!(both.expect("whole"), &b"onetwo"[..]);
+    }
+}

@@ -96,7 +96,7 @@ struct Held {
     budget: AtomicUsize,
     lane: AtomicUsize,
     hands: AtomicUsize,
-    /// What its large requests will hold when they are there, or hold already.
+    /// What its large requests that are being gathered will hold.
     promised: AtomicUsize,
 }
 
@@ -360,8 +360,14 @@ impl Share {
         account.lane.fetch_sub(lane, Relaxed);
         state.free += held;
         state.lane_free += lane;
-        if excess > 0 && self.excess == 0 {
-            state.exceeded = false;
+        if excess > 0 {
+            // What is left of a request that is answered is little: the next need not wait until its answer has left.
+            if self.excess <= state.free {
+                state.free -= self.excess;
+                account.budget.fetch_add(self.excess, Relaxed);
+                self.held += std::mem::take(&mut self.excess);
+            }
+            state.exceeded = self.excess > 0;
         }
         self.budget.serve(&mut state);
     }
@@ -369,6 +375,16 @@ impl Share {
     /// Says how large the request is, once that is known.
     pub fn expect(&mut self, bytes: usize) {
         self.expected = self.expected.max(bytes);
+    }
+
+    /// Says that the request is there whole: the connection may gather the next.
+    pub(super) fn arrived(&mut self) {
+        let promised = std::mem::take(&mut self.promised);
+        if promised > 0 {
+            let mut state = self.budget.lock();
+            self.account.0.promised.fetch_sub(promised, Relaxed);
+            self.budget.serve(&mut state);
+        }
     }
 
     /// Says how many of its bytes are for the answer, beside the outcomes: they stay when the events are gone.

@@ -109,8 +109,9 @@ impl Partition {
         &self,
         events: Vec<Event>,
         rejection: Rejection,
-        share: Share,
+        mut share: Share,
     ) -> Result<PendingOutcomes, PublishError> {
+        share.arrived();
         let look_up = LookUp::new(&self.0.index, events);
         let looked_up = if look_up.reads_disk() {
             let looked_up = spawn_blocking(move || look_up.run()).await;

@@ -258,11 +258,15 @@ fn call_with(message: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn peers_that_vanish_are_given_up() {
-    const MESSAGE_BYTES: u32 = 1000;
+    const MESSAGE_BYTES: u32 = 10_000;
     let server = TestServer::start().await;
     let proxy = Proxy::start(server.server.address(), |_| SOUND).await;
     let proxy = proxy.expect("a port");
-    let half = call_with(&frames::message(0, MESSAGE_BYTES, b"half"));
+    let half = call_with(&frames::message(
+        0,
+        MESSAGE_BYTES,
+        &[0; MESSAGE_BYTES as usize / 2],
+    ));
     let list = frames::follow(1);
     let mut peers = Vec::new();
     for bytes in [&[][..], &half, &half[..20], &list] {

@@ -17,6 +17,7 @@ use tonic::{
     codegen::{Body as HttpBody, Service as _, http},
 };
 
+use crate::frames::{self, Peer, flag, frame, kind};
 use crate::support::{
     DataDir, PublishStream, TestServer, counters, event, event_with_data, list, outcomes,
     patiently, publish, sequences, until,
@@ -375,4 +376,135 @@ async fn counters_of_many_topics_are_capped() {
     let stats = client.get_stats(request).await.expect("stats").into_inner();
     assert_eq!(stats.topics.len(), 10_000);
     assert_eq!(stats.topic_count, 10_001);
+}
+
+/// The largest request, as its prefix announces it.
+const ANNOUNCED_BYTES: u32 = 4 * 1024 * 1024;
+/// SETTINGS_INITIAL_WINDOW_SIZE. RFC 9113, section 6.5.2.
+const INITIAL_WINDOW_SIZE: u16 = 4;
+/// An encoded event without a field, in an encoded request.
+const EMPTY_EVENT: [u8; 2] = [1 << 3 | 2, 0];
+const REQUEST_EVENTS: usize = 16_384;
+
+async fn peer(server: &TestServer, settings: &[(u16, u32)]) -> Peer {
+    let peer = Peer::greet_with(server.server.address(), settings).await;
+    peer.expect("settings")
+}
+
+/// The streams that a client opens, one after another.
+fn streams(count: u32) -> impl Iterator<Item = u32> {
+    (0..count).map(|at| 2 * at + 1)
+}
+
+/// A publisher of one event and of a large one is acked in time.
+async fn assert_acked_in_time(server: &TestServer, topic: &str) {
+    const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+    let client = &mut server.client().await;
+    for (id, bytes) in [(1, 10), (2, 900_000)] {
+        let events = vec![event_with_data(topic, id, vec![1; bytes])];
+        let acked = tokio::time::timeout(LIMIT, publish(client, events)).await;
+        assert_eq!(acked.expect("in time").unique_processed, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_announced_and_not_sent_holds_nothing() {
+    let server = TestServer::start().await;
+    let mut peers = Vec::new();
+    for compressed in [0, 1] {
+        let mut peer = peer(&server, &[]).await;
+        for stream in streams(100) {
+            let announced = frames::message(compressed, ANNOUNCED_BYTES, b"");
+            let opened = [
+                frames::call(stream, "StreamingPublish"),
+                frame(kind::DATA, flag::NONE, stream, &announced),
+            ];
+            peer.send(&opened.concat()).await.expect("sent");
+        }
+        peers.push(peer);
+    }
+    assert_acked_in_time(&server, "others").await;
+    until("nothing is held", || held(&server) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_are_not_read_are_covered_until_they_have_left() {
+    const STREAMS: u32 = 8;
+    const REQUESTS: usize = 7;
+    let server = TestServer::start().await;
+    let mut rude = peer(&server, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    let request = EMPTY_EVENT.repeat(REQUEST_EVENTS);
+    let message = frames::message(0, request.len() as u32, &request);
+    for stream in streams(STREAMS) {
+        rude.send(&frames::call(stream, "StreamingPublish"))
+            .await
+            .expect("sent");
+        for part in message.repeat(REQUESTS).chunks(16_384) {
+            let part = frame(kind::DATA, flag::NONE, stream, part);
+            rude.send(&part).await.expect("sent");
+        }
+    }
+    let whole = server.data_dir.options().partition.ingest_bytes_max;
+    let taken = || async { counters(&mut server.client().await).await[4] as usize };
+    patiently("all that there is room for", async {
+        let mut before = 0;
+        loop {
+            let now = taken().await;
+            if now > 0 && now == before {
+                break;
+            }
+            before = now;
+        }
+    })
+    .await;
+    // A byte for each reason that is to be told would be too few.
+    assert!(held(&server) > taken().await, "{}", held(&server));
+    assert!(held(&server) <= whole, "{}", held(&server));
+    assert_acked_in_time(&server, "others").await;
+    drop(rude);
+    until("the budget is whole", || held(&server) == 0).await;
+}
+
+#[tokio::test]
+async fn a_call_without_events_is_small_and_comes_in_time() {
+    let server = TestServer::start().await;
+    let mut slow = peer(&server, &[]).await;
+    for (stream, announced) in [(1, ANNOUNCED_BYTES), (3, 100)] {
+        let message = frames::message(0, announced, b"half");
+        let opened = [
+            frames::call(stream, "GetEvent"),
+            frame(kind::DATA, flag::NONE, stream, &message),
+        ];
+        slow.send(&opened.concat()).await.expect("sent");
+    }
+    let refused = patiently("a status", slow.next_of(1)).await.expect("alive");
+    assert_eq!(refused.kind, kind::HEADERS);
+    tokio::time::pause();
+    let late = slow.next_of(3).await.expect("alive");
+    assert_eq!(late.kind, kind::HEADERS);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_requests_on_many_streams_at_once_are_only_held_back() {
+    const STREAMS: u64 = 64;
+    const DATA: usize = 250 * 1000;
+    let server = TestServer::start().await;
+    let client = server.client().await;
+    let mut publishers = Vec::new();
+    for stream in 0..STREAMS {
+        let mut client = client.clone();
+        publishers.push(tokio::spawn(async move {
+            let byte = u8::try_from(stream).expect("small");
+            let events =
+                (0..4).map(|id| event_with_data(&stream.to_string(), id, vec![byte; DATA]));
+            publish(&mut client, events.collect())
+                .await
+                .unique_processed
+        }));
+    }
+    for publisher in publishers {
+        let stored = patiently("an ack", publisher).await.expect("acked");
+        assert_eq!(stored, 4);
+    }
+    until("the budget is whole", || held(&server) == 0).await;
 }
