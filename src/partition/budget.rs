@@ -26,8 +26,6 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use super::request::Outcome;
-
 /// Requests of at most this many bytes have a lane of their own.
 pub const SMALL_BYTES_MAX: usize = 64 * 1024;
 /// The part of the budget that one connection may have promised to its large requests.
@@ -393,8 +391,8 @@ impl Share {
     }
 
     /// Gives back what the events took, and keeps what the answer takes.
-    pub(super) fn keep_answer(&mut self, outcomes: usize) {
-        self.shrink(outcomes * size_of::<Outcome>() + self.answer);
+    pub(super) fn keep_answer(&mut self, outcomes_bytes: usize) {
+        self.shrink(outcomes_bytes + self.answer);
     }
 
     /// Takes over what another share covers, of the same connection.

@@ -288,7 +288,7 @@ mod tests {
     use super::*;
     use crate::{
         event::{Event, EventView},
-        partition::{Partition, PartitionOptions, Rejection, Start, Threads, open},
+        partition::{Account, Partition, PartitionOptions, Rejection, Start, Threads, open},
         proto::v1,
     };
 
@@ -322,9 +322,8 @@ mod tests {
 
     /// Stores a batch.
     async fn store(partition: &Partition, events: Vec<Event>) {
-        let permit = Arc::clone(partition.ingest()).acquire_owned().await;
-        let permit = permit.expect("open");
-        let pending = partition.submit(events, Rejection::OfEvent, permit);
+        let share = partition.ingest().share(&Account::default(), 0);
+        let pending = partition.submit(events, Rejection::OfEvent, share);
         pending.await.expect("queued").await.expect("durable");
     }
 

@@ -58,7 +58,7 @@ impl Reply {
         // Nobody listens if the publisher has gone; its events are stored all the same.
         let mut share = self.share;
         _ = self.reply.send(self.decided.map(|outcomes| {
-            share.keep_answer(outcomes.len());
+            share.keep_answer(size_of_val(&*outcomes));
             Outcomes { outcomes, share }
         }));
     }
