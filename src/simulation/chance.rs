@@ -22,6 +22,12 @@ impl Chance {
         self.next() % end
     }
 
+    /// From 1 to `max`, and more often small.
+    pub fn up_to(&mut self, max: usize) -> usize {
+        let max = 1 + self.place(max);
+        1 + self.place(max)
+    }
+
     /// A place in a list of this length, which is not 0.
     pub fn place(&mut self, len: usize) -> usize {
         self.below(len as u64) as usize

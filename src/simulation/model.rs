@@ -52,8 +52,34 @@ pub(super) struct Model {
     pub answered: Answered,
 }
 
+/// One name is the front of another, and their keys differ only far behind.
 pub(super) fn topic_name(topic: u8) -> String {
-    format!("topic {topic}")
+    format!("topic{:t>1$}", "", usize::from(topic))
+}
+
+fn parse_topic(name: &str) -> Option<u8> {
+    let rest = name.strip_prefix("topic")?;
+    let topic = u8::try_from(rest.len()).ok()?;
+    (topic_name(topic) == name).then_some(topic)
+}
+
+const LONG_ID: &str = "an id whose front is that of many others: ";
+
+/// Numbers go up and down in the order of their names, so that keys do not come sorted.
+fn id_name(id: u16) -> String {
+    let number = id.reverse_bits();
+    match id % 3 {
+        0 => format!("{number}"),
+        1 => format!("{LONG_ID}{number}"),
+        _ => format!("{LONG_ID}{number:a>150}"),
+    }
+}
+
+fn parse_id(name: &str) -> Option<u16> {
+    let number = name.strip_prefix(LONG_ID).unwrap_or(name);
+    let number: u16 = number.trim_start_matches('a').parse().ok()?;
+    let id = number.reverse_bits();
+    (id_name(id) == name).then_some(id)
 }
 
 impl Sent {
@@ -71,7 +97,7 @@ impl Sent {
     fn encoded(self) -> Bytes {
         let event = v1::Event {
             topic: topic_name(self.name.topic),
-            event_id: format!("{}", self.name.id),
+            event_id: id_name(self.name.id),
             timestamp: Some(prost_types::Timestamp::default()),
             source: format!("{}", self.content),
             payload: Some(v1::event::Payload::Data(self.payload().into())),
@@ -89,13 +115,10 @@ impl Sent {
     /// The event that was stored, to the last byte.
     pub fn of(stored: &StoredEvent) -> Self {
         let view = EventView::parse(&stored.encoded).expect("what is stored is canonical");
-        let topic = view.topic.strip_prefix("topic ");
         let sent = Self {
             name: Name {
-                topic: topic
-                    .and_then(|topic| topic.parse().ok())
-                    .expect("a topic that was sent"),
-                id: view.event_id.parse().expect("an id that was sent"),
+                topic: parse_topic(view.topic).expect("a topic that was sent"),
+                id: parse_id(view.event_id).expect("an id that was sent"),
             },
             content: view.source.parse().expect("a source that was sent"),
         };

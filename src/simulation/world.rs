@@ -16,11 +16,11 @@ use super::{
 };
 use crate::{
     event::{FIRST_SEQUENCE, Sequence, StoredEvent},
-    index::IndexOptions,
+    index::{IndexOptions, RunLimits},
     log::{self, FileLogOptions, OpenError as LogOpenError, ReadError as LogReadError},
     partition::{
-        Counters, Health, OpenError, Partition, PartitionOptions, PublishError, ReadError,
-        Rejection, Start, Threads, open_locked,
+        BatchLimits, Counters, Health, OpenError, Partition, PartitionOptions, PublishError,
+        ReadError, Rejection, Start, Threads, open_locked,
     },
     platform::Platform,
 };
@@ -87,8 +87,19 @@ impl World {
             index: IndexOptions {
                 keys_per_generation: 4 + chance.place(30),
                 merge_fanout: 2 + chance.place(2),
-                ..IndexOptions::default()
+                frozen_max: chance.up_to(2),
+                runs: RunLimits {
+                    keys_max: chance.up_to(6),
+                    bytes_full: chance.up_to(200),
+                    slices_max: chance.up_to(5),
+                },
             },
+            batch: BatchLimits {
+                events_full: chance.up_to(12),
+                bytes_full: chance.up_to(6000),
+                lone_events_max: chance.place(12),
+            },
+            tail_cache_bytes_max: chance.place(5000),
             platform: Platform {
                 disk: Arc::new(disk.clone()),
                 jobs: Arc::new(SimJobs),
