@@ -479,6 +479,32 @@ fn a_limit_is_named_once_and_documented() {
     }
 }
 
+/// docs/reliability.md says what bounds each endpoint by the names of constants and options.
+#[test]
+fn bounds_in_the_docs_are_in_the_source() {
+    let page = read(&root().join("docs/reliability.md"));
+    let sources = sources();
+    let has = |text: &str| sources.iter().any(|source| source.code.contains(text));
+    let mut named = 0;
+    for line in page.lines().filter(|line| line.starts_with('|')) {
+        // Every other part stands between backticks.
+        for name in line.split('`').skip(1).step_by(2) {
+            let is_constant = name.contains('_')
+                && name
+                    .chars()
+                    .all(|char| char.is_ascii_uppercase() || char == '_');
+            if is_constant {
+                named += 1;
+                assert!(
+                    has(&format!("const {name}:")),
+                    "{name}: no such limit: {line}"
+                );
+            }
+        }
+    }
+    assert!(named > 10, "the table of bounds is elsewhere");
+}
+
 #[test]
 fn compilers_agree() {
     let version = |text: &str, before: &str| -> Vec<u32> {
