@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use divan::{Bencher, black_box, counter::ItemsCount};
 use oncelog::{
-    event::{Event, EventId, EventView, Key, Sequence, Topic},
+    event::{Event, EventId, Key, Sequence, Topic},
     index::{Entry, Index, IndexOptions, KeyHash, View},
     log::{Batch, BatchBuilder, FileLog, FileLogOptions, Log as _},
     platform::Platform,
@@ -86,8 +86,8 @@ fn encoded(number: u64) -> Bytes {
 }
 
 fn event(encoded: Bytes) -> Event {
-    let view = EventView::parse(&encoded).expect("canonical");
-    Event::new(encoded.clone(), &view).expect("valid")
+    let event = Event::from_canonical(encoded).expect("canonical");
+    event.expect("valid")
 }
 
 fn events(count: u64) -> Vec<Event> {

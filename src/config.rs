@@ -52,10 +52,10 @@ Examples:
   oncelog verify --data-dir /var/lib/oncelog   check the stored data while no server runs";
 
 const PUBLISH_HELP: &str = "\
-An event is one line of JSON, as proto3 maps the message oncelog.v1.Event:
-  {\"topic\":\"t\",\"eventId\":\"1\",\"timestamp\":\"2026-01-01T00:00:00Z\",\"source\":\"s\",\"json\":{\"n\":1}}
-event_id is taken for eventId; instead of json there may be data (base64); attributes is an object of \
-strings. Blank lines are skipped.
+An event is one line of JSON, as `oncelog list` and HTTP have it:
+  {\"topic\":\"t\",\"event_id\":\"1\",\"timestamp\":\"2026-01-01T00:00:00Z\",\"source\":\"s\",\"payload\":{\"n\":1}}
+Instead of payload there may be data (base64), or neither; attributes is an object of strings. The names of the gRPC \
+contract are taken as well: eventId, json. Blank lines are skipped.
 
 What is not acknowledged is resent when the connection breaks. Publishing a file again is safe: what \
 is stored already counts as a duplicate.

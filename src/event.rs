@@ -4,19 +4,27 @@
 //! Knows nothing of files, of the index or of how events arrive.
 
 mod encoding;
+mod fields;
+mod form;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod json;
+mod members;
+mod number;
+mod payload;
+mod protobuf;
+mod struct_json;
+mod structs;
+mod text;
 
 use std::{fmt, sync::Arc};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use thiserror::Error;
 
-pub use encoding::{
-    EventView, NotCanonical, Payload, Timestamp, put_varint, take_varint, varint_len,
-};
-pub use json::is_canonical_struct;
+pub use encoding::{EventView, Timestamp};
+pub use form::JsonError;
+pub use payload::{Json, Payload};
+pub use protobuf::{NotCanonical, put_varint, take_varint, varint_len};
 
 /// The place of an event in the log. The first event has sequence 1, there are no gaps.
 pub type Sequence = u64;
@@ -33,6 +41,11 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const ATTRIBUTES_MAX: usize = 64;
 /// The most bytes that the keys and values of the attributes of one event have together.
 pub const ATTRIBUTES_BYTES_MAX: usize = 8 * 1024;
+/// How many objects and arrays of a JSON payload may be within each other, the payload itself included.
+///
+/// Decoders of protobuf take 100 messages within each other. An object is three of them (a `Struct`, the entry of its
+/// map, a `Value`), and a `ListEventsResponse` has the payload at its third.
+pub const JSON_DEPTH_MAX: u32 = 32;
 /// The default limit on one encoded event, in bytes.
 pub const EVENT_BYTES_MAX: usize = 1024 * 1024;
 
@@ -171,22 +184,37 @@ pub struct Event {
 }
 
 impl Event {
-    /// Takes an event that `view`, parsed from `encoded`, shows; checks it against the limits.
-    ///
-    /// The caller vouches that `encoded` is canonical: [`EventView::parse`] does not look into a JSON
-    /// payload.
-    pub fn new(encoded: Bytes, view: &EventView<'_>) -> Result<Self, Violation> {
-        Self::new_in(encoded, view, &mut BytesMut::new())
+    /// Takes an encoded event as it is, if the encoding is canonical, and checks it against the limits.
+    pub fn from_canonical(encoded: Bytes) -> Result<Result<Self, Violation>, NotCanonical> {
+        Self::from_canonical_in(encoded, &mut BytesMut::new())
     }
 
     /// The same, with the key put in `key_space`: events that come together share the memory of their keys.
-    pub fn new_in(
+    pub fn from_canonical_in(
         encoded: Bytes,
-        view: &EventView<'_>,
         key_space: &mut BytesMut,
-    ) -> Result<Self, Violation> {
-        check_event(view)?;
-        let key = Key::from_names(view.topic, view.event_id, key_space);
+    ) -> Result<Result<Self, Violation>, NotCanonical> {
+        let view = EventView::parse(&encoded)?;
+        if view.payload.is_some_and(|payload| !payload.is_canonical()) {
+            return Err(NotCanonical);
+        }
+        let checked = check_event(&view);
+        let key = checked.map(|()| Key::from_names(view.topic, view.event_id, key_space));
+        drop(view);
+        Ok(key.map(|key| Self { key, encoded }))
+    }
+
+    /// Checks the fields of an event against the limits, and encodes it. The attributes must be in the order of their
+    /// keys, each once, and a JSON payload one of [`Json`].
+    pub fn new(fields: &EventView<'_>) -> Result<Self, Violation> {
+        Self::new_in(fields, &mut BytesMut::new())
+    }
+
+    /// The same, with the key put in `key_space`.
+    pub fn new_in(fields: &EventView<'_>, key_space: &mut BytesMut) -> Result<Self, Violation> {
+        check_event(fields)?;
+        let key = Key::from_names(fields.topic, fields.event_id, key_space);
+        let encoded = fields.encode().into();
         Ok(Self { key, encoded })
     }
 

@@ -6,7 +6,7 @@
 
 pub use crate::{
     cli::fuzzing::{cli_lines, config},
-    event::fuzzing::event,
+    event::fuzzing::{event, json_text},
     grpc::fuzzing::{grpc_publish, grpc_queries},
     http::fuzzing::{http_json, http_ndjson, http_query},
     index::fuzzing::{filter, manifest, run, slices},
@@ -40,7 +40,7 @@ mod tests {
         };
     }
 
-    const TARGETS: [Target; 16] = targets! {
+    const TARGETS: [Target; 17] = targets! {
         batch: log::batches,
         cli_lines: cli::lines,
         config: cli::configs,
@@ -53,6 +53,7 @@ mod tests {
         http_json: http::bodies,
         http_ndjson: http::lines,
         http_query: http::queries,
+        json_text: event::texts,
         manifest: index::manifests,
         run: index::runs,
         segment: log::segments,

@@ -17,7 +17,8 @@
 //! | [`partition`] | the write path, the durable tail, readers, counters |
 //! | `aggregator`, `listing` | what the edges share: the partition, the limits, streams of stored events |
 //! | [`grpc`] | the RPCs, conversions, the error table; with `client` and `server` the only ones that name tonic |
-//! | `http` | the HTTP endpoints, events as JSON, their error table, the OpenAPI document |
+//! | `json` | the JSON of events and counters, which HTTP and the command line share |
+//! | `http` | the HTTP endpoints, their error table, the OpenAPI document |
 //! | [`server`] | composition, health, reflection, start and stop |
 //! | [`client`] | a publisher that resends until acked, a reader that resumes |
 //! | [`config`], [`cli`] | flags and commands |
@@ -50,6 +51,7 @@ pub mod fuzzing;
 pub mod grpc;
 mod http;
 pub mod index;
+mod json;
 mod listing;
 pub mod log;
 pub mod partition;

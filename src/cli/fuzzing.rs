@@ -1,17 +1,18 @@
 //! What is fuzzed of the command line: its flags, and the lines it publishes and prints.
 
-use std::{ffi::OsStr, ops::ControlFlow, os::unix::ffi::OsStrExt as _, sync::LazyLock};
-
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use std::{ffi::OsStr, ops::ControlFlow, os::unix::ffi::OsStrExt as _};
 
 use super::{
-    contract::Contract,
     input::{self, Item},
+    list,
 };
 use crate::{
     client,
     config::{self, Command, ServeArgs, ServerArgs},
+    json::{
+        event::{Names, parse_line},
+        listed::write,
+    },
     proto::v1,
 };
 
@@ -64,10 +65,9 @@ fn connect(args: &ServerArgs) {
 
 /// Reads lines as `oncelog publish` does, and prints their events as `oncelog list` does.
 pub fn cli_lines(data: &[u8]) {
-    static CONTRACT: LazyLock<Contract> = LazyLock::new(Contract::new);
     let lines = data.split_inclusive(|byte| *byte == b'\n').count() as u64;
     let mut last = 0;
-    let read = input::read(&CONTRACT, data, BATCH_SIZE_MAX, |item| {
+    let read = input::read(data, BATCH_SIZE_MAX, |item| {
         match item {
             Item::Batch(numbers, events) => {
                 assert_eq!(numbers.len(), events.len());
@@ -76,7 +76,7 @@ pub fn cli_lines(data: &[u8]) {
                     assert!(number > last);
                     last = number;
                 }
-                events.into_iter().for_each(|event| print(&CONTRACT, event));
+                events.into_iter().for_each(print);
             }
             Item::Rejected(number, reason) => {
                 assert!(number > last);
@@ -91,24 +91,21 @@ pub fn cli_lines(data: &[u8]) {
 }
 
 /// What is printed of a stored event is the event.
-fn print(contract: &Contract, event: v1::Event) {
-    #[derive(Deserialize)]
-    struct Printed<'a> {
-        #[serde(borrow)]
-        event: &'a RawValue,
-    }
-    let stored = v1::StoredEvent {
-        event: Some(event.clone()),
+fn print(event: v1::Event) {
+    let stored = list::stored_event(&v1::StoredEvent {
+        event: Some(event),
         sequence: u64::MAX,
         received_at: None,
-    };
-    // A time that JSON does not have is refused by a server; it never comes out of one.
-    let Ok(line) = contract.stored_event(&stored) else {
-        return;
-    };
-    let printed: Printed<'_> = serde_json::from_slice(&line).expect("JSON");
-    let again = contract.parse_event(printed.event.get().as_bytes());
-    assert_eq!(again, Ok(event));
+    });
+    let stored = stored.expect("a valid event can be printed");
+    let mut line = Vec::new();
+    write(&stored, None, &mut line);
+    assert!(!line.contains(&b'\n'), "an event is one line");
+    for names in [Names::Listed, Names::ListedAndContract] {
+        let again = parse_line(&line, names, 2 * stored.encoded.len());
+        let again = again.expect("what is printed can be published");
+        assert_eq!(*again.encoded(), stored.encoded);
+    }
 }
 
 /// Inputs to begin with, by name.
@@ -150,7 +147,19 @@ pub(crate) mod seeds {
     pub(crate) fn lines() -> Vec<(&'static str, Vec<u8>)> {
         let event = r#"{"topic":"t","eventId":"1","timestamp":"2026-01-01T00:00:00.5Z","source":"s","json":{"n":1,"a":[null,true,"x",{}]},"attributes":{"k":"v"}}"#;
         let data = r#"{"topic":"t","event_id":"2","timestamp":"2026-01-01T01:00:00+01:00","source":"s","data":"AAH_"}"#;
-        let lines = [event, "", data, event, data, "{\"evnetId\":1}", "x", "{}"].join("\n");
+        let listed = r#"{"topic":"t","event_id":"3","timestamp":"2026-01-01T00:00:00Z","source":"s","payload":{"id":9007199254740993},"attributes":{},"sequence":7,"received_at":"2026-01-01T00:00:01Z"}"#;
+        let lines = [
+            event,
+            "",
+            data,
+            listed,
+            event,
+            data,
+            "{\"evnetId\":1}",
+            "x",
+            "{}",
+        ]
+        .join("\n");
         vec![("lines", lines.into()), ("event", event.into())]
     }
 }

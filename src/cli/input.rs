@@ -10,8 +10,13 @@ use std::{
 
 use prost::Message as _;
 
-use super::contract::Contract;
-use crate::proto::v1;
+use crate::{
+    json::{
+        event::{Names, parse_line},
+        flaw::Flaw,
+    },
+    proto::v1,
+};
 
 /// The longest line.
 const LINE_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -36,7 +41,6 @@ pub(super) enum Item {
 /// A batch is passed on when it has `batch_size_max` events or about 1 MiB, and before waiting for input
 /// that is not there yet.
 pub(super) fn read(
-    contract: &Contract,
     input: impl Read,
     batch_size_max: usize,
     mut pass: impl FnMut(Item) -> ControlFlow<()>,
@@ -58,7 +62,7 @@ pub(super) fn read(
         let event = match line.trim_ascii() {
             _ if !whole => Err(format!("longer than {LINE_BYTES_MAX} bytes")),
             b"" => continue,
-            json => contract.parse_event(json).and_then(check_size),
+            json => parse(json),
         };
         let flow = match event {
             Ok((event, bytes)) => batch.add(number, event, bytes, batch_size_max, &mut pass),
@@ -87,14 +91,22 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<
     Ok(Some(whole))
 }
 
-fn check_size(event: v1::Event) -> Result<(v1::Event, usize), String> {
-    let bytes = event.encoded_len();
-    if bytes > EVENT_BYTES_MAX {
-        return Err(format!(
-            "event: {bytes} bytes; the limit is {EVENT_BYTES_MAX} bytes"
-        ));
-    }
-    Ok((event, bytes))
+/// The event of a line as it is published, and its size.
+fn parse(line: &[u8]) -> Result<(v1::Event, usize), String> {
+    let event = parse_line(line, Names::ListedAndContract, EVENT_BYTES_MAX);
+    let event = event.map_err(|flaws| describe(&flaws))?;
+    let encoded = event.encoded();
+    let message = v1::Event::decode(encoded.clone()).expect("a valid event is well-formed");
+    Ok((message, encoded.len()))
+}
+
+/// What is wrong with an event, on one line.
+fn describe(flaws: &[Flaw]) -> String {
+    let flaws = flaws.iter().map(|flaw| match &flaw.field {
+        Some(field) => format!("{field}: {}", flaw.msg),
+        None => flaw.msg.clone(),
+    });
+    flaws.collect::<Vec<_>>().join("; ")
 }
 
 /// The batch being filled.
@@ -141,7 +153,7 @@ mod tests {
 
     fn items(input: impl Read, batch_size_max: usize) -> Vec<Item> {
         let mut items = Vec::new();
-        let read = read(&Contract::new(), input, batch_size_max, |item| {
+        let read = read(input, batch_size_max, |item| {
             items.push(item);
             ControlFlow::Continue(())
         });
@@ -150,12 +162,17 @@ mod tests {
     }
 
     fn line(event_id: &str) -> String {
-        format!("{{\"eventId\":\"{event_id}\"}}\n")
+        format!(
+            "{{\"topic\":\"t\",\"eventId\":\"{event_id}\",\"timestamp\":\"1970-01-01T00:00:00Z\",\"source\":\"s\"}}\n"
+        )
     }
 
     fn batch(lines: &[u64], event_ids: &[&str]) -> Item {
         let event = |event_id: &&str| v1::Event {
+            topic: "t".to_owned(),
             event_id: (*event_id).to_owned(),
+            timestamp: Some(prost_types::Timestamp::default()),
+            source: "s".to_owned(),
             ..v1::Event::default()
         };
         Item::Batch(lines.to_vec(), event_ids.iter().map(event).collect())
@@ -184,8 +201,9 @@ mod tests {
 
     #[test]
     fn large_events_end_a_batch() {
-        let large = "x".repeat(BATCH_BYTES_MAX / 2);
-        let lines = [line(&large), line(&large), line("a")].concat();
+        let data = format!(",\"data\":\"{}\"}}", "AAAA".repeat(BATCH_BYTES_MAX / 6));
+        let large = line("large").replace('}', &data);
+        let lines = [&*large, &large, &line("a")].concat();
         let items = items(lines.as_bytes(), 256);
         let lines = items.iter().map(|item| match item {
             Item::Batch(lines, _) => lines.clone(),
@@ -209,7 +227,7 @@ mod tests {
     fn reading_stops_with_the_reader() {
         let mut passed = 0;
         let lines = line("a").repeat(10);
-        let read = read(&Contract::new(), lines.as_bytes(), 1, |_| {
+        let read = read(lines.as_bytes(), 1, |_| {
             passed += 1;
             ControlFlow::Break(())
         });

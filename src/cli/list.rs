@@ -2,16 +2,18 @@
 
 use std::{pin::pin, process::ExitCode};
 
+use prost::Message as _;
 use tokio::signal;
 
 use super::{
     INTERRUPTED, Outcome, client_runtime,
-    contract::Contract,
     output::{Output, Progress, WriteError, note},
 };
 use crate::{
     client::{Reader, ReaderOptions},
     config::{ListArgs, Start},
+    event::{EventView, StoredEvent},
+    json,
     proto::v1,
 };
 
@@ -34,7 +36,6 @@ async fn list(args: ListArgs) -> Outcome {
     };
     let mut reader = Reader::connect(&args.server.server, request, ReaderOptions::default())?;
     let mut printer = Printer {
-        contract: Contract::new(),
         output: Output::new(),
         skipped: false,
     };
@@ -61,21 +62,25 @@ async fn list(args: ListArgs) -> Outcome {
 }
 
 struct Printer {
-    contract: Contract,
     output: Output,
-    /// Whether there was an event that JSON cannot hold.
+    /// Whether there was an event that could not be printed.
     skipped: bool,
 }
 
 impl Printer {
     fn print(&mut self, events: &[v1::StoredEvent], flush: bool) -> Result<(), WriteError> {
+        let mut line = Vec::new();
         for event in events {
-            match self.contract.stored_event(event) {
-                Ok(line) => self.output.line(&line)?,
-                Err(error) => {
+            match stored_event(event) {
+                Some(stored) => {
+                    line.clear();
+                    json::listed::write(&stored, None, &mut line);
+                    self.output.line(&line)?;
+                }
+                None => {
                     self.skipped = true;
                     note(&format!(
-                        "sequence {}: not printed: {error}",
+                        "sequence {}: not printed: an event without a timestamp is none",
                         event.sequence
                     ));
                 }
@@ -86,4 +91,21 @@ impl Printer {
         }
         Ok(())
     }
+}
+
+/// The event that a message is, if it is one that a server could have stored.
+pub(super) fn stored_event(message: &v1::StoredEvent) -> Option<StoredEvent> {
+    const NANOS_PER_SECOND: u64 = 1_000_000_000;
+    let received_at = message.received_at.unwrap_or_default();
+    let seconds = u64::try_from(received_at.seconds).ok()?;
+    let nanos = u64::try_from(received_at.nanos).ok()?;
+    let encoded = message.event.as_ref()?.encode_to_vec();
+    EventView::parse(&encoded).ok()?.timestamp?;
+    Some(StoredEvent {
+        sequence: message.sequence,
+        received_at: seconds.checked_mul(NANOS_PER_SECOND)?.checked_add(nanos)?,
+        // Only cursors are made of it, which a client takes from responses.
+        batch_checksum: 0,
+        encoded: encoded.into(),
+    })
 }

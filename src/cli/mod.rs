@@ -3,7 +3,6 @@
 //! A command takes its parsed arguments, owns its runtime, and returns the exit status. It prints through
 //! `output` only.
 
-mod contract;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod health;

@@ -19,7 +19,6 @@ use tokio::{
 
 use super::{
     INTERRUPTED, Outcome, client_runtime,
-    contract::Contract,
     input::{self, Item},
     output::{self, Output, Progress},
 };
@@ -131,11 +130,11 @@ fn read(
     let (end, ended) = oneshot::channel();
     thread::spawn(move || {
         let result = open(&file).and_then(|input| {
-            input::read(&Contract::new(), input, batch_size_max, |item| match items
-                .blocking_send(item)
-            {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
+            input::read(input, batch_size_max, |item| {
+                match items.blocking_send(item) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(_) => ControlFlow::Break(()),
+                }
             })
         });
         // Nobody listens any more when publishing has failed.

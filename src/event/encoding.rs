@@ -1,17 +1,33 @@
-//! The canonical encoding of `oncelog.v1.Event`, read in place.
+//! The canonical encoding of `oncelog.v1.Event`: the only place that reads it in place, and that writes it.
 //!
-//! Canonical is what an encoder of ordered fields and ordered maps writes: every field at most once, in
-//! the order of its number, without default values, with the shortest varints and no unknown
-//! fields. Equal events have equal canonical encodings, so a hash of the bytes is a hash of the content.
+//! Canonical is what an encoder of ordered fields and ordered maps writes: every field at most once, in the order in
+//! which the contract declares them (so attributes come after any payload), without default values, with the
+//! shortest varints and no unknown fields, and a JSON payload in its one form. Equal events have equal canonical
+//! encodings, so a hash of the bytes is a hash of the content.
 //! Format: <https://protobuf.dev/programming-guides/encoding/>.
 
-use bytes::BufMut;
-use thiserror::Error;
+use super::{
+    payload::Payload,
+    protobuf::{
+        NotCanonical, VARINT, len_tag, put_field, put_varint, take_len_field, take_tag, take_varint,
+    },
+};
 
-/// The bytes are no canonical encoding: they may be another encoding of an event, or none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("not the canonical encoding of an event")]
-pub struct NotCanonical;
+/// Tags of the fields of an event.
+const TOPIC_TAG: u8 = len_tag(1);
+const EVENT_ID_TAG: u8 = len_tag(2);
+const TIMESTAMP_TAG: u8 = len_tag(3);
+const SOURCE_TAG: u8 = len_tag(4);
+const STRUCT_TAG: u8 = len_tag(5);
+const DATA_TAG: u8 = len_tag(6);
+const ATTRIBUTES_TAG: u8 = len_tag(7);
+const TEXT_TAG: u8 = len_tag(8);
+/// Key and value of an attribute.
+const KEY_TAG: u8 = len_tag(1);
+const VALUE_TAG: u8 = len_tag(2);
+/// Seconds and nanoseconds of a timestamp.
+const SECONDS_TAG: u8 = 1 << 3;
+const NANOS_TAG: u8 = 2 << 3;
 
 /// A `google.protobuf.Timestamp`, of any value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,16 +38,7 @@ pub struct Timestamp {
     pub nanos: i32,
 }
 
-/// The payload of an event, encoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Payload<'a> {
-    /// An encoded `google.protobuf.Struct`, not looked into.
-    Json(&'a [u8]),
-    /// Opaque bytes.
-    Data(&'a [u8]),
-}
-
-/// The fields of an encoded event, borrowed. They are well-formed, not yet checked against limits.
+/// The fields of an event, borrowed. They are not yet checked against limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventView<'a> {
     /// Field 1.
@@ -42,38 +49,35 @@ pub struct EventView<'a> {
     pub timestamp: Option<Timestamp>,
     /// Field 4.
     pub source: &'a str,
-    /// Fields 5 and 6.
+    /// Fields 5, 6 and 8.
     pub payload: Option<Payload<'a>>,
     /// Field 7, by key.
     pub attributes: Vec<(&'a str, &'a str)>,
 }
 
-/// Wire types.
-pub(super) const VARINT: u32 = 0;
-pub(super) const FIXED64: u32 = 1;
-pub(super) const LEN: u32 = 2;
-
 impl<'a> EventView<'a> {
-    /// Reads a canonical encoding. A JSON payload is taken as it is: whether it is canonical too,
-    /// [`is_canonical_struct`](super::is_canonical_struct) tells.
+    /// Reads a canonical encoding. A JSON payload is taken as it is, in whatever form: that of a stored event is
+    /// canonical, or was by the rules of an earlier version.
     pub fn parse(encoded: &'a [u8]) -> Result<Self, NotCanonical> {
         let mut event = Self::default();
         let mut rest = encoded;
         let mut last = 0;
         while !rest.is_empty() {
             let (field, value) = take_len_field(&mut rest)?;
-            let repeats = field == last && field == 7;
-            let second_payload = field == 6 && event.payload.is_some();
-            if (field <= last && !repeats) || second_payload {
+            let place = match field {
+                6 | 8 => 5,
+                field => field,
+            };
+            if place < last || (place == last && place != 7) {
                 return Err(NotCanonical);
             }
-            last = field;
+            last = place;
             match field {
                 1 => event.topic = non_empty_str(value)?,
                 2 => event.event_id = non_empty_str(value)?,
                 3 => event.timestamp = Some(parse_timestamp(value)?),
                 4 => event.source = non_empty_str(value)?,
-                5 => event.payload = Some(Payload::Json(value)),
+                5 => event.payload = Some(Payload::Struct(value)),
                 6 => event.payload = Some(Payload::Data(value)),
                 7 => {
                     let (key, value) = parse_map_entry(value)?;
@@ -86,36 +90,77 @@ impl<'a> EventView<'a> {
                     }
                     event.attributes.push((key, value));
                 }
+                8 => event.payload = Some(Payload::Text(non_empty_str(value)?)),
                 _ => return Err(NotCanonical),
             }
         }
         Ok(event)
     }
-}
 
-/// Takes one length-delimited field off the front: its number and its value.
-pub(super) fn take_len_field<'a>(rest: &mut &'a [u8]) -> Result<(u32, &'a [u8]), NotCanonical> {
-    let (field, wire_type) = take_tag(rest)?;
-    if wire_type != LEN {
-        return Err(NotCanonical);
+    /// Writes the canonical encoding. Attributes must be in the order of their keys, each once, and a JSON payload must
+    /// be in its canonical form.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.encoded_len_max());
+        put_text(TOPIC_TAG, self.topic, &mut out);
+        put_text(EVENT_ID_TAG, self.event_id, &mut out);
+        if let Some(timestamp) = self.timestamp {
+            put_field(TIMESTAMP_TAG, &encode_timestamp(timestamp), &mut out);
+        }
+        put_text(SOURCE_TAG, self.source, &mut out);
+        match self.payload {
+            Some(Payload::Struct(encoded)) => put_field(STRUCT_TAG, encoded, &mut out),
+            Some(Payload::Data(data)) => put_field(DATA_TAG, data, &mut out),
+            Some(Payload::Text(text)) => put_field(TEXT_TAG, text.as_bytes(), &mut out),
+            None => {}
+        }
+        let mut entry = Vec::new();
+        for (key, value) in &self.attributes {
+            entry.clear();
+            put_text(KEY_TAG, key, &mut entry);
+            put_text(VALUE_TAG, value, &mut entry);
+            put_field(ATTRIBUTES_TAG, &entry, &mut out);
+        }
+        out
     }
-    Ok((field, take_len(rest)?))
+
+    /// No less than the encoding takes.
+    fn encoded_len_max(&self) -> usize {
+        /// A tag and the longest length.
+        const FIELD: usize = 11;
+        /// A timestamp, and the tags and lengths of the other fields.
+        const FIXED: usize = 6 * FIELD + 22;
+        let payload = match self.payload {
+            Some(Payload::Struct(bytes) | Payload::Data(bytes)) => bytes.len(),
+            Some(Payload::Text(text)) => text.len(),
+            None => 0,
+        };
+        let names = self.topic.len() + self.event_id.len() + self.source.len();
+        let attributes = self.attributes.iter();
+        let attributes = attributes.map(|(key, value)| 3 * FIELD + key.len() + value.len());
+        FIXED + names + payload + attributes.sum::<usize>()
+    }
 }
 
-/// Takes the value of a length-delimited field.
-pub(super) fn take_len<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], NotCanonical> {
-    let len = take_varint(rest).ok_or(NotCanonical)?;
-    let len = usize::try_from(len).map_err(|_| NotCanonical)?;
-    let (value, after) = rest.split_at_checked(len).ok_or(NotCanonical)?;
-    *rest = after;
-    Ok(value)
+/// Appends a field that is left out when it is empty.
+fn put_text(tag: u8, text: &str, out: &mut Vec<u8>) {
+    if !text.is_empty() {
+        put_field(tag, text.as_bytes(), out);
+    }
 }
 
-/// Takes the number and the wire type of a field.
-pub(super) fn take_tag(rest: &mut &[u8]) -> Result<(u32, u32), NotCanonical> {
-    let tag = take_varint(rest).ok_or(NotCanonical)?;
-    let tag = u32::try_from(tag).map_err(|_| NotCanonical)?;
-    Ok((tag >> 3, tag & 7))
+fn encode_timestamp(timestamp: Timestamp) -> Vec<u8> {
+    let mut out = Vec::with_capacity(22);
+    // Negative numbers are encoded as the 64 bits of their two's complement.
+    for (tag, value) in [
+        (SECONDS_TAG, timestamp.seconds),
+        (NANOS_TAG, timestamp.nanos.into()),
+    ] {
+        if value != 0 {
+            out.push(tag);
+            put_varint(value.cast_unsigned(), &mut out);
+        }
+    }
+    out
 }
 
 fn non_empty_str(value: &[u8]) -> Result<&str, NotCanonical> {
@@ -165,55 +210,6 @@ fn parse_map_entry(mut rest: &[u8]) -> Result<(&str, &str), NotCanonical> {
     Ok(entry)
 }
 
-/// Appends `value` as a protobuf varint of 1 to 10 bytes.
-pub fn put_varint(mut value: u64, buf: &mut impl BufMut) {
-    while value >= 0x80 {
-        buf.put_u8((value & 0x7f) as u8 | 0x80);
-        value >>= 7;
-    }
-    buf.put_u8(value as u8);
-}
-
-/// The bytes [`put_varint`] writes for `value`.
-pub fn varint_len(value: u64) -> usize {
-    let bits = (u64::BITS - value.leading_zeros()).max(1);
-    bits.div_ceil(7) as usize
-}
-
-/// Takes a varint off the front of `rest`. `None` if there is none, it is longer than it needs to be, or
-/// it does not fit 64 bits.
-#[inline]
-pub fn take_varint(rest: &mut &[u8]) -> Option<u64> {
-    match **rest {
-        // Most are one byte.
-        [byte @ ..0x80, ref after @ ..] => {
-            *rest = after;
-            Some(u64::from(byte))
-        }
-        _ => take_long_varint(rest),
-    }
-}
-
-fn take_long_varint(rest: &mut &[u8]) -> Option<u64> {
-    let mut value = 0u64;
-    for (at, byte) in rest.iter().enumerate() {
-        let bits = u64::from(byte & 0x7f);
-        let shift = 7 * at as u32;
-        if shift >= u64::BITS || (bits << shift) >> shift != bits {
-            return None;
-        }
-        value |= bits << shift;
-        if byte & 0x80 == 0 {
-            if *byte == 0 && at > 0 {
-                return None;
-            }
-            *rest = &rest[at + 1..];
-            return Some(value);
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -221,21 +217,29 @@ mod tests {
     use proptest::prelude::*;
     use prost::Message as _;
 
-    use super::*;
+    use super::{
+        super::protobuf::{take_varint, varint_len},
+        *,
+    };
     use crate::proto::v1;
 
     fn any_event() -> impl Strategy<Value = v1::Event> {
         let timestamp = proptest::option::of((any::<i64>(), any::<i32>()));
-        let data = proptest::option::of(proptest::collection::vec(any::<u8>(), 0..20));
+        let payload = prop_oneof![
+            Just(None),
+            proptest::collection::vec(any::<u8>(), 0..20)
+                .prop_map(|data| Some(v1::event::Payload::Data(data.into()))),
+            ".{1,4}".prop_map(|text| Some(v1::event::Payload::JsonText(text))),
+        ];
         let attributes = proptest::collection::btree_map(".{0,4}", ".{0,4}", 0..4);
-        (".{0,4}", ".{0,4}", timestamp, ".{0,4}", data, attributes).prop_map(
-            |(topic, event_id, timestamp, source, data, attributes)| v1::Event {
+        (".{0,4}", ".{0,4}", timestamp, ".{0,4}", payload, attributes).prop_map(
+            |(topic, event_id, timestamp, source, payload, attributes)| v1::Event {
                 topic,
                 event_id,
                 timestamp: timestamp
                     .map(|(seconds, nanos)| prost_types::Timestamp { seconds, nanos }),
                 source,
-                payload: data.map(|data| v1::event::Payload::Data(data.into())),
+                payload,
                 attributes,
             },
         )
@@ -254,6 +258,7 @@ mod tests {
             let attributes: BTreeMap<String, String> =
                 view.attributes.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
             prop_assert_eq!(attributes, event.attributes);
+            prop_assert_eq!(view.encode(), encoded);
         }
 
         /// Whatever is taken as canonical is what prost would write for it.
@@ -270,8 +275,9 @@ mod tests {
                 if cut { encoded.truncate(at) } else { encoded[at] = byte }
             }
             if let Ok(view) = EventView::parse(&encoded)
-                && !matches!(view.payload, Some(Payload::Json(_)))
+                && !matches!(view.payload, Some(Payload::Struct(_)))
             {
+                prop_assert_eq!(view.encode(), &*encoded);
                 let decoded = v1::Event::decode(&*encoded).expect("canonical is well-formed");
                 prop_assert_eq!(decoded.encode_to_vec(), encoded);
             }
@@ -294,8 +300,11 @@ mod tests {
         let out_of_order = b"\x12\x01a\x0a\x01b";
         let empty_topic = b"\x0a\x00";
         let long_varint = b"\x0a\x81\x00a";
-        let unknown_field = b"\x42\x01a";
+        let unknown_field = b"\x4a\x01a";
+        let empty_text = b"\x42\x00";
         let two_payloads = b"\x2a\x00\x32\x00";
+        let two_json_payloads = b"\x2a\x00\x42\x01a";
+        let text_after_attributes = b"\x3a\x03\x0a\x01a\x42\x01a";
         let attributes_out_of_order = b"\x3a\x03\x0a\x01b\x3a\x03\x0a\x01a";
         let attribute_twice = b"\x3a\x03\x0a\x01a\x3a\x03\x0a\x01a";
         for encoded in [
@@ -305,6 +314,9 @@ mod tests {
             long_varint,
             unknown_field,
             two_payloads,
+            two_json_payloads,
+            text_after_attributes,
+            empty_text,
             attributes_out_of_order,
             attribute_twice,
         ] {

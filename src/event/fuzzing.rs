@@ -1,44 +1,160 @@
-//! What is fuzzed of events: their canonical encoding, against the encoder of the contract.
+//! What is fuzzed of events: their canonical encoding and JSON payloads, against other encoders and parsers.
 
 use bytes::Bytes;
 use prost::Message as _;
-use prost_types::Struct;
+use prost_types::{Struct, Value, value::Kind};
+use serde_json::value::RawValue;
 
-use super::{Event, EventId, EventView, Payload, Topic, is_canonical_struct};
+use super::{Event, EventId, EventView, Json, JsonError, Topic, structs};
 use crate::proto::v1;
+
+/// The limit on an object here, in bytes.
+const JSON_BYTES_MAX: usize = 1 << 16;
 
 /// Takes the input for an encoded event, and for an encoded JSON object.
 pub fn event(data: &[u8]) {
-    if is_canonical_struct(data) {
-        let decoded = Struct::decode(data).expect("canonical is well-formed");
-        assert_eq!(decoded.encode_to_vec(), data);
-    }
+    json_struct(data);
     let decoded = v1::Event::decode(data);
     let encoded = Bytes::copy_from_slice(data);
     let stored = Event::from_stored(encoded.clone());
-    let Ok(view) = EventView::parse(data) else {
+    if EventView::parse(data).is_err() {
         assert!(stored.is_err());
-        assert!(
-            decoded.is_ok_and(|event| event.encode_to_vec() != data)
-                || v1::Event::decode(data).is_err()
-        );
-        return;
-    };
-    let payload_is_canonical = match view.payload {
-        Some(Payload::Json(json)) => is_canonical_struct(json),
-        Some(Payload::Data(_)) | None => true,
-    };
-    if !payload_is_canonical {
+        assert!(Event::from_canonical(encoded).is_err());
+        assert!(decoded.map_or(true, |event| event.encode_to_vec() != data));
         return;
     }
+    let Ok(event) = Event::from_canonical(encoded) else {
+        return;
+    };
     let decoded = decoded.expect("canonical is well-formed");
     assert_eq!(decoded.encode_to_vec(), data);
-    assert_eq!(decoded.topic, view.topic);
-    assert_eq!(decoded.attributes.len(), view.attributes.len());
-    match Event::new(encoded, &view) {
+    match event {
         Ok(event) => assert_valid(&event),
         Err(violation) => assert!(violation.to_string().len() < 256, "{violation}"),
     }
+}
+
+/// Takes the input for an encoded JSON object: what is made of it is what the decoder of the contract reads.
+fn json_struct(data: &[u8]) {
+    let canonical = match Json::from_struct(data) {
+        Ok(Json::Struct(canonical)) => canonical,
+        Ok(Json::Text(_)) => unreachable!("a Struct is held by a Struct"),
+        Err(_) => return assert!(!structs::is_canonical(data)),
+    };
+    assert!(canonical.len() <= data.len());
+    assert_eq!(structs::is_canonical(data), canonical == data);
+    assert!(structs::is_canonical(&canonical));
+    if let Ok(mut decoded) = Struct::decode(data) {
+        decoded.fields.values_mut().for_each(number_nulls);
+        assert_eq!(decoded.encode_to_vec(), canonical);
+    }
+    let text = json_of(&Json::Struct(canonical.clone()));
+    assert_eq!(
+        Json::from_text(&text, usize::MAX),
+        Ok(Json::Struct(canonical))
+    );
+}
+
+/// Makes every null the same: its number is of an open enum, so it could be any.
+fn number_nulls(value: &mut Value) {
+    match &mut value.kind {
+        Some(Kind::NullValue(number)) => *number = 0,
+        Some(Kind::ListValue(list)) => list.values.iter_mut().for_each(number_nulls),
+        Some(Kind::StructValue(json)) => json.fields.values_mut().for_each(number_nulls),
+        Some(Kind::NumberValue(_) | Kind::StringValue(_) | Kind::BoolValue(_)) | None => {}
+    }
+}
+
+/// Takes the input for the text of a JSON object.
+pub fn json_text(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let is_json = serde_json::from_str::<&RawValue>(text).is_ok();
+    let json = match Json::from_text(text, JSON_BYTES_MAX) {
+        Ok(json) => json,
+        Err(JsonError::NotJson { expected, at }) => {
+            assert!(at <= text.len());
+            // What another parser may take is no object, or text that is not Unicode.
+            assert!(
+                !is_json
+                    || at == 0
+                    || expected.starts_with("an object")
+                    || expected.starts_with("Unicode")
+            );
+            return;
+        }
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return;
+        }
+    };
+    assert!(is_json, "another parser takes it too");
+    let again = json_of(&json);
+    assert!(!again.contains('\n'));
+    // Canonical is a fixed point, and the value is the same.
+    assert_eq!(Json::from_text(&again, usize::MAX).as_ref(), Ok(&json));
+    if let (Ok(given), Ok(canonical)) = (
+        serde_json::from_str::<serde_json::Value>(text),
+        serde_json::from_str::<serde_json::Value>(&again),
+    ) {
+        assert_eq!(without_integers(given), without_integers(canonical));
+    }
+    if let Json::Text(canonical) = &json {
+        assert_eq!(numbers(text), numbers(canonical), "digits are kept");
+        assert!(canonical.len() <= JSON_BYTES_MAX);
+    }
+}
+
+fn json_of(json: &Json) -> String {
+    let mut text = Vec::new();
+    json.as_payload().write_json(&mut text);
+    String::from_utf8(text).expect("UTF-8")
+}
+
+/// The other parser tells 12 from 12.0.
+fn without_integers(mut json: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value::{Array, Bool, Null, Number, Object, String};
+    match &mut json {
+        Number(number) => number.as_f64().into(),
+        Array(values) => std::mem::take(values)
+            .into_iter()
+            .map(without_integers)
+            .collect(),
+        Object(members) => std::mem::take(members)
+            .into_iter()
+            .map(|(name, value)| (name, without_integers(value)))
+            .collect(),
+        Null | Bool(_) | String(_) => json,
+    }
+}
+
+/// The numbers of a text that is JSON, as they are written, in no order.
+fn numbers(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut outside = String::new();
+    let mut chars = text.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '"' => {
+                while let Some(char) = chars.next() {
+                    match char {
+                        '\\' => _ = chars.next(),
+                        '"' => break,
+                        _ => {}
+                    }
+                }
+                outside.push(' ');
+            }
+            '+' | '-' | '.' | 'e' | 'E' | '0'..='9' => outside.push(char),
+            _ => outside.push(' '),
+        }
+    }
+    // The ends of true and false are no numbers.
+    let words = outside.split_whitespace();
+    found.extend(words.filter(|word| *word != "e").map(str::to_owned));
+    found.sort();
+    found
 }
 
 /// An event holds what its type promises, and comes back from the log as it is.
@@ -48,9 +164,11 @@ pub(crate) fn assert_valid(event: &Event) {
     assert_eq!(event.key().topic(), view.topic);
     let event_id = EventId::new(view.event_id).expect("valid");
     assert_eq!(*event.key(), super::Key::new(&topic, &event_id));
-    let again = Event::new(event.encoded().clone(), &view).expect("valid");
+    let again = Event::new(&view).expect("valid");
+    let canonical = Event::from_canonical(event.encoded().clone());
+    let canonical = canonical.expect("canonical").expect("valid");
     let stored = Event::from_stored(event.encoded().clone()).expect("canonical");
-    for other in [again, stored] {
+    for other in [again, canonical, stored] {
         assert_eq!(other.key(), event.key());
         assert_eq!(other.encoded(), event.encoded());
     }
@@ -61,11 +179,30 @@ pub(crate) fn assert_valid(event: &Event) {
 /// Inputs to begin with, by name.
 #[cfg(test)]
 pub(crate) mod seeds {
-    use prost_types::{ListValue, Timestamp, Value, value::Kind};
+    use prost_types::{ListValue, Timestamp};
 
     use super::*;
 
-    /// A JSON object with every kind of value.
+    /// A JSON object that no Struct holds, in canonical text.
+    const TEXT: &str = r#"{"a":[0.12345678901234567890,1E400,-0],"id":9007199254740993}"#;
+
+    pub(crate) fn texts() -> Vec<(&'static str, Vec<u8>)> {
+        let held = r#" {"b": [1.50, -0, 1e2, true, null, "\u00e9\n"], "a": {"": {}}} "#;
+        let unordered = r#"{"z":18446744073709551615,"\u0061":false,"Z":"\ud83d\ude00/\/"}"#;
+        vec![
+            ("canonical", TEXT.into()),
+            ("held", held.into()),
+            ("unordered", unordered.into()),
+            ("twice", r#"{"a":1,"\u0061":2}"#.into()),
+            (
+                "deep",
+                format!("{{\"a\":{}{}}}", "[".repeat(32), "]".repeat(32)).into(),
+            ),
+            ("wrong", r#"{"a":01,"b":"\ud800"}"#.into()),
+        ]
+    }
+
+    /// A JSON object with every kind of value, and some that JSON does not have.
     fn json() -> Struct {
         let value = |kind| Value { kind: Some(kind) };
         let number = |number| value(Kind::NumberValue(number));
@@ -115,6 +252,10 @@ pub(crate) mod seeds {
             (
                 "json",
                 event("json", Some(v1::event::Payload::Json(json()))),
+            ),
+            (
+                "text",
+                event("text", Some(v1::event::Payload::JsonText(TEXT.to_owned()))),
             ),
             ("none", event("none", None)),
             ("long", long),

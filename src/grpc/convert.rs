@@ -1,18 +1,19 @@
 //! The contract's messages and the domain's types, into each other.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use prost::{
     Message as _,
     encoding::{DecodeContext, WireType, check_wire_type, decode_key, decode_varint, skip_field},
 };
-use prost_types::{Value, value::Kind};
 
-use super::wire::{RawListEventsResponse, RawPublishRequest, RawStreamingPublishResponse};
+use super::wire::{
+    AnyEvent, AnyPayload, RawListEventsResponse, RawPublishRequest, RawStreamingPublishResponse,
+};
 use crate::{
     aggregator::{EVENT_MEMORY_BYTES, REQUEST_EVENTS_MAX},
     event::{
-        Event, EventId, EventView, Key, Payload, Sequence, StoredEvent, Topic, UnixNanos,
-        Violation, is_canonical_struct, put_varint, varint_len,
+        Event, EventId, EventView, Json, JsonError, Key, Payload, Sequence, StoredEvent, Timestamp,
+        Topic, UnixNanos, Violation, put_varint, varint_len,
     },
     partition::{Counters, Outcome, TopicCounters},
     proto::v1,
@@ -193,69 +194,73 @@ fn event(
     key_space: &mut BytesMut,
 ) -> Result<Event, Violation> {
     if encoded.len() > bytes_max {
-        return Err(Violation::new(
-            "event",
-            format!(
-                "{} bytes encoded; the limit is {bytes_max} bytes (--max-event-bytes)",
-                encoded.len()
-            ),
-        ));
+        return Err(too_large(encoded.len(), bytes_max));
     }
-    match EventView::parse(encoded) {
-        Ok(view) if payload_is_canonical(view.payload) => {
-            Event::new_in(request.slice_ref(encoded), &view, key_space)
-        }
-        Ok(_) | Err(_) => canonical_event(encoded, key_space),
+    match Event::from_canonical_in(request.slice_ref(encoded), key_space) {
+        Ok(event) => event,
+        Err(_) => any_event(encoded, bytes_max, key_space),
     }
 }
 
-fn payload_is_canonical(payload: Option<Payload<'_>>) -> bool {
-    match payload {
-        Some(Payload::Json(json)) => is_canonical_struct(json),
-        Some(Payload::Data(_)) | None => true,
-    }
+fn too_large(bytes: usize, bytes_max: usize) -> Violation {
+    Violation::new(
+        "event",
+        format!("{bytes} bytes encoded; the limit is {bytes_max} bytes (--max-event-bytes)"),
+    )
 }
 
-fn canonical_event(encoded: &[u8], key_space: &mut BytesMut) -> Result<Event, Violation> {
-    let mut event = decode_as_readers_will(encoded).map_err(|error| {
+/// An event that is not in its canonical encoding.
+fn any_event(
+    encoded: &[u8],
+    bytes_max: usize,
+    key_space: &mut BytesMut,
+) -> Result<Event, Violation> {
+    let event = AnyEvent::decode(encoded).map_err(|error| {
         // The whole chain of fields that leads there can be long.
         let error = error.to_string();
         let cause = error.rsplit(": ").next().unwrap_or_default();
         Violation::new("event", format!("not an encoded oncelog.v1.Event: {cause}"))
     })?;
-    if let Some(v1::event::Payload::Json(json)) = &mut event.payload {
-        json.fields.values_mut().for_each(number_nulls);
-    }
-    let canonical = Bytes::from(event.encode_to_vec());
-    let view = EventView::parse(&canonical).expect("the encoder is canonical");
-    Event::new_in(canonical.clone(), &view, key_space)
-}
-
-/// Makes every null the same: its number is of an open enum, so it could be any, and the encoding of another is
-/// longer than what was checked against the limit.
-fn number_nulls(value: &mut Value) {
-    match &mut value.kind {
-        Some(Kind::NullValue(number)) => *number = 0,
-        Some(Kind::ListValue(list)) => list.values.iter_mut().for_each(number_nulls),
-        Some(Kind::StructValue(json)) => json.fields.values_mut().for_each(number_nulls),
-        Some(Kind::NumberValue(_) | Kind::StringValue(_) | Kind::BoolValue(_)) | None => {}
-    }
-}
-
-/// Decodes an event in the depth at which a ListEventsResponse has it: decoders limit the depth, and an
-/// event that no reader could decode must not be stored.
-fn decode_as_readers_will(event: &[u8]) -> Result<v1::Event, prost::DecodeError> {
-    let field = |tag: u8, len: usize| {
-        let mut prefix = vec![tag];
-        put_varint(len as u64, &mut prefix);
-        prefix
+    let json = match &event.payload {
+        Some(AnyPayload::Json(encoded)) => Some(("json", Json::from_struct(&encoded.0))),
+        Some(AnyPayload::JsonText(text)) => Some(("json_text", Json::from_text(text, bytes_max))),
+        Some(AnyPayload::Data(_)) | None => None,
     };
-    let stored = field(STORED_EVENT_TAG, event.len());
-    let listed = field(EVENTS_TAG, stored.len() + event.len());
-    let response = listed.as_slice().chain(stored.as_slice()).chain(event);
-    let response = v1::ListEventsResponse::decode(response)?;
-    let stored = response.events.into_iter().next();
-    Ok(stored.and_then(|stored| stored.event).unwrap_or_default())
+    let json = json.map(|(field, json)| {
+        json.map_err(|error| match error {
+            // As a Struct it takes more bytes than as text: nobody knows how many before it is written.
+            JsonError::TooLarge => Violation::new(
+                "event",
+                format!(
+                    "more than {bytes_max} bytes as json, in which it is stored; the limit is {bytes_max} bytes \
+                     (--max-event-bytes)"
+                ),
+            ),
+            error => Violation::new(field, error.to_string()),
+        })
+    });
+    let json = json.transpose()?;
+    let data = match &event.payload {
+        Some(AnyPayload::Data(data)) => Some(Payload::Data(data)),
+        Some(AnyPayload::Json(_) | AnyPayload::JsonText(_)) | None => None,
+    };
+    let attributes = event.attributes.iter();
+    let fields = EventView {
+        topic: &event.topic,
+        event_id: &event.event_id,
+        timestamp: event.timestamp.map(|at| Timestamp {
+            seconds: at.seconds,
+            nanos: at.nanos,
+        }),
+        source: &event.source,
+        payload: json.as_ref().map(Json::as_payload).or(data),
+        attributes: attributes.map(|(key, value)| (&**key, &**value)).collect(),
+    };
+    let event = Event::new_in(&fields, key_space)?;
+    if event.encoded().len() > bytes_max {
+        return Err(too_large(event.encoded().len(), bytes_max));
+    }
+    Ok(event)
 }
 
 /// The key that a GetEvent asks for.
@@ -420,6 +425,7 @@ fn put_stored_event(event: &StoredEvent, received_at: &[u8], buf: &mut Vec<u8>) 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use prost_types::{Value, value::Kind};
 
     use super::*;
 

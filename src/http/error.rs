@@ -12,18 +12,19 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::{event::Flaw, json_response, publish::Totals};
+use super::{json_response, totals::Totals};
 use crate::{
     aggregator::{
         RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS, SHARE_WAIT_SECONDS_MAX,
     },
     call::{ARRIVAL_SECONDS_MAX, PROGRESS_BYTES_MIN, PROGRESS_SECONDS},
     event::Violation,
+    json::flaw::{FLAWS_MAX, Flaw},
     partition::{CursorError, PublishError, ReadError},
 };
 
-/// How many flaws of a request are told.
-pub(super) const DETAILS_MAX: usize = 100;
+/// How many flaws of a request are reported.
+pub(super) const DETAILS_MAX: usize = FLAWS_MAX;
 
 /// A step on the way to what is wrong.
 #[derive(Clone, Debug, Serialize)]

@@ -8,11 +8,12 @@ use axum::{
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{accept::Format, error::Failure, event, query, stream};
+use super::{accept::Format, error::Failure, query, stream};
 use crate::{
     aggregator::Aggregator,
     answer,
     event::{Sequence, Topic},
+    json,
     listing::Listing,
     partition::{ReadError, Reader, Start},
 };
@@ -118,7 +119,7 @@ async fn page(
     let limit = wanted.limit.unwrap_or(PAGE_EVENTS_DEFAULT);
     let mut left = usize::try_from(limit.min(PAGE_EVENTS_MAX)).expect("small");
     let mut bytes_left = PAGE_BYTES;
-    let mut json = vec![b'['];
+    let mut page = vec![b'['];
     let mut separator = None;
     while left > 0 && bytes_left > 0 && reader.next_sequence() < until {
         let chunk = match reader.read(until, left).await {
@@ -130,15 +131,16 @@ async fn page(
         left -= chunk.events.len();
         for stored in &chunk.events {
             bytes_left = bytes_left.saturating_sub(stored.encoded.len());
-            json.extend(separator.replace(b','));
-            event::write(stored, &reader.cursor_after(stored), &mut json);
+            page.extend(separator.replace(b','));
+            let cursor = reader.cursor_after(stored);
+            json::listed::write(stored, Some(&cursor), &mut page);
         }
     }
-    json.push(b']');
+    page.push(b']');
     let cursor = reader.cursor();
     let has_more = has_more(&mut reader, until).await;
 
-    let mut response = Body::from(answer::held(json, reserved)).into_response();
+    let mut response = Body::from(answer::held(page, reserved)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, Format::Json.content_type());
     headers.insert(header::CACHE_CONTROL, stream::NO_STORE);

@@ -4,7 +4,6 @@ use axum::http::{HeaderMap, HeaderValue, header};
 
 use super::{
     error::{DETAILS_MAX, Failure},
-    event,
     events::{self, LAST_EVENT_ID, LIMIT_MAX, wanted},
     lines,
     publish::parse_body,
@@ -13,6 +12,7 @@ use super::{
 use crate::{
     aggregator::{REQUEST_EVENTS_MAX, STATS_TOPICS_MAX},
     event::{Event, StoredEvent},
+    json,
     partition::Start,
 };
 
@@ -141,8 +141,8 @@ fn assert_valid(event: &Event) {
 /// Lists an event and publishes what was listed. That is listed in the same way.
 pub(crate) fn relist(event: &Event) -> Event {
     let listed = list(event);
-    let json = serde_json::from_str(&listed).expect("JSON");
-    let again = event::parse(json, 2 * event.encoded().len());
+    let raw = serde_json::from_str(&listed).expect("JSON");
+    let again = json::event::parse(raw, json::event::Names::Listed, 2 * event.encoded().len());
     let again = again.expect("what is listed can be published");
     assert_eq!(list(&again), listed);
     again
@@ -155,10 +155,10 @@ fn list(event: &Event) -> String {
         batch_checksum: 0,
         encoded: event.encoded().clone(),
     };
-    let mut json = Vec::new();
-    event::write(&stored, "1a2b", &mut json);
-    assert!(!json.contains(&b'\n'), "an event is one line");
-    String::from_utf8(json).expect("UTF-8")
+    let mut line = Vec::new();
+    json::listed::write(&stored, Some("1a2b"), &mut line);
+    assert!(!line.contains(&b'\n'), "an event is one line");
+    String::from_utf8(line).expect("UTF-8")
 }
 
 /// Inputs to begin with, by name.

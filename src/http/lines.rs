@@ -7,13 +7,10 @@
 use std::{collections::VecDeque, iter};
 
 use bytes::{Bytes, BytesMut};
-use serde_json::value::RawValue;
 
 use super::{
     error::{Failure, Step},
-    event::{self, Flaw},
-    payload,
-    publish::{Totals, as_text},
+    totals::Totals,
     upload::Upload,
 };
 use crate::{
@@ -22,6 +19,10 @@ use crate::{
     },
     call::Pace,
     event::Event,
+    json::{
+        event::{Names, parse_line},
+        flaw::Flaw,
+    },
     partition::{PendingOutcomes, Rejection, Share},
 };
 
@@ -211,9 +212,5 @@ pub(super) fn groups(lines: &[u8], bytes_max: usize) -> impl Iterator<Item = Vec
 }
 
 pub(super) fn parse_event(line: &[u8], event_bytes_max: usize) -> Result<Event, Vec<Flaw>> {
-    let no_json = |msg| vec![Flaw::of_event(msg)];
-    let text = as_text(line).map_err(no_json)?;
-    let json: &RawValue = serde_json::from_str(text)
-        .map_err(|error| no_json(format!("not JSON: {}", payload::without_place(&error))))?;
-    event::parse(json, event_bytes_max)
+    parse_line(line, Names::Listed, event_bytes_max)
 }

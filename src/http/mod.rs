@@ -3,18 +3,17 @@
 
 mod accept;
 mod error;
-mod event;
 mod events;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod health;
 mod lines;
 mod pages;
-mod payload;
 mod publish;
 mod query;
 mod stats;
 mod stream;
+mod totals;
 mod upload;
 
 use std::time::Duration;

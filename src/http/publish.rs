@@ -15,45 +15,22 @@ use serde_json::value::RawValue;
 
 use super::{
     error::{DETAILS_MAX, Failure, Step},
-    event::{self, Flaw},
     json_response, lines,
+    totals::Totals,
     upload::Upload,
 };
 use crate::{
     aggregator::{Aggregator, REQUEST_EVENTS_MAX},
     event::Event,
-    partition::{Outcome, Rejection},
+    json::{
+        event::{self as json, Names, as_text},
+        flaw::Flaw,
+    },
+    partition::Rejection,
 };
 
 const JSON: &str = "application/json";
 pub(super) const LINES: &str = "application/x-ndjson";
-
-/// What became of the events of a request, all of them durable.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(super) struct Totals {
-    received: u64,
-    /// The original's word for what waits to be processed; an answer means stored, so it is all of them.
-    enqueued: u64,
-    unique_processed: u64,
-    duplicate_dropped: u64,
-    conflicts: u64,
-}
-
-impl Totals {
-    pub fn count(&mut self, outcome: Outcome) {
-        self.received += 1;
-        self.enqueued += 1;
-        match outcome {
-            Outcome::Stored(_) => self.unique_processed += 1,
-            Outcome::Duplicate(_) => self.duplicate_dropped += 1,
-            Outcome::Conflict(_) => {
-                self.duplicate_dropped += 1;
-                self.conflicts += 1;
-            }
-            Outcome::TopicLimit => unreachable!("the limit on topics fails the whole request"),
-        }
-    }
-}
 
 #[derive(Serialize)]
 struct Answer {
@@ -143,8 +120,8 @@ impl From<Failure> for Refused {
 pub(super) fn parse_body(body: &[u8], event_bytes_max: usize) -> Result<Vec<Event>, Refused> {
     let text = as_text(body).map_err(Failure::body)?;
     if !text.trim_start().starts_with('[') {
-        let json: &RawValue = serde_json::from_str(text).map_err(|error| not_json(&error))?;
-        let parsed = event::parse(json, event_bytes_max);
+        let raw: &RawValue = serde_json::from_str(text).map_err(|error| not_json(&error))?;
+        let parsed = json::parse(raw, Names::Listed, event_bytes_max);
         return parsed.map(|event| vec![event]).map_err(|flaws| {
             let flaws = flaws.into_iter();
             let failure = Failure::events(flaws.map(|flaw| (vec!["body".into()], flaw)));
@@ -158,8 +135,8 @@ pub(super) fn parse_body(body: &[u8], event_bytes_max: usize) -> Result<Vec<Even
     }
     let mut events = Vec::with_capacity(count);
     let mut flawed: Vec<(Vec<Step>, Flaw)> = Vec::new();
-    for (at, json) in (0..).zip(first) {
-        match event::parse(json, event_bytes_max) {
+    for (at, raw) in (0..).zip(first) {
+        match json::parse(raw, Names::Listed, event_bytes_max) {
             Ok(event) => events.push(event),
             Err(flaws) => {
                 let loc = || vec!["body".into(), Step::Index(at)];
@@ -214,12 +191,6 @@ impl<'de> Visitor<'de> for ElementsVisitor {
         }
         Ok(Elements { first, count })
     }
-}
-
-/// The text of a body or of a line, or what is wrong with it.
-pub(super) fn as_text(bytes: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(bytes)
-        .map_err(|error| format!("not JSON: no UTF-8 at byte {}", error.valid_up_to()))
 }
 
 fn not_json(error: &serde_json::Error) -> Failure {

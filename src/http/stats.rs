@@ -5,40 +5,19 @@ use axum::{
     http::header,
     response::{IntoResponse as _, Response},
 };
-use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use super::{error::Failure, event::timestamp_of, query};
+use super::{error::Failure, query};
 use crate::{
     aggregator::{Aggregator, STATS_TOPIC_BYTES_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
     answer,
     event::Topic,
+    json::{
+        listed::timestamp_of,
+        stats::{Stats, TopicStats},
+    },
     partition::TopicCounters,
 };
-
-#[derive(Serialize)]
-struct Stats<'a> {
-    received: u64,
-    unique_processed: u64,
-    duplicate_dropped: u64,
-    conflicts: u64,
-    rejected: u64,
-    topics: Vec<&'a str>,
-    topic_count: usize,
-    topic_stats: Vec<TopicStats<'a>>,
-    uptime_seconds: u64,
-    durable_tail: u64,
-    storage_bytes: u64,
-    server_version: &'static str,
-}
-
-#[derive(Serialize)]
-struct TopicStats<'a> {
-    topic: &'a str,
-    unique_processed: u64,
-    duplicate_dropped: u64,
-    last_received_at: String,
-}
 
 pub(super) async fn stats(
     State(aggregator): State<Aggregator>,
@@ -65,7 +44,7 @@ pub(super) async fn stats(
         conflicts: counters.conflicts,
         rejected: counters.rejected,
         topics: topics.iter().map(|(topic, _)| topic.as_str()).collect(),
-        topic_count,
+        topic_count: topic_count as u64,
         topic_stats: topics.iter().map(topic_stats).collect(),
         uptime_seconds: aggregator.started.elapsed().as_secs(),
         durable_tail: partition.durable_tail(),

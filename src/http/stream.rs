@@ -14,8 +14,9 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream::unfold;
 
-use super::{accept::Format, error::Failure, event};
+use super::{accept::Format, error::Failure};
 use crate::{
+    json,
     listing::{Listing, Part},
     partition::ReadError,
 };
@@ -50,7 +51,8 @@ pub(super) fn lines(listing: Listing) -> Response {
 fn in_lines(listing: &Listing, part: &Part) -> Bytes {
     let mut text = Vec::with_capacity(2 * encoded_bytes(part));
     for stored in &part.events {
-        event::write(stored, &listing.cursor_after(stored), &mut text);
+        let cursor = listing.cursor_after(stored);
+        json::listed::write(stored, Some(&cursor), &mut text);
         text.push(b'\n');
     }
     text.into()
@@ -86,7 +88,7 @@ fn in_event_stream(listing: &Listing, part: &Part) -> Bytes {
     for stored in &part.events {
         last = listing.cursor_after(stored);
         text.extend_from_slice(b"data: ");
-        event::write(stored, &last, &mut text);
+        json::listed::write(stored, Some(&last), &mut text);
         write!(text, "\nid: {last}\n\n").expect("a Vec takes everything");
     }
     if last != part.cursor {

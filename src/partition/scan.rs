@@ -287,7 +287,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        event::{Event, EventView},
+        event::Event,
         partition::{Account, Partition, PartitionOptions, Rejection, Start, Threads, open},
         proto::v1,
     };
@@ -302,8 +302,8 @@ mod tests {
             ..v1::Event::default()
         };
         let encoded = Bytes::from(event.encode_to_vec());
-        let view = EventView::parse(&encoded).expect("canonical");
-        Event::new(encoded.clone(), &view).expect("valid")
+        let event = Event::from_canonical(encoded).expect("canonical");
+        event.expect("valid")
     }
 
     async fn opened(dir: &std::path::Path) -> (Partition, Threads) {

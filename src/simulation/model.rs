@@ -108,8 +108,8 @@ impl Sent {
 
     pub fn event(self) -> Event {
         let encoded = self.encoded();
-        let view = EventView::parse(&encoded).expect("it is canonical");
-        Event::new(encoded.clone(), &view).expect("it is within the limits")
+        let event = Event::from_canonical(encoded).expect("canonical");
+        event.expect("it is within the limits")
     }
 
     /// The event that was stored, to the last byte.

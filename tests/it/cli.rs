@@ -25,8 +25,8 @@ use crate::support::{
 /// A line for `oncelog publish`.
 fn line(topic: &str, id: u64) -> String {
     format!(
-        "{{\"topic\":\"{topic}\",\"eventId\":\"{id}\",\"timestamp\":\"2026-01-01T00:00:00Z\",\
-         \"source\":\"test\",\"json\":{{\"n\":{id},\"deep\":[null,true,\"\\u00e9\"]}}}}\n"
+        "{{\"topic\":\"{topic}\",\"event_id\":\"{id}\",\"timestamp\":\"2026-01-01T00:00:00Z\",\
+         \"source\":\"test\",\"payload\":{{\"n\":{id},\"deep\":[null,true,\"\\u00e9\"]}}}}\n"
     )
 }
 
@@ -45,7 +45,7 @@ fn publish_lines(server: &Process, input: &str) -> Ended {
 fn ids(lines: &[Value]) -> Vec<&str> {
     lines
         .iter()
-        .map(|line| line["event"]["eventId"].as_str().expect("an id"))
+        .map(|line| line["event_id"].as_str().expect("an id"))
         .collect()
 }
 
@@ -118,7 +118,7 @@ fn rejected_lines_are_told_by_number() {
     }
     let listed = server.run(&["list"]).assert_code(0).json_lines();
     assert_eq!(ids(&listed), ["1", "3", "4"]);
-    assert_eq!(listed[0]["event"]["source"], "test", "the first stays");
+    assert_eq!(listed[0]["source"], "test", "the first stays");
 }
 
 #[test]
@@ -129,12 +129,11 @@ fn a_list_is_printed_whole_by_topic_or_in_parts() {
     publish_lines(&server, &input).assert_code(0);
 
     let all = server.run(&["list"]).assert_code(0).json_lines();
-    let sequences = all.iter().map(|line| line["sequence"].as_str());
+    let sequences = all.iter().map(|line| line["sequence"].as_u64());
     let sequences: Vec<_> = sequences.map(|n| n.expect("a sequence")).collect();
-    let expected: Vec<_> = (1..=35).map(|n: u64| n.to_string()).collect();
-    assert_eq!(sequences, expected);
+    assert_eq!(sequences, (1..=35).collect::<Vec<_>>());
     assert_eq!(
-        all[0]["event"]["json"]["deep"],
+        all[0]["payload"]["deep"],
         serde_json::json!([null, true, "é"])
     );
     let b = server
@@ -168,7 +167,7 @@ fn a_list_is_printed_whole_by_topic_or_in_parts() {
     }
     let of_a: Vec<_> = all
         .into_iter()
-        .filter(|line| line["event"]["topic"] == "a")
+        .filter(|line| line["topic"] == "a")
         .collect();
     assert_eq!(printed, of_a);
 
@@ -231,24 +230,35 @@ fn a_list_can_be_published_elsewhere() {
         \"1969-12-31T23:59:59.000000007Z\",\"source\":\"s\",\"data\":\"AAH/\",\
         \"attributes\":{\"k\":\"\",\"l\":\"é\"}}\n";
     publish_lines(&server, &(lines("a", 0..50) + with_data)).assert_code(0);
-    let listed = server.run(&["list"]).assert_code(0).json_lines();
-    let events: String = listed
-        .iter()
-        .map(|line| format!("{}\n", line["event"]))
-        .collect();
-    let ended = publish_lines(&elsewhere, &events).assert_code(0);
-    assert_summary(&ended, "received 51, stored 51, ");
+    let large = "{\"topic\":\"c\",\"eventId\":\"1\",\"timestamp\":\"2026-01-01T00:00:00Z\",\"source\":\"s\",\
+        \"json\":{\"id\":9007199254740993,\"a\":1.50}}\n";
+    publish_lines(&server, large).assert_code(0);
+    let listed = server.run(&["list"]).assert_code(0);
+    assert!(
+        listed
+            .stdout
+            .contains(r#""payload":{"a":1.50,"id":9007199254740993}"#),
+        "{listed:?}"
+    );
+    let ended = publish_lines(&elsewhere, &listed.stdout).assert_code(0);
+    assert_summary(&ended, "received 52, stored 52, ");
     // The same content: back home every one of them is a duplicate, and none a conflict.
-    let ended = publish_lines(&server, &events).assert_code(0);
+    let ended = publish_lines(&server, &listed.stdout).assert_code(0);
     assert_summary(
         &ended,
-        "received 51, stored 0, duplicates 51 (conflicts 0), ",
+        "received 52, stored 0, duplicates 52 (conflicts 0), ",
     );
-    let copied = elsewhere.run(&["list"]).assert_code(0).json_lines();
-    for (copy, original) in copied.iter().zip(&listed) {
-        assert_eq!(copy["event"], original["event"]);
-    }
-    assert_eq!(copied.len(), listed.len());
+    let copied = elsewhere.run(&["list"]).assert_code(0);
+    let without_times = |listed: &Ended| -> Vec<Value> {
+        let mut lines = listed.json_lines();
+        for line in &mut lines {
+            line.as_object_mut()
+                .expect("an object")
+                .remove("received_at");
+        }
+        lines
+    };
+    assert_eq!(without_times(&copied), without_times(&listed));
 }
 
 #[test]
@@ -278,14 +288,14 @@ fn counters_are_printed_for_people_and_programs() {
     let [stats] = &json.json_lines()[..] else {
         panic!("{json:?}");
     };
-    assert_eq!(stats["received"], "1207");
-    assert_eq!(stats["uniqueProcessed"], "1202");
-    assert_eq!(stats["duplicateDropped"], "5");
-    assert_eq!(stats["conflicts"], "0");
-    assert_eq!(stats["serverVersion"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(stats["topics"].as_array().expect("topics").len(), 1);
-    assert_eq!(stats["topics"][0]["topic"], "users");
-    assert_eq!(stats["topicCount"], "2");
+    assert_eq!(stats["received"], 1207);
+    assert_eq!(stats["unique_processed"], 1202);
+    assert_eq!(stats["duplicate_dropped"], 5);
+    assert_eq!(stats["conflicts"], 0);
+    assert_eq!(stats["server_version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(stats["topics"], serde_json::json!(["users"]));
+    assert_eq!(stats["topic_stats"][0]["topic"], "users");
+    assert_eq!(stats["topic_count"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    http_support::{Http, JSON, LINES, ids, json_event, json_lines, totals},
+    http_support::{ACCEPT_LINES, Http, JSON, LINES, ids, json_event, json_lines, totals},
     support::{
         self, DataDir, Process, TestServer, counters, event, event_with_data, list, patiently,
         publish, take_all, until,
@@ -67,9 +67,9 @@ async fn a_bad_body_is_described_and_stores_nothing() {
             "not JSON: expected value",
         ),
         (
-            good.replace("null", "9007199254740993"),
+            good.replace("null", r#"{"a":1,"\u0061":1}"#),
             json!(["body", "payload"]),
-            "send it as a string",
+            "a name twice in one object",
         ),
         (
             good.replacen('{', r#"{"topic":"u","#, 1),
@@ -413,6 +413,80 @@ fn both() -> Vec<(Value, v1::Event)> {
             },
         ),
     ]
+}
+
+/// One object that a Struct holds and one that it does not, over every edge and in every form: each is stored once.
+#[tokio::test]
+async fn a_payload_is_the_same_over_every_edge_and_in_every_form() {
+    let server = TestServer::start().await;
+    let http = Http::from(&server);
+    let client = &mut server.client().await;
+    let number = |number| PbValue {
+        kind: Some(Kind::NumberValue(number)),
+    };
+    let held = Struct {
+        fields: [
+            ("a".to_owned(), number(12.0)),
+            ("b".to_owned(), number(0.1)),
+        ]
+        .into(),
+    };
+    let text = |id: &str, text: &str| v1::Event {
+        payload: Some(Payload::JsonText(text.to_owned())),
+        ..event("t", id)
+    };
+    let messages = vec![
+        v1::Event {
+            payload: Some(Payload::Json(held.clone())),
+            ..event("t", "held")
+        },
+        text("held", r#"{"a":12,"b":0.1}"#),
+        text("held", r#" {"b": 1e-1, "\u0061": 12.0} "#),
+        text("large", r#"{"a":1.50,"id":9007199254740993}"#),
+        text("large", r#"{ "id" : 9007199254740993, "a" : 1.50 }"#),
+    ];
+    let answer = publish(client, messages).await;
+    assert_eq!((answer.unique_processed, answer.duplicate_dropped), (2, 3));
+    assert_eq!(answer.conflicts, 0);
+
+    let line = |id: &str, payload: &str| {
+        format!(
+            r#"{{"topic":"t","event_id":"{id}","timestamp":"2023-11-14T22:13:20.000000005Z","source":"test","payload":{payload}}}"#
+        )
+    };
+    let held_line = line("held", r#"{"b":0.10,"a":12}"#);
+    let large_line = line("large", r#"{"id":9007199254740993,"a":1.50}"#);
+    let answer = http
+        .publish_lines(format!("{held_line}\n{large_line}\n"))
+        .await
+        .expect(200);
+    assert_eq!(totals(&answer), [2, 2, 0, 2, 0]);
+    // The next number is another content.
+    let next = large_line.replace("993", "992");
+    let answer = http.publish_lines(next).await.expect(200);
+    assert_eq!(totals(&answer), [1, 1, 0, 1, 1]);
+
+    let listed = http.get("/events").await;
+    let body = &listed.body;
+    assert!(body.contains(r#""payload":{"a":12,"b":0.1}"#), "{body}");
+    assert!(
+        body.contains(r#""payload":{"a":1.50,"id":9007199254740993}"#),
+        "{body}"
+    );
+    // And what is listed can be published again.
+    let lines = http.send(Method::GET, "/events", &[ACCEPT_LINES], "").await;
+    let answer = http.publish_lines(lines.body).await.expect(200);
+    assert_eq!(totals(&answer), [2, 2, 0, 2, 0]);
+    let stored = list(client, "t").await;
+    let payloads: Vec<_> = stored
+        .into_iter()
+        .filter_map(|stored| stored.event.expect("an event").payload)
+        .collect();
+    let canonical = r#"{"a":1.50,"id":9007199254740993}"#.to_owned();
+    assert_eq!(
+        payloads,
+        [Payload::Json(held), Payload::JsonText(canonical)]
+    );
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Limits, field by field, over both ways to publish.
 
 use oncelog::{
+    event::JSON_DEPTH_MAX,
     grpc::wire::RawPublishRequest,
     proto::v1::{self, Outcome},
 };
@@ -41,7 +42,39 @@ async fn every_limit_is_checked_and_named() {
     let client = &mut server.client().await;
     let long = || "x".repeat(256);
     let name_limit = "the limit is 1 to 255 bytes";
+    let json = |number| {
+        let kind = Some(prost_types::value::Kind::NumberValue(number));
+        let fields = [("n".to_owned(), prost_types::Value { kind })].into();
+        Some(v1::event::Payload::Json(prost_types::Struct { fields }))
+    };
+    let text = |text: &str| Some(v1::event::Payload::JsonText(text.to_owned()));
     let cases = [
+        (
+            "json",
+            with(|e| e.payload = json(f64::NAN)),
+            "NaN or infinite",
+        ),
+        (
+            "json",
+            with(|e| e.payload = json(f64::INFINITY)),
+            "NaN or infinite",
+        ),
+        (
+            "json_text",
+            with(|e| e.payload = text(r#"{"a":1,"a":1e400}"#)),
+            "a name twice in one object",
+        ),
+        ("json_text", with(|e| e.payload = text("[1]")), "not JSON"),
+        (
+            "json_text",
+            with(|e| e.payload = text(&format!("{{\"a\":{}1{}}}", "[".repeat(32), "]".repeat(32)))),
+            "nested too deeply; the limit is 32",
+        ),
+        (
+            "json_text",
+            with(|e| e.payload = text(r#"{"a":NaN}"#)),
+            "a value is expected at byte 5",
+        ),
         ("topic", with(|e| e.topic.clear()), name_limit),
         ("topic", with(|e| e.topic = long()), name_limit),
         (
@@ -282,19 +315,38 @@ fn nested(depth: usize) -> v1::Event {
 async fn what_is_too_deep_for_readers_is_refused() {
     let server = TestServer::start().await;
     let client = &mut server.client().await;
-    let mut taken = 0;
-    for depth in 1..60 {
-        match try_publish(client, vec![vec![nested(depth)]]).await {
-            Ok(response) => taken += response.unique_processed,
-            Err(error) => {
-                assert_eq!(error.code(), Code::InvalidArgument);
-                assert!(error.message().contains("recursion limit"), "{error}");
-                assert!(error.message().len() < 500, "{error}");
-            }
-        }
+    // The payload itself is one level.
+    let deepest = JSON_DEPTH_MAX as usize - 1;
+    for depth in [deepest + 1, 60, 500] {
+        let error = refused(client, nested(depth)).await;
+        assert_eq!(error.code(), Code::InvalidArgument);
+        assert!(
+            error
+                .message()
+                .contains("json: nested too deeply; the limit is 32"),
+            "{error}"
+        );
     }
-    assert!((40..59).contains(&taken), "{taken}");
-    assert_eq!(list(client, "deep").await.len() as u64, taken);
+    publish(client, vec![nested(deepest)]).await;
+    assert_eq!(list(client, "deep").await.len(), 1);
+}
+
+/// An encoder of a language whose maps are lists can write it; decoders would keep one of the values.
+#[tokio::test]
+async fn a_name_twice_in_a_struct_is_refused() {
+    let server = TestServer::start().await;
+    let mut encoded = prost::Message::encode_to_vec(&with(|_| {}));
+    let member = b"\x0a\x07\x0a\x01a\x12\x02\x20\x01";
+    encoded.extend([5 << 3 | 2, 2 * member.len() as u8]);
+    encoded.extend(member.repeat(2));
+    let mut request = vec![1 << 3 | 2, encoded.len() as u8];
+    request.extend(encoded);
+    let error = refused_as_it_is(&server, &request).await;
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(
+        error.message().contains("json: a name twice in one object"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -321,9 +373,21 @@ async fn a_lowered_limit_on_topics_keeps_those_there_are() {
         .expect_err("a new topic");
 }
 
+/// Publishes bytes that need not be a request.
+async fn refused_as_it_is(server: &TestServer, body: &[u8]) -> Status {
+    use tonic::codegen::http::uri::PathAndQuery;
+    let path = PathAndQuery::from_static("/oncelog.v1.AggregatorService/Publish");
+    let mut grpc = tonic::client::Grpc::new(server.channel().await);
+    grpc.ready().await.expect("connected");
+    let body = RawPublishRequest(body.to_vec().into());
+    let request = tonic::Request::new(tokio_stream::once(body));
+    let codec = tonic_prost::ProstCodec::<RawPublishRequest, v1::PublishResponse>::default();
+    let published = grpc.client_streaming(request, path, codec).await;
+    published.expect_err("refused")
+}
+
 #[tokio::test]
 async fn garbage_is_no_event() {
-    use tonic::codegen::http;
     let server = TestServer::start().await;
     let client = &mut server.client().await;
     for (body, says) in [
@@ -332,15 +396,7 @@ async fn garbage_is_no_event() {
         (b"\x0a\x02\x0a\xff", "not an encoded oncelog.v1.Event"),
         (b"\x0a\x03\x0a\x01\xff", "not an encoded oncelog.v1.Event"),
     ] {
-        let path = http::uri::PathAndQuery::from_static("/oncelog.v1.AggregatorService/Publish");
-        let mut grpc = tonic::client::Grpc::new(server.channel().await);
-        grpc.ready().await.expect("connected");
-        let request = tonic::Request::new(tokio_stream::once(RawPublishRequest(body.into())));
-        let codec = tonic_prost::ProstCodec::<RawPublishRequest, v1::PublishResponse>::default();
-        let error = grpc
-            .client_streaming(request, path, codec)
-            .await
-            .expect_err("garbage");
+        let error = refused_as_it_is(&server, body).await;
         assert_eq!(error.code(), Code::InvalidArgument);
         assert!(error.message().contains(says), "{error}");
     }

@@ -1,41 +1,23 @@
-//! Events as JSON: `{topic, event_id, timestamp, source, payload, attributes}`, and what a listed one has beside.
+//! Events as JSON: `{topic, event_id, timestamp, source, payload, attributes}`, as it is published.
 //!
-//! An event is read into its canonical encoding, so the same event is the same content whether it comes over
-//! HTTP or gRPC. What is listed can be published again.
+//! An event that is read is the same content whether it comes over HTTP, gRPC or the command line. What is listed can be
+//! published again.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, io::Write as _};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use base64::{
     Engine as _,
-    alphabet::STANDARD,
+    alphabet::{STANDARD, URL_SAFE},
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use bytes::Bytes;
-use prost::Message as _;
-use prost_types::Timestamp;
 use serde::{
     Deserialize,
     de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
-use super::{
-    error::DETAILS_MAX,
-    payload::{self, Refusal},
-};
-use crate::event::{Event, EventView, Payload, StoredEvent, UnixNanos, Violation, put_varint};
-
-/// Tags of the fields of an `oncelog.v1.Event`, which are all length-delimited.
-const TOPIC_TAG: u8 = 1 << 3 | 2;
-const EVENT_ID_TAG: u8 = 2 << 3 | 2;
-const TIMESTAMP_TAG: u8 = 3 << 3 | 2;
-const SOURCE_TAG: u8 = 4 << 3 | 2;
-const JSON_TAG: u8 = 5 << 3 | 2;
-const DATA_TAG: u8 = 6 << 3 | 2;
-const ATTRIBUTES_TAG: u8 = 7 << 3 | 2;
-/// Key and value of an attribute.
-const KEY_TAG: u8 = 1 << 3 | 2;
-const VALUE_TAG: u8 = 2 << 3 | 2;
+use super::flaw::{FLAWS_MAX, Flaw, too_large, unknown};
+use crate::event::{Event, EventView, Json, JsonError, Payload, Timestamp};
 
 /// Base64 with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -43,43 +25,11 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// How much of a name that is no field is repeated, in characters.
-const UNKNOWN_NAME_CHARS_MAX: usize = 64;
-
-/// What is wrong with an event.
-#[derive(Debug)]
-pub(super) struct Flaw {
-    /// The field, unless it is the event as a whole.
-    pub field: Option<Cow<'static, str>>,
-    /// What is wrong and what the limit is.
-    pub msg: String,
-    /// Whether it is the limit on the size of an event.
-    pub too_large: bool,
-}
-
-impl Flaw {
-    fn of(field: &'static str, msg: impl Into<String>) -> Self {
-        Self {
-            field: Some(field.into()),
-            msg: msg.into(),
-            too_large: false,
-        }
-    }
-
-    pub fn of_event(msg: impl Into<String>) -> Self {
-        Self {
-            field: None,
-            msg: msg.into(),
-            too_large: false,
-        }
-    }
-}
-
-impl From<Violation> for Flaw {
-    fn from(violation: Violation) -> Self {
-        Self::of(violation.field, violation.description)
-    }
-}
+/// The same in the alphabet for names of files, which proto3 takes too.
+const BASE64_URL_SAFE: GeneralPurpose = GeneralPurpose::new(
+    &URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// The members of an event, not looked into.
 #[derive(Default)]
@@ -107,10 +57,23 @@ enum Name {
     Sequence,
     ReceivedAt,
     Cursor,
+    #[serde(rename = "eventId")]
+    ContractEventId,
+    Json,
     Unknown(String),
 }
 
-struct MembersVisitor;
+/// Which names the members of an event may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// Those that are listed.
+    Listed,
+    /// Those too that proto3 gives the fields of the contract: `eventId`, `json`. As there, an event need not have a
+    /// payload, and bytes may be in the URL-safe alphabet.
+    ListedAndContract,
+}
+
+struct MembersVisitor(Names);
 
 impl<'de> Visitor<'de> for MembersVisitor {
     type Value = Members<'de>;
@@ -120,11 +83,14 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let takes_contract = self.0 == Names::ListedAndContract;
         let mut members = Members::default();
         while let Some(name) = map.next_key()? {
             let (slot, name) = match name {
                 Name::Topic => (&mut members.topic, "topic"),
                 Name::EventId => (&mut members.event_id, "event_id"),
+                Name::ContractEventId if takes_contract => (&mut members.event_id, "event_id"),
+                Name::Json if takes_contract => (&mut members.payload, "payload"),
                 Name::Timestamp => (&mut members.timestamp, "timestamp"),
                 Name::Source => (&mut members.source, "source"),
                 Name::Payload => (&mut members.payload, "payload"),
@@ -133,6 +99,12 @@ impl<'de> Visitor<'de> for MembersVisitor {
                 // The server's, in what it lists.
                 Name::Sequence | Name::ReceivedAt | Name::Cursor => {
                     map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+                Name::ContractEventId | Name::Json => {
+                    map.next_value::<IgnoredAny>()?;
+                    let is_json = matches!(name, Name::Json);
+                    members.add(unknown(if is_json { "json" } else { "eventId" }));
                     continue;
                 }
                 Name::Unknown(name) => {
@@ -149,89 +121,116 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 }
 
-fn unknown(name: &str) -> Flaw {
-    let name: String = name.chars().take(UNKNOWN_NAME_CHARS_MAX).collect();
-    Flaw {
-        field: Some(name.into()),
-        ..Flaw::of_event(
-            "not a field of an event; these are topic, event_id, timestamp, source, payload, data, attributes",
-        )
-    }
-}
-
-fn too_large(bytes_max: usize) -> Flaw {
-    Flaw {
-        too_large: true,
-        ..Flaw::of_event(format!(
-            "more than {bytes_max} bytes encoded, which is the limit of an event (--max-event-bytes)"
-        ))
-    }
-}
-
 /// Reads an event that is at most `bytes_max` bytes when encoded. Tells of every field that is wrong.
-pub(super) fn parse(json: &RawValue, bytes_max: usize) -> Result<Event, Vec<Flaw>> {
+pub(crate) fn parse(json: &RawValue, names: Names, bytes_max: usize) -> Result<Event, Vec<Flaw>> {
     let mut deserializer = serde_json::Deserializer::from_str(json.get());
     let mut members = if json.get().starts_with('{') {
         // Cannot fail on what is JSON but by a name that is not Unicode.
-        let members = deserializer.deserialize_map(MembersVisitor);
-        members.map_err(|error| vec![Flaw::of_event(payload::without_place(&error))])?
+        let members = deserializer.deserialize_map(MembersVisitor(names));
+        members.map_err(|error| vec![Flaw::of_event(without_place(&error))])?
     } else {
         let msg = format!("an event object is expected, not {}", kind(json));
         return Err(vec![Flaw::of_event(msg)]);
     };
     let mut flaws = std::mem::take(&mut members.flaws);
-    let encoded = members.encode(bytes_max, &mut flaws);
-    if !flaws.is_empty() {
+    let event = members.event(names, bytes_max, &mut flaws);
+    let Some(event) = event.filter(|_| flaws.is_empty()) else {
         return Err(flaws);
-    }
-    if encoded.len() > bytes_max {
+    };
+    if event.encoded().len() > bytes_max {
         return Err(vec![too_large(bytes_max)]);
     }
-    let encoded = Bytes::from(encoded);
-    let view = EventView::parse(&encoded).expect("encoded canonically");
-    Event::new(encoded.clone(), &view).map_err(|violation| vec![violation.into()])
+    Ok(event)
+}
+
+/// Reads the line of an event.
+pub(crate) fn parse_line(line: &[u8], names: Names, bytes_max: usize) -> Result<Event, Vec<Flaw>> {
+    let no_json = |msg| vec![Flaw::of_event(msg)];
+    let text = as_text(line).map_err(no_json)?;
+    let json = serde_json::from_str(text)
+        .map_err(|error| no_json(format!("not JSON: {}", without_place(&error))))?;
+    parse(json, names, bytes_max)
+}
+
+/// The text of a body or of a line, or what is wrong with it.
+pub(crate) fn as_text(bytes: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(bytes)
+        .map_err(|error| format!("not JSON: no UTF-8 at byte {}", error.valid_up_to()))
+}
+
+/// What is wrong, without the place: that is within the value, and would be taken for one in the body.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    text.strip_suffix(&place).unwrap_or(&text).to_owned()
+}
+
+/// A payload as it was read.
+enum Content {
+    Json(Json),
+    Data(Vec<u8>),
+}
+
+impl Content {
+    fn as_payload(&self) -> Payload<'_> {
+        match self {
+            Self::Json(json) => json.as_payload(),
+            Self::Data(data) => Payload::Data(data),
+        }
+    }
 }
 
 impl Members<'_> {
-    /// Remembers a flaw, unless there are as many as are told: a small event can have very many names.
+    /// Remembers a flaw, unless there are as many as are reported: a small event can have very many names.
     fn add(&mut self, flaw: Flaw) {
-        if self.flaws.len() < DETAILS_MAX {
+        if self.flaws.len() < FLAWS_MAX {
             self.flaws.push(flaw);
         }
     }
 
-    /// Encodes what is right, and tells what is wrong. Limits on values are not looked at.
-    fn encode(&self, bytes_max: usize, flaws: &mut Vec<Flaw>) -> Vec<u8> {
-        let mut out = Vec::new();
-        let put_text = |tag, name, json, out: &mut Vec<u8>| {
-            let text = required_text(json).map_err(|msg| Flaw::of(name, msg))?;
-            put_bytes(tag, text.as_bytes(), out);
-            Ok(())
+    /// The event; adds what is wrong with it to `flaws`.
+    fn event(&self, names: Names, bytes_max: usize, flaws: &mut Vec<Flaw>) -> Option<Event> {
+        let mut note = |flaw| flaws.push(flaw);
+        let required = |name, json| required_text(json).map_err(|msg| Flaw::of(name, msg));
+        let topic = required("topic", self.topic).map_err(&mut note).ok();
+        let event_id = required("event_id", self.event_id).map_err(&mut note).ok();
+        let timestamp = timestamp(self.timestamp)
+            .map_err(|msg| note(Flaw::of("timestamp", msg)))
+            .ok();
+        let source = required("source", self.source).map_err(&mut note).ok();
+        let content = self.content(names, bytes_max).map_err(&mut note).ok();
+        let attributes = self.attributes.map(attributes).transpose();
+        let attributes = attributes
+            .map_err(|msg| note(Flaw::of("attributes", msg)))
+            .ok();
+
+        let (content, attributes) = (content?, attributes?.unwrap_or_default());
+        let fields = EventView {
+            topic: &topic?,
+            event_id: &event_id?,
+            timestamp: Some(timestamp?),
+            source: &source?,
+            payload: content.as_ref().map(Content::as_payload),
+            attributes: attributes
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect(),
         };
-        let put = [
-            put_text(TOPIC_TAG, "topic", self.topic, &mut out),
-            put_text(EVENT_ID_TAG, "event_id", self.event_id, &mut out),
-            put_timestamp(self.timestamp, &mut out),
-            put_text(SOURCE_TAG, "source", self.source, &mut out),
-            self.put_payload(bytes_max, &mut out),
-            put_attributes(self.attributes, &mut out),
-        ];
-        flaws.extend(put.into_iter().filter_map(Result::err));
-        out
+        let event = Event::new(&fields).map_err(Flaw::from);
+        event.map_err(note).ok()
     }
 
-    fn put_payload(&self, bytes_max: usize, out: &mut Vec<u8>) -> Result<(), Flaw> {
+    fn content(&self, names: Names, bytes_max: usize) -> Result<Option<Content>, Flaw> {
         let json = self.payload.filter(|json| json.get() != "null");
         match (json, self.data) {
             (Some(_), Some(_)) => Err(Flaw::of("data", "given beside payload; give one of them")),
             (Some(json), None) if json.get().starts_with('{') => {
-                let encoded = payload::encode(json, bytes_max);
-                let encoded = encoded.map_err(|refusal| match refusal {
-                    Refusal::TooLarge => too_large(bytes_max),
-                    Refusal::Invalid(msg) => Flaw::of("payload", msg),
+                let json = Json::from_text(json.get(), bytes_max);
+                let json = json.map_err(|error| match error {
+                    JsonError::TooLarge => too_large(bytes_max),
+                    error => Flaw::of("payload", error.to_string()),
                 })?;
-                put_message(JSON_TAG, &encoded, out);
-                Ok(())
+                Ok(Some(Content::Json(json)))
             }
             (Some(json), None) => Err(Flaw::of(
                 "payload",
@@ -239,12 +238,16 @@ impl Members<'_> {
             )),
             (None, Some(data)) => {
                 let text = text(data).map_err(|msg| Flaw::of("data", msg))?;
-                let bytes = BASE64.decode(text.as_bytes());
-                let bytes = bytes.map_err(|_| Flaw::of("data", "not base64"))?;
-                put_message(DATA_TAG, &bytes, out);
-                Ok(())
+                let data = match names {
+                    Names::ListedAndContract if text.contains(['-', '_']) => {
+                        BASE64_URL_SAFE.decode(text.as_bytes())
+                    }
+                    Names::Listed | Names::ListedAndContract => BASE64.decode(text.as_bytes()),
+                };
+                let data = data.map_err(|_| Flaw::of("data", "not base64"))?;
+                Ok(Some(Content::Data(data)))
             }
-            (None, None) if self.payload.is_some() => Ok(()),
+            (None, None) if self.payload.is_some() || names == Names::ListedAndContract => Ok(None),
             (None, None) => Err(Flaw::of(
                 "payload",
                 "missing; give an object, or null for an event without one",
@@ -265,7 +268,7 @@ fn text(json: &RawValue) -> Result<Cow<'_, str>, String> {
         return Ok(Cow::Borrowed(text));
     }
     let unescaped = serde_json::from_str(json.get()).map(Cow::Owned);
-    unescaped.map_err(|error| payload::without_place(&error))
+    unescaped.map_err(|error| without_place(&error))
 }
 
 fn kind(json: &RawValue) -> &'static str {
@@ -280,15 +283,14 @@ fn kind(json: &RawValue) -> &'static str {
 }
 
 /// ISO 8601 with any offset; without one it is UTC.
-fn put_timestamp(json: Option<&RawValue>, out: &mut Vec<u8>) -> Result<(), Flaw> {
-    let flaw = |msg| Flaw::of("timestamp", msg);
-    let text = required_text(json).map_err(flaw)?;
-    let timestamp: Result<Timestamp, _> = text.parse();
-    let timestamp = timestamp.map_err(|_| {
-        flaw("not an ISO 8601 date and time like 2026-01-01T12:00:00.5+02:00".to_owned())
-    })?;
-    put_message(TIMESTAMP_TAG, &timestamp.encode_to_vec(), out);
-    Ok(())
+fn timestamp(json: Option<&RawValue>) -> Result<Timestamp, String> {
+    let parsed: Result<prost_types::Timestamp, _> = required_text(json)?.parse();
+    let parsed = parsed
+        .map_err(|_| "not an ISO 8601 date and time like 2026-01-01T12:00:00.5+02:00".to_owned())?;
+    Ok(Timestamp {
+        seconds: parsed.seconds,
+        nanos: parsed.nanos,
+    })
 }
 
 fn attributes(json: &RawValue) -> Result<BTreeMap<String, String>, String> {
@@ -297,7 +299,7 @@ fn attributes(json: &RawValue) -> Result<BTreeMap<String, String>, String> {
     }
     let mut deserializer = serde_json::Deserializer::from_str(json.get());
     let attributes = deserializer.deserialize_map(AttributesVisitor);
-    attributes.map_err(|error| payload::without_place(&error))
+    attributes.map_err(|error| without_place(&error))
 }
 
 struct AttributesVisitor;
@@ -320,103 +322,24 @@ impl<'de> Visitor<'de> for AttributesVisitor {
     }
 }
 
-fn put_attributes(json: Option<&RawValue>, out: &mut Vec<u8>) -> Result<(), Flaw> {
-    let attributes = json.map(attributes).transpose();
-    let attributes = attributes.map_err(|msg| Flaw::of("attributes", msg))?;
-    let mut entry = Vec::new();
-    for (key, value) in attributes.iter().flatten() {
-        entry.clear();
-        put_bytes(KEY_TAG, key.as_bytes(), &mut entry);
-        put_bytes(VALUE_TAG, value.as_bytes(), &mut entry);
-        put_message(ATTRIBUTES_TAG, &entry, out);
-    }
-    Ok(())
-}
-
-/// Appends a field that is left out when it is empty.
-fn put_bytes(tag: u8, bytes: &[u8], out: &mut Vec<u8>) {
-    if !bytes.is_empty() {
-        put_message(tag, bytes, out);
-    }
-}
-
-/// Appends a field that is there when it is empty, too.
-fn put_message(tag: u8, encoded: &[u8], out: &mut Vec<u8>) {
-    out.push(tag);
-    put_varint(encoded.len() as u64, out);
-    out.extend_from_slice(encoded);
-}
-
-/// Appends a stored event on one line. A reader resumes after it with `cursor`.
-pub(super) fn write(event: &StoredEvent, cursor: &str, json: &mut Vec<u8>) {
-    let view = EventView::parse(&event.encoded).expect("stored events are canonical");
-    let at = view.timestamp.expect("checked when it was stored");
-    let at = Timestamp {
-        seconds: at.seconds,
-        nanos: at.nanos,
-    };
-    json.extend_from_slice(b"{\"topic\":");
-    write_text(view.topic, json);
-    json.extend_from_slice(b",\"event_id\":");
-    write_text(view.event_id, json);
-    write_formatted(json, format_args!(",\"timestamp\":\"{at}\",\"source\":"));
-    write_text(view.source, json);
-    json.extend_from_slice(b",\"payload\":");
-    match view.payload {
-        Some(Payload::Json(encoded)) => payload::write_json(encoded, json),
-        Some(Payload::Data(data)) => {
-            json.extend_from_slice(b"null,\"data\":\"");
-            json.extend_from_slice(BASE64.encode(data).as_bytes());
-            json.push(b'"');
-        }
-        None => json.extend_from_slice(b"null"),
-    }
-    json.extend_from_slice(b",\"attributes\":{");
-    let mut separator = None;
-    for (key, value) in view.attributes {
-        json.extend(separator.replace(b','));
-        write_text(key, json);
-        json.push(b':');
-        write_text(value, json);
-    }
-    let received_at = timestamp_of(event.received_at);
-    let sequence = event.sequence;
-    write_formatted(
-        json,
-        format_args!(
-            "}},\"sequence\":{sequence},\"received_at\":\"{received_at}\",\"cursor\":\"{cursor}\"}}"
-        ),
-    );
-}
-
-/// A time of the server's clock, which is printed as ISO 8601 in UTC.
-pub(super) fn timestamp_of(at: UnixNanos) -> Timestamp {
-    const NANOS_PER_SECOND: u64 = 1_000_000_000;
-    Timestamp {
-        seconds: (at / NANOS_PER_SECOND).cast_signed(),
-        nanos: i32::try_from(at % NANOS_PER_SECOND).expect("under a billion"),
-    }
-}
-
-fn write_formatted(json: &mut Vec<u8>, text: fmt::Arguments<'_>) {
-    json.write_fmt(text).expect("a Vec takes everything");
-}
-
-fn write_text(text: &str, json: &mut Vec<u8>) {
-    serde_json::to_writer(json, text).expect("a Vec takes everything");
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use bytes::Bytes;
+    use prost::Message as _;
+
     use super::*;
-    use crate::proto::v1;
+    use crate::{event::StoredEvent, json::listed::write, proto::v1};
 
     const BYTES_MAX: usize = 1 << 16;
 
     fn parsed(json: &str) -> Result<Event, Vec<Flaw>> {
-        parse(serde_json::from_str(json).expect("JSON"), BYTES_MAX)
+        parse(
+            serde_json::from_str(json).expect("JSON"),
+            Names::Listed,
+            BYTES_MAX,
+        )
     }
 
     fn valid() -> serde_json::Value {
@@ -450,7 +373,7 @@ mod tests {
             encoded: event.encoded().clone(),
         };
         let mut json = Vec::new();
-        write(&stored, "c", &mut json);
+        write(&stored, Some("c"), &mut json);
         String::from_utf8(json).expect("UTF-8")
     }
 
@@ -474,7 +397,7 @@ mod tests {
             |(topic, event_id, (seconds, nanos), source, payload, attributes)| v1::Event {
                 topic,
                 event_id,
-                timestamp: Some(Timestamp { seconds, nanos }),
+                timestamp: Some(prost_types::Timestamp { seconds, nanos }),
                 source,
                 payload,
                 attributes,
@@ -500,12 +423,12 @@ mod tests {
             nanos in 0..1_000_000_000i32,
             minutes in -1439..1440i64,
         ) {
-            let local = Timestamp { seconds: seconds + minutes * 60, nanos }.to_string();
+            let local = prost_types::Timestamp { seconds: seconds + minutes * 60, nanos }.to_string();
             let sign = if minutes < 0 { '-' } else { '+' };
             let (hours, minutes) = (minutes.abs() / 60, minutes.abs() % 60);
             let local = local.strip_suffix('Z').expect("UTC");
             let json = with("timestamp", format!("{local}{sign}{hours:02}:{minutes:02}").into());
-            let expected = Timestamp { seconds, nanos };
+            let expected = prost_types::Timestamp { seconds, nanos };
             prop_assert_eq!(message(&parsed(&json).expect("valid")).timestamp, Some(expected));
         }
 
@@ -626,13 +549,38 @@ mod tests {
     }
 
     #[test]
+    fn names_of_the_contract_are_taken_where_they_are_asked_for() {
+        let contract = r#"{"topic":"t","eventId":"1","timestamp":"2026-01-01T00:00:00Z","source":"s","json":{"n":1}}"#;
+        let event = parse_line(contract.as_bytes(), Names::ListedAndContract, BYTES_MAX);
+        let listed = parsed(&valid().to_string()).expect("valid");
+        assert_eq!(event.expect("valid").encoded(), listed.encoded());
+        let flaws = parsed(contract).expect_err("of the contract");
+        let named: Vec<_> = flaws
+            .iter()
+            .filter_map(|flaw| flaw.field.as_deref())
+            .collect();
+        assert_eq!(named, ["eventId", "json", "event_id", "payload"]);
+
+        let none = contract.replace(r#","json":{"n":1}"#, "");
+        let parsed = |line: &str| parse_line(line.as_bytes(), Names::ListedAndContract, BYTES_MAX);
+        assert_eq!(message(&parsed(&none).expect("valid")).payload, None);
+        let data = contract.replace(r#""json":{"n":1}"#, r#""data":"AAH_""#);
+        let data = message(&parsed(&data).expect("valid")).payload;
+        assert_eq!(data, Some(v1::event::Payload::Data(vec![0, 1, 255].into())));
+        let both = contract
+            .replace('}', r#"},"payload":{}"#)
+            .replacen("},", "},", 1);
+        assert!(parsed(&both).is_err());
+    }
+
+    #[test]
     fn no_more_flaws_are_remembered_than_told() {
-        let names: Vec<String> = (0..10 * DETAILS_MAX)
+        let names: Vec<String> = (0..10 * FLAWS_MAX)
             .map(|at| format!("\"{at}\":0"))
             .collect();
         let flaws = parsed(&format!("{{{}}}", names.join(","))).expect_err("no event");
         // And the five fields that are missing.
-        assert_eq!(flaws.len(), DETAILS_MAX + 5);
+        assert_eq!(flaws.len(), FLAWS_MAX + 5);
     }
 
     #[test]
