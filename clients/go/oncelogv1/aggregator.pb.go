@@ -163,6 +163,7 @@ type Event struct {
 	//
 	//	*Event_Json
 	//	*Event_Data
+	//	*Event_JsonText
 	Payload isEvent_Payload `protobuf_oneof:"payload"`
 	// Up to 64 pairs, for example tracing or schema information. A key is 1 to 255 bytes of UTF-8;
 	// all keys and values together are at most 8 KiB.
@@ -254,6 +255,15 @@ func (x *Event) GetData() []byte {
 	return nil
 }
 
+func (x *Event) GetJsonText() string {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_JsonText); ok {
+			return x.JsonText
+		}
+	}
+	return ""
+}
+
 func (x *Event) GetAttributes() map[string]string {
 	if x != nil {
 		return x.Attributes
@@ -266,7 +276,10 @@ type isEvent_Payload interface {
 }
 
 type Event_Json struct {
-	// A JSON object.
+	// A JSON object. Its numbers are doubles: an integer beyond 2^53, or a decimal of more digits than a
+	// double has, is rounded where the Struct is made; send such an object as json_text. NaN and
+	// infinities, a Value without a kind and a name twice in one object are refused; at most 32
+	// objects and arrays are within each other.
 	Json *structpb.Struct `protobuf:"bytes,5,opt,name=json,proto3,oneof"`
 }
 
@@ -275,9 +288,23 @@ type Event_Data struct {
 	Data []byte `protobuf:"bytes,6,opt,name=data,proto3,oneof"`
 }
 
+type Event_JsonText struct {
+	// A JSON object as text, every number of it kept as it is written. A name may be once in an object;
+	// at most 32 objects and arrays are within each other.
+	//
+	// The same object is the same content in either form. It is stored and listed as json if doubles
+	// hold all its numbers: a double stands for the whole number that it is, below 2^64 in magnitude, and
+	// otherwise for the shortest decimal that parses to it. Else it is stored and listed as
+	// canonical json_text: the members of objects in the order of their names as UTF-8 bytes, no white
+	// space, strings escaped only where they must be, numbers as written.
+	JsonText string `protobuf:"bytes,8,opt,name=json_text,json=jsonText,proto3,oneof"`
+}
+
 func (*Event_Json) isEvent_Payload() {}
 
 func (*Event_Data) isEvent_Payload() {}
+
+func (*Event_JsonText) isEvent_Payload() {}
 
 // StoredEvent is an event as the server holds it.
 type StoredEvent struct {
@@ -1154,14 +1181,15 @@ var File_oncelog_v1_aggregator_proto protoreflect.FileDescriptor
 const file_oncelog_v1_aggregator_proto_rawDesc = "" +
 	"\n" +
 	"\x1boncelog/v1/aggregator.proto\x12\n" +
-	"oncelog.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x02\n" +
+	"oncelog.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x02\n" +
 	"\x05Event\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x19\n" +
 	"\bevent_id\x18\x02 \x01(\tR\aeventId\x128\n" +
 	"\ttimestamp\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\ttimestamp\x12\x16\n" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12-\n" +
 	"\x04json\x18\x05 \x01(\v2\x17.google.protobuf.StructH\x00R\x04json\x12\x14\n" +
-	"\x04data\x18\x06 \x01(\fH\x00R\x04data\x12A\n" +
+	"\x04data\x18\x06 \x01(\fH\x00R\x04data\x12\x1d\n" +
+	"\tjson_text\x18\b \x01(\tH\x00R\bjsonText\x12A\n" +
 	"\n" +
 	"attributes\x18\a \x03(\v2!.oncelog.v1.Event.AttributesEntryR\n" +
 	"attributes\x1a=\n" +
@@ -1322,6 +1350,7 @@ func file_oncelog_v1_aggregator_proto_init() {
 	file_oncelog_v1_aggregator_proto_msgTypes[0].OneofWrappers = []any{
 		(*Event_Json)(nil),
 		(*Event_Data)(nil),
+		(*Event_JsonText)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -43,10 +43,30 @@ const (
 //	INVALID_ARGUMENT    the request breaks a limit or carries a bad value; the message names the
 //	                    field and the limit, the details are google.rpc.BadRequest and ErrorInfo.
 //	RESOURCE_EXHAUSTED  a named limit of the server is reached, or its disk is full; what was
-//	                    acknowledged is safe, send the rest again later.
-//	UNAVAILABLE         the server is starting, stopping or can no longer write; connect again
-//	                    and resend what was not acknowledged. Resending is always safe.
+//	                    acknowledged is safe. The reason says whether to send the rest again.
+//	UNAVAILABLE         the server is starting, stopping or cannot write; connect again and resend
+//	                    what was not acknowledged. Resending is always safe.
 //	DATA_LOSS           stored data is damaged; the message names the file and the offset.
+//
+// The reason in google.rpc.ErrorInfo, whose domain is "oncelog", and whether to send again; if so,
+// google.rpc.RetryInfo says after how long:
+//
+//	INVALID_FIELD     no: a field of the request breaks a limit.
+//	INVALID_EVENT     no: an event breaks a limit; the metadata says which, counted from 0.
+//	INVALID_REQUEST   no: a publish request as a whole breaks a limit.
+//	TOO_MANY_TOPICS   no, not before somebody raises --max-topics.
+//	TOO_MANY_READERS  later: as many streams of stored events are open as --max-readers allows.
+//	DISK_FULL         later: there is no disk space; heals when there is.
+//	OVERLOADED        soon: there was no room for the request within --max-ingest-bytes.
+//	LOG_BEHIND        later: no space can be set aside for the log; the server keeps trying.
+//	INDEX_BEHIND      later: the index cannot be written; the server keeps trying.
+//	LOG_UNREADABLE    later: the log cannot be read now.
+//	INDEX_UNREADABLE  later: the index cannot be read now.
+//	STORAGE_FAILED    after a restart: a write or sync failed, or the index is damaged.
+//	INDEX_DAMAGED     after a restart, which rebuilds the index.
+//	SERVER_BUG        after a restart: a part of the server panicked.
+//	STOPPING          yes: the server is stopping; connect again.
+//	LOG_DAMAGED       no: stored events are damaged.
 type AggregatorServiceClient interface {
 	// Publishes a stream of any number of requests and answers once, with the totals of the stream,
 	// after the client has half-closed and every event is durable.
@@ -152,10 +172,30 @@ func (c *aggregatorServiceClient) GetStats(ctx context.Context, in *GetStatsRequ
 //	INVALID_ARGUMENT    the request breaks a limit or carries a bad value; the message names the
 //	                    field and the limit, the details are google.rpc.BadRequest and ErrorInfo.
 //	RESOURCE_EXHAUSTED  a named limit of the server is reached, or its disk is full; what was
-//	                    acknowledged is safe, send the rest again later.
-//	UNAVAILABLE         the server is starting, stopping or can no longer write; connect again
-//	                    and resend what was not acknowledged. Resending is always safe.
+//	                    acknowledged is safe. The reason says whether to send the rest again.
+//	UNAVAILABLE         the server is starting, stopping or cannot write; connect again and resend
+//	                    what was not acknowledged. Resending is always safe.
 //	DATA_LOSS           stored data is damaged; the message names the file and the offset.
+//
+// The reason in google.rpc.ErrorInfo, whose domain is "oncelog", and whether to send again; if so,
+// google.rpc.RetryInfo says after how long:
+//
+//	INVALID_FIELD     no: a field of the request breaks a limit.
+//	INVALID_EVENT     no: an event breaks a limit; the metadata says which, counted from 0.
+//	INVALID_REQUEST   no: a publish request as a whole breaks a limit.
+//	TOO_MANY_TOPICS   no, not before somebody raises --max-topics.
+//	TOO_MANY_READERS  later: as many streams of stored events are open as --max-readers allows.
+//	DISK_FULL         later: there is no disk space; heals when there is.
+//	OVERLOADED        soon: there was no room for the request within --max-ingest-bytes.
+//	LOG_BEHIND        later: no space can be set aside for the log; the server keeps trying.
+//	INDEX_BEHIND      later: the index cannot be written; the server keeps trying.
+//	LOG_UNREADABLE    later: the log cannot be read now.
+//	INDEX_UNREADABLE  later: the index cannot be read now.
+//	STORAGE_FAILED    after a restart: a write or sync failed, or the index is damaged.
+//	INDEX_DAMAGED     after a restart, which rebuilds the index.
+//	SERVER_BUG        after a restart: a part of the server panicked.
+//	STOPPING          yes: the server is stopping; connect again.
+//	LOG_DAMAGED       no: stored events are damaged.
 type AggregatorServiceServer interface {
 	// Publishes a stream of any number of requests and answers once, with the totals of the stream,
 	// after the client has half-closed and every event is durable.

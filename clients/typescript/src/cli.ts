@@ -5,21 +5,20 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs, type ParseArgsConfig } from "node:util";
-import { create, fromJsonString, toJsonString } from "@bufbuild/protobuf";
+import { create } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
 import { DEFAULT_SERVER, connect, encode, getStats, wire } from "./channel.js";
 import { ContractBroken, GaveUp, InvalidServer, describe, isServiceError } from "./errors.js";
 import {
   AggregatorService,
   EventSchema,
-  GetStatsResponseSchema,
   Outcome,
   PublishRequestSchema,
-  StoredEventSchema,
   type Event,
   type EventOutcome,
   type PublishResponse,
 } from "./gen/oncelog/v1/aggregator_pb.js";
+import { eventOf, lineOf, statsLine } from "./lines.js";
 import { Publisher } from "./publisher.js";
 import { Reader } from "./reader.js";
 import { EVENTS_PER_REQUEST, eventAt } from "./scenario.js";
@@ -210,7 +209,7 @@ async function read(args: string[], follow: boolean): Promise<number> {
   });
   try {
     for await (const response of reader) {
-      const lines = response.events.map((stored) => `${toJsonString(StoredEventSchema, stored)}\n`);
+      const lines = response.events.map((stored) => `${lineOf(stored)}\n`);
       if (!process.stdout.write(lines.join(""))) {
         await once(process.stdout, "drain");
       }
@@ -224,7 +223,7 @@ async function read(args: string[], follow: boolean): Promise<number> {
 async function stats(args: string[]): Promise<number> {
   const { server } = parse(args, SERVER);
   try {
-    console.log(toJsonString(GetStatsResponseSchema, await getStats(server)));
+    console.log(statsLine(await getStats(server)));
     return 0;
   } catch (error) {
     report(error);
@@ -245,7 +244,7 @@ async function* readLines(tally: Tally): AsyncGenerator<Line> {
     }
     let event;
     try {
-      event = fromJsonString(EventSchema, line);
+      event = eventOf(line);
     } catch (error) {
       tally.reject(number, error instanceof Error ? error.message : String(error));
       continue;

@@ -10,5 +10,6 @@ export {
   type ListEventsResponse,
   type StoredEvent,
 } from "./gen/oncelog/v1/aggregator_pb.js";
+export { jsonPayload, payloadJson } from "./payload.js";
 export { Publisher, type Ack } from "./publisher.js";
 export { Reader, type ReaderOptions } from "./reader.js";

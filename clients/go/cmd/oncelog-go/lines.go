@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"oncelog.example/oncelog/oncelogv1"
@@ -58,7 +57,7 @@ func lines(input io.Reader, size int) source {
 			if errors.Is(err, io.EOF) {
 				return flush()
 			}
-			event := new(oncelogv1.Event)
+			var event *oncelogv1.Event
 			switch {
 			case errors.Is(err, errTooLong):
 			case err != nil:
@@ -66,7 +65,7 @@ func lines(input io.Reader, size int) source {
 			case len(line) == 0:
 				continue
 			default:
-				err = protojson.Unmarshal(line, event)
+				event, err = parseEvent(line)
 			}
 			bytes := proto.Size(event)
 			if err != nil || pending.bytes+bytes > batchBytesMax {

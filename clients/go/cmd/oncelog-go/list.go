@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"os"
 
-	"google.golang.org/protobuf/encoding/protojson"
-
 	"oncelog.example/oncelog"
 	"oncelog.example/oncelog/oncelogv1"
 )
@@ -39,12 +37,11 @@ func list(ctx context.Context, client *oncelog.Client, request *oncelogv1.ListEv
 			return err
 		}
 		for _, event := range response.Events {
-			json, err := protojson.Marshal(event)
+			line, err := formatEvent(event)
 			if err != nil {
 				return fmt.Errorf("sequence %d: %w", event.Sequence, err)
 			}
-			out.Write(json)
-			out.WriteByte('\n')
+			out.Write(line)
 		}
 		if err := out.Flush(); err != nil {
 			return err

@@ -4,6 +4,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -17,7 +18,6 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"oncelog.example/oncelog"
 )
@@ -123,12 +123,7 @@ func statsCommand(*flag.FlagSet) func(context.Context, *oncelog.Client) error {
 		if err != nil {
 			return err
 		}
-		json, err := protojson.Marshal(stats)
-		if err != nil {
-			return err
-		}
-		fmt.Printf("%s\n", json)
-		return nil
+		return json.NewEncoder(os.Stdout).Encode(statsOf(stats))
 	}
 }
 

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import grpc
-from google.protobuf import json_format
 
 from oncelog.channel import DEFAULT_SERVER, connect, get_stats
 from oncelog.errors import ContractBroken, GaveUp, InvalidServer, describe
+from oncelog.lines import event_of, line_of, stats_of
 from oncelog.publisher import Outcomes, Publisher
 from oncelog.reader import Reader
 from oncelog.scenario import EVENTS_PER_REQUEST, event_at
@@ -125,7 +125,7 @@ def read(arguments: argparse.Namespace, follow: bool) -> int:
     try:
         for response in reader:
             for stored in response.events:
-                print(json_format.MessageToJson(stored, indent=None))
+                print(line_of(stored))
             sys.stdout.flush()
     finally:
         if reader.cursor:
@@ -134,7 +134,7 @@ def read(arguments: argparse.Namespace, follow: bool) -> int:
 
 
 def stats(arguments: argparse.Namespace) -> int:
-    print(json_format.MessageToJson(get_stats(arguments.server), indent=None))
+    tell(stats_of(get_stats(arguments.server)))
     return 0
 
 
@@ -144,8 +144,8 @@ def read_lines(tally: Tally) -> Iterator[Line]:
         if line.isspace():
             continue
         try:
-            yield number, json_format.Parse(line, Event())
-        except json_format.ParseError as error:
+            yield number, event_of(line)
+        except (ValueError, RecursionError) as error:
             tally.reject(number, " ".join(str(error).split()))
 
 

@@ -1,7 +1,5 @@
 package oncelog.cli;
 
-import com.google.protobuf.InvalidProtocolBufferException;
-import com.google.protobuf.util.JsonFormat;
 import java.io.BufferedInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
@@ -55,7 +53,7 @@ final class Lines implements Batch.Source {
                 }
             } catch (CharacterCodingException error) {
                 tally.countUnread(number, "not UTF-8");
-            } catch (InvalidProtocolBufferException | TooLong error) {
+            } catch (JsonLine.NoEvent | TooLong error) {
                 tally.countUnread(number, error.getMessage());
             }
         }
@@ -99,7 +97,7 @@ final class Lines implements Batch.Source {
     }
 
     /** The event of the line; null if the line is empty. */
-    private Event parse() throws InvalidProtocolBufferException, CharacterCodingException, TooLong {
+    private Event parse() throws JsonLine.NoEvent, CharacterCodingException, TooLong {
         if (line.size() > LINE_BYTES_MAX) {
             throw new TooLong();
         }
@@ -111,9 +109,7 @@ final class Lines implements Batch.Source {
         if (json.isBlank()) {
             return null;
         }
-        var event = Event.newBuilder();
-        JsonFormat.parser().merge(json, event);
-        return event.build();
+        return JsonLine.parse(json);
     }
 
     private static final class TooLong extends Exception {

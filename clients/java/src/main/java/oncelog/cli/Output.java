@@ -1,9 +1,6 @@
 package oncelog.cli;
 
 import com.google.gson.Gson;
-import com.google.protobuf.InvalidProtocolBufferException;
-import com.google.protobuf.MessageOrBuilder;
-import com.google.protobuf.util.JsonFormat;
 import java.io.BufferedOutputStream;
 import java.io.FileDescriptor;
 import java.io.FileOutputStream;
@@ -22,14 +19,13 @@ final class Output {
     static final PrintStream ERR =
             new PrintStream(new FileOutputStream(FileDescriptor.err), true, StandardCharsets.UTF_8);
 
-    private static final JsonFormat.Printer MESSAGES = JsonFormat.printer().omittingInsignificantWhitespace();
     private static final Gson RECORDS = new Gson();
 
     private Output() {}
 
-    /** Prints a message as one line of JSON. */
-    static void print(MessageOrBuilder message) throws InvalidProtocolBufferException {
-        OUT.append(MESSAGES.print(message)).append('\n');
+    /** Prints a line. */
+    static void print(String line) {
+        OUT.append(line).append('\n');
     }
 
     /** Prints a map or a record as one line of JSON, at once. */

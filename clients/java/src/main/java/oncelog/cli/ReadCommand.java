@@ -42,7 +42,7 @@ abstract class ReadCommand extends Main.ServerCommand {
             while (reader.hasNext()) {
                 ListEventsResponse response = reader.next();
                 for (StoredEvent event : response.getEventsList()) {
-                    Output.print(event);
+                    Output.print(JsonLine.format(event));
                 }
                 Output.flush();
             }
