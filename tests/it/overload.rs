@@ -429,8 +429,9 @@ async fn what_is_announced_and_not_sent_holds_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_are_not_read_are_covered_until_they_have_left() {
-    const STREAMS: u32 = 8;
-    const REQUESTS: usize = 7;
+    // What a stream may send before the server has read any of it.
+    const STREAMS: u32 = 16;
+    const REQUESTS: usize = 3;
     let server = TestServer::start().await;
     let mut rude = peer(&server, &[(INITIAL_WINDOW_SIZE, 0)]).await;
     let request = EMPTY_EVENT.repeat(REQUEST_EVENTS);
