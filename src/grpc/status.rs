@@ -127,7 +127,11 @@ pub(super) fn publish(error: &PublishError) -> Status {
         PublishError::DiskFull => (Code::ResourceExhausted, Reason::DiskFull, LATER),
         PublishError::IndexBehind => (Code::Unavailable, Reason::IndexBehind, LATER),
         PublishError::LogBehind => (Code::Unavailable, Reason::LogBehind, LATER),
-        PublishError::Failed => (Code::Unavailable, Reason::StorageFailed, MUCH_LATER),
+        PublishError::Failed | PublishError::MaybeStored => {
+            (Code::Unavailable, Reason::StorageFailed, MUCH_LATER)
+        }
+        // To this server it is as if it had stopped.
+        PublishError::Fenced => (Code::Unavailable, Reason::Stopping, SOON),
         PublishError::Bug => (Code::Unavailable, Reason::ServerBug, MUCH_LATER),
         PublishError::Stopping => (Code::Unavailable, Reason::Stopping, SOON),
     };

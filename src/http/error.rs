@@ -294,10 +294,12 @@ impl From<&PublishError> for Failure {
             PublishError::DiskFull | PublishError::IndexBehind | PublishError::LogBehind => {
                 Self::unavailable(msg, RETRY_LATER_SECONDS)
             }
-            PublishError::Failed | PublishError::Bug => {
+            PublishError::Failed | PublishError::MaybeStored | PublishError::Bug => {
                 Self::unavailable(msg, RETRY_MUCH_LATER_SECONDS)
             }
-            PublishError::Stopping => Self::unavailable(msg, RETRY_SOON_SECONDS),
+            PublishError::Fenced | PublishError::Stopping => {
+                Self::unavailable(msg, RETRY_SOON_SECONDS)
+            }
         }
     }
 }

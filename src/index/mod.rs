@@ -133,7 +133,25 @@ pub struct Index {
     /// Where the sealed parts end.
     recent_from: Sequence,
     missing: Vec<Range<Sequence>>,
+    slices: Option<SliceWriter>,
     threads: Threads,
+}
+
+/// Adds the slices of new batches. There is one; it goes with the end of the log.
+pub struct SliceWriter {
+    parts: Arc<Parts>,
+}
+
+impl SliceWriter {
+    /// Adds a batch that contains `topics`, after the batch is durable and before the durable tail moves
+    /// over it. Batches come in order.
+    pub fn add_batch<'a>(
+        &mut self,
+        topics: impl Iterator<Item = &'a str>,
+        first_sequence: Sequence,
+    ) {
+        self.parts.add_slices(topics, first_sequence);
+    }
 }
 
 impl Index {
@@ -182,6 +200,9 @@ impl Index {
             options,
             recent: Recent::with_capacity(options.keys_per_generation),
             recent_from: parts.view().sealed_to(),
+            slices: Some(SliceWriter {
+                parts: Arc::clone(&parts),
+            }),
             parts,
             missing,
             threads,
@@ -206,6 +227,14 @@ impl Index {
     /// What keys and contents are hashed with.
     pub fn secret(&self) -> Secret {
         self.folder.secret
+    }
+
+    /// What adds the slices of new batches.
+    ///
+    /// # Panics
+    /// If it was taken before.
+    pub fn take_slice_writer(&mut self) -> SliceWriter {
+        self.slices.take().expect("there is one")
     }
 
     /// A reader of the sealed parts.

@@ -39,12 +39,6 @@ impl IndexReader {
         self.view().sealed_to()
     }
 
-    /// Adds a batch that contains `topics`, after the batch is durable and before the durable tail moves
-    /// over it. Batches come in order.
-    pub fn add_slices<'a>(&self, topics: impl Iterator<Item = &'a str>, first_sequence: Sequence) {
-        self.parts.add_slices(topics, first_sequence);
-    }
-
     /// The first sequences, ascending, of the batches that contain `topic`: the last one at or below
     /// `from`, if its batch may hold `from`, and those that follow; at most `max`, which is 2 or more, so
     /// that a page always leads on. Continue at the end of the last batch of a page: its slice may come

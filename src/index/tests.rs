@@ -80,12 +80,12 @@ fn folders(dir: &Path) -> usize {
 
 /// Stores the events `range`, from batch to batch.
 fn store(index: &mut Index, range: Range<Sequence>) {
-    let reader = index.reader();
     for first in range.step_by(BATCH as usize) {
         for sequence in first..first + BATCH {
             insert(index, sequence);
         }
-        reader.add_slices((first..first + BATCH).map(topic_at), first);
+        let topics = (first..first + BATCH).map(topic_at);
+        index.parts.add_slices(topics, first);
         index.seal_if_full(first + BATCH).expect("sealed");
     }
 }
@@ -438,12 +438,12 @@ fn an_unwritable_folder_refuses_and_heals() {
     fs::write(&obstacle, "").expect("written");
     // Two parts are frozen; the third has to wait, and may not.
     store(&mut index, 1..201);
-    let reader = index.reader();
     for first in (201..301).step_by(BATCH as usize) {
         for sequence in first..first + BATCH {
             insert(&mut index, sequence);
         }
-        reader.add_slices((first..first + BATCH).map(topic_at), first);
+        let topics = (first..first + BATCH).map(topic_at);
+        index.parts.add_slices(topics, first);
     }
     let refused = index.seal_if_full(301).expect_err("two parts wait");
     assert!(matches!(refused, IndexError::Seal { .. }), "{refused}");

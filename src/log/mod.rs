@@ -12,7 +12,12 @@ mod header;
 #[cfg(test)]
 mod support;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::PathBuf,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use thiserror::Error;
 
@@ -24,18 +29,30 @@ pub use header::NotABatch;
 use crate::event::{Sequence, Topic};
 
 /// An append-only sequence of batches with one writer.
+///
+/// Appends may overlap: a replicated log takes the next batch before it knows what became of the last. They complete in
+/// the order in which they were begun, and once one fails, all that are begun before its outcome is given out fail as
+/// well. The log in files completes each before [`begin_append`](Self::begin_append) returns.
 pub trait Log: Send + 'static {
     /// What reads this log.
     type Reader: LogReader;
 
-    /// The sequence that the next batch must begin with; everything below it is in the log.
+    /// The sequence after the last batch that is complete; everything below it is durable.
     fn tail(&self) -> Sequence;
 
-    /// Appends `batch`; it is durable on return. Blocks for as long as that takes.
+    /// How many appends may be begun and not given out as complete, at least one.
+    fn in_flight_max(&self) -> usize;
+
+    /// Begins to append `batch`. May block on the disk; does not wait for other appends.
     ///
     /// # Panics
-    /// If the batch does not begin at [`tail`](Self::tail).
-    fn append(&mut self, batch: &Batch) -> Result<(), AppendError>;
+    /// If `batch` does not begin where the last one that was begun ends, or, when none is in flight, at
+    /// [`tail`](Self::tail); or if too many are in flight.
+    fn begin_append(&mut self, batch: &Batch);
+
+    /// What became of the oldest append that was not given out yet; on `Ok` its batch is durable. If that is not known,
+    /// `cx` is woken when it is. A log whose answer was lost finds out what it holds before it says anything.
+    fn poll_append(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AppendError>>;
 
     /// Whether the next append has its space, for all that is known. Tries again what an append was refused
     /// for, when it is time, and does not wait for it.
@@ -62,42 +79,34 @@ pub trait LogReader: Send + Sync + 'static {
     /// The id of this log, drawn at random when it was created: a cursor of another log is told by it.
     fn id(&self) -> u64;
 
+    /// The sequence of the first event that is in the log; the tail if there is none.
+    fn head(&self) -> Sequence;
+
     /// The bytes of the log's files, with what is set aside for coming batches.
     fn storage_bytes(&self) -> u64;
 }
 
-/// Why a batch is not in the log.
+/// What lies behind an error, in words for the server's log.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
+/// Why an append did not end well.
 #[derive(Clone, Debug, Error)]
 pub enum AppendError {
-    /// There is no space for the next segment. Nothing was written; the same batch may be tried again
-    /// later, and succeeds when there is space.
-    #[error("no space for the next {bytes} bytes of the log in {}: {source}", path.display())]
-    Full {
-        /// The directory of the log.
-        path: PathBuf,
-        /// What the next segment needs.
-        bytes: u64,
-        /// What the file system said.
-        source: Arc<io::Error>,
-    },
-    /// The next segment cannot be set aside, for another reason than a full disk. Nothing was written; the
-    /// same batch may be tried again later.
-    #[error("the next segment of the log cannot be set aside at {}: {source}", path.display())]
-    NotPrepared {
-        /// The file.
-        path: PathBuf,
-        /// What the file system said.
-        source: Arc<io::Error>,
-    },
-    /// A write or sync failed. Whether the batch is in the log shows when it is opened again: every later
-    /// append fails with this same error, because what a failed sync lost does not come back by a second.
-    #[error("writing the log failed at {}: {source}", path.display())]
-    Failed {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the file system said.
-        source: Arc<io::Error>,
-    },
+    /// There is no space. The batch is not in the log; it may be appended again, and succeeds when there is
+    /// space.
+    #[error("the log has no space: {0}")]
+    Full(Cause),
+    /// The space of the next append cannot be set aside, for another reason than a lack of it. The batch is not in the
+    /// log; it may be appended again later.
+    #[error("the log cannot set space aside: {0}")]
+    NotReady(Cause),
+    /// Another writer has appended to the log. The batch is not in it, nor will be any other of this writer.
+    #[error("another writer has appended to the log: {0}")]
+    Fenced(Cause),
+    /// Whether the batch is in the log shows when the log is opened again. Every later append fails with this same
+    /// error.
+    #[error("an append to the log failed, and its batch may be stored or not: {0}")]
+    Unknown(Cause),
 }
 
 /// Why a batch cannot be read.

@@ -14,8 +14,8 @@ use crate::{
     log::{AppendError, ReadError as LogReadError},
 };
 
-/// Why no event of a request was acknowledged. Some may be stored all the same, unless it says
-/// otherwise; resending is safe.
+/// Why no event of a request was acknowledged. This request stored none of them, unless it is
+/// [`MaybeStored`](Self::MaybeStored) or [`Bug`](Self::Bug); resending is safe in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PublishError {
     /// The request would begin a topic beyond the limit. None of its events is stored.
@@ -42,11 +42,22 @@ pub enum PublishError {
     /// server is restarted.
     #[error("the server cannot store events until it is restarted; its log says why")]
     Failed,
-    /// A part of the server panicked; the partition takes no more events until the server is restarted.
+    /// A part of the server panicked; the partition takes no more events until the server is restarted. Which of
+    /// these are stored shows then.
     #[error(
         "a bug in the server stopped it from storing events until it is restarted; its log says where"
     )]
     Bug,
+    /// An append failed half-way, and this request's events were in it. The partition takes no more events until the
+    /// server is restarted; which of these are stored shows then.
+    #[error(
+        "the server failed while it stored these events: they may be stored or not, and sending them again is safe; it takes \
+         no more until it is restarted"
+    )]
+    MaybeStored,
+    /// Another server has taken over the log. This one stores nothing more.
+    #[error("another server has taken over; connect to it and resend what was not acknowledged")]
+    Fenced,
     /// The partition is stopping.
     #[error("the server is stopping; connect again and resend what was not acknowledged")]
     Stopping,
@@ -55,9 +66,10 @@ pub enum PublishError {
 impl From<&AppendError> for PublishError {
     fn from(error: &AppendError) -> Self {
         match error {
-            AppendError::Full { .. } => Self::DiskFull,
-            AppendError::NotPrepared { .. } => Self::LogBehind,
-            AppendError::Failed { .. } => Self::Failed,
+            AppendError::Full(_) => Self::DiskFull,
+            AppendError::NotReady(_) => Self::LogBehind,
+            AppendError::Fenced(_) => Self::Fenced,
+            AppendError::Unknown(_) => Self::MaybeStored,
         }
     }
 }
@@ -127,7 +139,12 @@ impl PublishError {
     pub(super) fn passes(self) -> bool {
         match self {
             Self::DiskFull | Self::IndexBehind | Self::LogBehind => true,
-            Self::TopicLimit { .. } | Self::Failed | Self::Bug | Self::Stopping => false,
+            Self::TopicLimit { .. }
+            | Self::Failed
+            | Self::Bug
+            | Self::MaybeStored
+            | Self::Fenced
+            | Self::Stopping => false,
         }
     }
 }

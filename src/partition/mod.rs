@@ -1,8 +1,10 @@
 //! A partition: one log, its index and counters, and the threads that serve them.
 //!
 //! [`Partition`] is a handle, cheap to clone; [`Threads`] owns what runs behind it. Events go
-//! handler -> writer -> syncer -> readers; nobody but the syncer touches the log's end, nobody
-//! but the writer the index's.
+//! handler -> writer -> syncer -> readers. The writer owns the keys of the index and decides what is new; the
+//! syncer owns the end of the log and all that follows an append: slices, counters, the durable tail, the answers.
+//! What goes between the two goes through `hand_over`, on the syncer's thread or, for a small batch that comes alone,
+//! on the writer's.
 
 mod budget;
 mod clock;
@@ -10,13 +12,16 @@ mod cursor;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod hand_over;
 mod health;
 mod lanes;
 mod look_up;
 mod open;
 mod reader;
+mod recover;
 mod request;
 mod scan;
+mod spawn;
 mod stats;
 mod syncer;
 mod tail;
@@ -42,12 +47,11 @@ pub use self::{
     cursor::CursorError,
     error::{PublishError, ReadError},
     health::Health,
-    open::{
-        INGEST_BYTES_MAX, OpenError, PartitionOptions, Recovery, TOPICS_MAX, Threads,
-        lock_data_dir, open,
-    },
+    open::{INGEST_BYTES_MAX, OpenError, PartitionOptions, TOPICS_MAX, lock_data_dir, open},
     reader::{Chunk, Reader, Start},
+    recover::Recovery,
     request::{Outcome, Outcomes, Rejection},
+    spawn::Threads,
     stats::{Counters, CountersError, Snapshot, TopicCounters},
     writer::BatchLimits,
 };
@@ -60,7 +64,7 @@ use self::{
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use self::{
     look_up::{LookUp, LookedUp},
-    open::open_locked,
+    open::{open_files, open_locked},
 };
 use crate::{
     event::{Event, Key, Sequence, StoredEvent, Topic},

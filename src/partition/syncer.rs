@@ -1,27 +1,28 @@
-//! The syncer: makes batches durable, one at a time, and only then tells anyone.
+//! The syncer: appends batches to the log, and shows and answers only what is durable.
 //!
-//! Owns the log. It is a job of its own, so that the writer gathers the next batch meanwhile; a batch that has
-//! nothing behind it is synced by the writer itself, which spares it the way there and back. After the sync of a
-//! batch, and in this order: its topics are in the index, it is counted, the durable tail moves, and its requests
-//! are answered.
+//! Owns the log's end, and everything that follows an append, in this order: the topics of the batch are in the index, it
+//! is counted, the durable tail moves, the writer knows, and its requests are answered.
 
-use std::sync::{Arc, Mutex, MutexGuard, mpsc as std_mpsc};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     PublishError,
     budget::Share,
     health::Monitor,
-    request::{Answer, Message, Outcome, Outcomes, Request},
+    request::{Answer, Outcome, Outcomes, Request},
     stats::{Dropped, Stats},
     tail::DurableTail,
 };
 use crate::{
     event::Sequence,
-    index::IndexReader,
+    index::SliceWriter,
     log::{AppendError, Batch, Log},
-    platform::{Job, Step},
 };
 
 /// A batch, if there is anything new, and the requests that wait for it.
@@ -29,11 +30,14 @@ pub(super) struct Work {
     pub batch: Option<Batch>,
     pub replies: Vec<Reply>,
     pub dropped: Dropped,
+    /// How many failures the writer knew of.
+    pub attempt: u64,
 }
 
-/// What became of a batch.
+/// What became of work.
 pub(super) struct Synced {
     pub durable_tail: Sequence,
+    pub attempt: u64,
     pub result: Result<(), PublishError>,
 }
 
@@ -53,7 +57,7 @@ impl Reply {
         }
     }
 
-    /// Tells what was decided, now that it is durable.
+    /// Sends what was decided, now that it is durable.
     fn answer(self) {
         // Nobody listens if the publisher has gone; its events are stored all the same.
         let mut share = self.share;
@@ -63,132 +67,145 @@ impl Reply {
         }));
     }
 
-    /// Tells that the batch was not stored.
+    /// Says why it is not acknowledged.
     pub fn refuse(self, error: PublishError) {
         _ = self.reply.send(Err(error));
     }
 }
 
 pub(super) struct Syncer<L> {
-    pub log: L,
-    pub index: IndexReader,
-    pub stats: Arc<Stats>,
-    pub tail: Arc<DurableTail>,
-    pub monitor: Monitor,
-}
-
-/// The syncer of the writer and of the job. Only one of them has work for it at a time.
-pub(super) struct Shared<L>(Arc<Mutex<Syncer<L>>>);
-
-impl<L> Clone for Shared<L> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<L> Shared<L> {
-    pub fn new(syncer: Syncer<L>) -> Self {
-        Self(Arc::new(Mutex::new(syncer)))
-    }
-
-    pub fn lock(&self) -> MutexGuard<'_, Syncer<L>> {
-        // After a panic the log may be half changed.
-        self.0.lock().expect("the syncer has not panicked")
-    }
+    log: L,
+    slices: SliceWriter,
+    stats: Arc<Stats>,
+    tail: Arc<DurableTail>,
+    monitor: Monitor,
+    /// Oldest first. The batch of each is at the log.
+    in_flight: VecDeque<Work>,
+    /// How many failures there were.
+    attempt: u64,
+    /// The last failure.
+    failure: Option<PublishError>,
 }
 
 impl<L: Log> Syncer<L> {
-    /// Makes a batch durable, tells the writer and then those who wait for it.
-    pub fn sync(&mut self, work: Work, tell_writer: impl FnOnce(Synced)) {
-        let appended = match &work.batch {
-            Some(batch) => self.log.append(batch),
-            None => Ok(()),
-        };
-        match appended {
-            Ok(()) => {
-                self.publish(work.batch, &work.dropped);
-                tell_writer(self.synced(Ok(())));
-                work.replies.into_iter().for_each(Reply::answer);
-            }
-            Err(error) => {
-                let error = self.failed(&error);
-                tell_writer(self.synced(Err(error)));
-                for reply in work.replies {
-                    reply.refuse(error);
-                }
-            }
+    pub fn new(
+        log: L,
+        slices: SliceWriter,
+        stats: Arc<Stats>,
+        tail: Arc<DurableTail>,
+        monitor: Monitor,
+    ) -> Self {
+        Self {
+            log,
+            slices,
+            stats,
+            tail,
+            monitor,
+            in_flight: VecDeque::new(),
+            attempt: 0,
+            failure: None,
         }
     }
 
+    pub fn in_flight_max(&self) -> usize {
+        self.log.in_flight_max()
+    }
+
+    /// Whether work may begin. After a failure, all that was in flight must come to its end first.
+    pub fn has_room(&self) -> bool {
+        let is_failing = |work: &Work| work.attempt < self.attempt;
+        self.in_flight.len() < self.log.in_flight_max()
+            && !self.in_flight.front().is_some_and(is_failing)
+    }
+
+    /// Begins to make a batch durable. Refuses it if it was decided before the last failure: it builds on what is void.
+    pub fn begin(&mut self, work: Work, tell_writer: impl FnOnce(Synced)) {
+        if work.attempt < self.attempt {
+            let failure = self.failure.unwrap_or(PublishError::Failed);
+            return self.refuse(work, failure, tell_writer);
+        }
+        if let Some(batch) = &work.batch {
+            self.log.begin_append(batch);
+        }
+        self.in_flight.push_back(work);
+    }
+
+    /// Ends the oldest work in flight, if its batch is durable or was refused: the writer is the first to know, and then
+    /// those who wait for it. False if there is none; then `cx` is woken when there may be.
+    pub fn complete(&mut self, cx: &mut Context<'_>, tell_writer: impl FnOnce(Synced)) -> bool {
+        let Some(work) = self.in_flight.front() else {
+            return false;
+        };
+        let appended = match &work.batch {
+            Some(_) => match self.log.poll_append(cx) {
+                Poll::Ready(appended) => appended.map_err(|error| self.fail(&error)),
+                Poll::Pending => return false,
+            },
+            None => Ok(()),
+        };
+        let work = self.in_flight.pop_front().expect("there is one");
+        match appended {
+            Ok(()) if work.attempt == self.attempt => {
+                self.publish(work.batch, &work.dropped);
+                tell_writer(self.synced(work.attempt, Ok(())));
+                work.replies.into_iter().for_each(Reply::answer);
+            }
+            Ok(()) => {
+                assert!(work.batch.is_none(), "nothing is appended after a failure");
+                let failure = self.failure.unwrap_or(PublishError::Failed);
+                self.refuse(work, failure, tell_writer);
+            }
+            Err(error) => {
+                // Those behind it fail as well, and are no failures of their own.
+                if work.attempt == self.attempt {
+                    self.attempt += 1;
+                    self.failure = Some(error);
+                }
+                self.refuse(work, error, tell_writer);
+            }
+        }
+        true
+    }
+
     /// Lets readers see what is durable now.
-    fn publish(&self, batch: Option<Batch>, dropped: &Dropped) {
+    fn publish(&mut self, batch: Option<Batch>, dropped: &Dropped) {
         if let Some(batch) = batch {
             let topics = batch.topics().map(|(topic, _)| topic);
-            self.index.add_slices(topics, batch.first_sequence());
+            self.slices.add_batch(topics, batch.first_sequence());
             self.stats.add_batch(&batch);
             self.tail.advance(batch);
         }
         self.stats.add_dropped(dropped);
     }
 
-    /// Looks whether the log can take the next batch.
-    pub fn probe(&mut self) -> Result<(), PublishError> {
-        self.log.prepare().map_err(|error| self.failed(&error))
-    }
-
-    fn failed(&self, error: &AppendError) -> PublishError {
-        let told = PublishError::from(error);
-        match error {
-            AppendError::Full { .. } | AppendError::NotPrepared { .. } => {
-                self.monitor.refuse(told, error);
-            }
-            AppendError::Failed { .. } => self.monitor.fail(told, error),
+    fn refuse(&self, work: Work, error: PublishError, tell_writer: impl FnOnce(Synced)) {
+        tell_writer(self.synced(work.attempt, Err(error)));
+        for reply in work.replies {
+            reply.refuse(error);
         }
-        told
     }
 
-    fn synced(&self, result: Result<(), PublishError>) -> Synced {
+    fn synced(&self, attempt: u64, result: Result<(), PublishError>) -> Synced {
         Synced {
             durable_tail: self.tail.get(),
+            attempt,
             result,
         }
     }
-}
 
-/// The job that syncs what the writer hands over. Ends when the writer has gone.
-pub(super) struct SyncerJob<L> {
-    pub syncer: Shared<L>,
-    pub work: std_mpsc::Receiver<Work>,
-    /// Work that was waited for.
-    pub next: Option<Work>,
-    pub synced: std_mpsc::Sender<Synced>,
-    /// The writer's queue, to wake it.
-    pub writer: mpsc::WeakSender<Message>,
-}
-
-impl<L: Log> Job for SyncerJob<L> {
-    fn step(&mut self) -> Step {
-        let work = match self.next.take() {
-            Some(work) => Ok(work),
-            None => self.work.try_recv(),
-        };
-        let work = match work {
-            Ok(work) => work,
-            Err(std_mpsc::TryRecvError::Empty) => return Step::Idle,
-            Err(std_mpsc::TryRecvError::Disconnected) => return Step::Ended,
-        };
-        self.syncer.lock().sync(work, |synced| {
-            // The writer outlives this, unless it panicked.
-            _ = self.synced.send(synced);
-            if let Some(writer) = self.writer.upgrade() {
-                // A full queue wakes the writer as well.
-                _ = writer.try_send(Message::Synced);
-            }
-        });
-        Step::Worked
+    /// Looks whether the log can take the next batch.
+    pub fn probe(&mut self) -> Result<(), PublishError> {
+        self.log.prepare().map_err(|error| self.fail(&error))
     }
 
-    fn wait(&mut self) {
-        self.next = self.work.recv().ok();
+    fn fail(&self, error: &AppendError) -> PublishError {
+        let told = PublishError::from(error);
+        match error {
+            AppendError::Full(_) | AppendError::NotReady(_) => self.monitor.refuse(told, error),
+            AppendError::Fenced(_) => self.monitor.fail(told, error),
+            // Only what was in flight may be stored.
+            AppendError::Unknown(_) => self.monitor.fail(PublishError::Failed, error),
+        }
+        told
     }
 }

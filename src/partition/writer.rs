@@ -1,29 +1,27 @@
 //! The writer: decides, in order of arrival, what is new.
 //!
 //! One job that owns the index. It gathers requests into a batch for as long as the
-//! [syncer](super::syncer) is busy with the batch before, and hands the batch over when the syncer is
-//! free: a group commit without a timer, whose groups grow with the load. It waits for no disk, except for a
-//! small batch behind which nothing is queued.
+//! [syncer](super::syncer) has as many batches as the log takes, and [hands over](super::hand_over) what it has when
+//! there is room: a group commit without a timer, whose groups grow with the load. It waits for no disk, except
+//! for a small batch behind which nothing is queued.
 //!
 //! Keys are in the index before their batch is durable, so that the next batch can be checked against
 //! them. That is sound because the syncer answers batches in their order: a duplicate of an event in
 //! flight is acknowledged after that event, or not at all.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::mpsc as std_mpsc,
-};
+use std::collections::{BTreeSet, HashSet};
 
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::{
     PublishError,
     clock::Clock,
+    hand_over::{Ended, HandOver, Refused, SyncerGone},
     health::Monitor,
     look_up::HashedEvent,
     request::{Message, Outcome, Rejection, Request},
     stats::Dropped,
-    syncer::{self, Reply, Synced, Work},
+    syncer::{Reply, Work},
 };
 use crate::{
     event::{Event, Sequence, Topic},
@@ -61,16 +59,10 @@ pub(super) struct Writer<L> {
     pub limits: BatchLimits,
     pub clock: Clock,
     pub queue: mpsc::Receiver<Message>,
-    pub syncer: syncer::Shared<L>,
-    /// To the syncer's thread.
-    pub work: std_mpsc::SyncSender<Work>,
-    /// One answer of the thread per batch.
-    pub synced: std_mpsc::Receiver<Synced>,
+    pub syncer: HandOver<L>,
     pub monitor: Monitor,
     pub durable_tail: Sequence,
     pub batch: Pending,
-    /// The topics that begin in the batch at the syncer; `None` if it is free.
-    pub syncing: Option<Vec<Topic>>,
     /// Why nothing more can be stored, once that is so.
     pub failed: Option<PublishError>,
 }
@@ -136,33 +128,31 @@ impl Pending {
 /// Ends when it was told to stop and everything in the queue is answered.
 impl<L: Log> Job for Writer<L> {
     fn step(&mut self) -> Step {
-        match self.synced.try_recv() {
-            Ok(synced) => self.after_sync(synced),
-            Err(std_mpsc::TryRecvError::Empty) => {}
-            Err(std_mpsc::TryRecvError::Disconnected) => self.after_syncer_panic(),
+        while let Some(taken) = self.syncer.try_take() {
+            self.after_take(taken);
         }
-        if self.syncing.is_some() && self.batch.is_full(&self.limits) {
+        if self.syncer.is_full() && self.batch.is_full(&self.limits) {
             return Step::Idle;
         }
         match self.queue.try_recv() {
             Ok(message) => self.take(message),
             // Nothing more to gather: the batch goes as it is.
-            Err(_) if self.syncing.is_none() && self.batch.is_lone(&self.limits) => {
-                self.sync_here()
-            }
-            Err(_) if self.syncing.is_none() && !self.batch.replies.is_empty() => self.hand_over(),
-            Err(TryRecvError::Disconnected) if self.syncing.is_none() => return Step::Ended,
+            Err(_) if self.syncer.is_idle() && self.batch.is_lone(&self.limits) => self.sync_here(),
+            Err(_) if !self.syncer.is_full() && !self.batch.replies.is_empty() => self.hand_over(),
+            Err(TryRecvError::Disconnected) if self.syncer.is_idle() => return Step::Ended,
             Err(_) => return Step::Idle,
         }
-        if self.syncing.is_none() && self.batch.is_full(&self.limits) {
+        if !self.syncer.is_full() && self.batch.is_full(&self.limits) {
             self.hand_over();
         }
         Step::Worked
     }
 
     fn wait(&mut self) {
-        if self.syncing.is_some() && (self.batch.is_full(&self.limits) || self.queue.is_closed()) {
-            self.await_sync();
+        let is_stuck = self.syncer.is_full() && self.batch.is_full(&self.limits);
+        if is_stuck || (!self.syncer.is_idle() && self.queue.is_closed()) {
+            let taken = self.syncer.take();
+            self.after_take(taken);
         } else if let Some(message) = self.queue.blocking_recv() {
             self.take(message);
         }
@@ -182,7 +172,7 @@ impl<L: Log> Writer<L> {
                 looked_to,
                 reply,
             } => _ = reply.send(self.index.get(&key, hash, looked_to).map_err(Into::into)),
-            // Only wakes this thread; the answer itself is in `synced`.
+            // Only wakes this thread; the outcome itself is in `syncer`.
             Message::Synced => {}
             Message::Probe => self.probe(),
             Message::Stop => self.queue.close(),
@@ -214,7 +204,11 @@ impl<L: Log> Writer<L> {
             match self.decide(event, sealed, request.looked_to) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(error) => {
-                    let error = self.after_index_error(&error);
+                    // The events before it are in the batch.
+                    let error = match self.after_index_error(&error) {
+                        PublishError::Failed => PublishError::MaybeStored,
+                        error => error,
+                    };
                     _ = request.reply.send(Err(error));
                     return;
                 }
@@ -281,75 +275,72 @@ impl<L: Log> Writer<L> {
         begun.is_empty() || self.topics.len() + begun.len() <= self.topics_max
     }
 
-    /// Gives the batch to the syncer's thread, which is free.
     fn hand_over(&mut self) {
-        let work = self.finish_batch();
-        // If the syncer has panicked, the next step says so.
-        _ = self.work.send(work);
+        let (work, topics) = self.finish_batch();
+        self.syncer.give(work, topics);
     }
 
     fn sync_here(&mut self) {
-        let work = self.finish_batch();
-        let mut answer = None;
-        let syncer = self.syncer.clone();
-        syncer.lock().sync(work, |synced| answer = Some(synced));
-        self.after_sync(answer.expect("one answer per batch"));
+        let (work, topics) = self.finish_batch();
+        if let Some(ended) = self.syncer.give_here(work, topics) {
+            self.after_sync(ended);
+        }
     }
 
-    fn finish_batch(&mut self) -> Work {
+    fn finish_batch(&mut self) -> (Work, Vec<Topic>) {
         let next = self.batch.builder.next_sequence();
         let batch = std::mem::replace(&mut self.batch, Pending::new(next));
-        self.syncing = Some(batch.new_topics);
-        Work {
+        let work = Work {
             batch: (!batch.builder.is_empty()).then(|| batch.builder.finish(self.clock.now())),
             replies: batch.replies,
             dropped: batch.dropped,
+            attempt: 0,
+        };
+        (work, batch.new_topics)
+    }
+
+    fn after_take(&mut self, taken: Result<Ended, SyncerGone>) {
+        match taken {
+            Ok(ended) => self.after_sync(ended),
+            // With it has gone who answers its batches.
+            Err(SyncerGone) => {
+                self.failed.get_or_insert(PublishError::Bug);
+                let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
+                batch.refuse(PublishError::Bug);
+            }
         }
     }
 
-    fn await_sync(&mut self) {
-        match self.synced.recv() {
-            Ok(synced) => self.after_sync(synced),
-            Err(std_mpsc::RecvError) => self.after_syncer_panic(),
-        }
-    }
-
-    fn after_sync(&mut self, synced: Synced) {
-        let begun = self.syncing.take().expect("one answer per batch");
-        self.durable_tail = synced.durable_tail;
-        let Err(error) = synced.result else {
+    fn after_sync(&mut self, ended: Ended) {
+        self.durable_tail = ended.durable_tail;
+        let Some(Refused { error, topics }) = ended.refused else {
             self.probe();
             return;
         };
-        for topic in begun.iter().chain(&self.batch.new_topics) {
+        for topic in topics.iter().chain(&self.batch.new_topics) {
             self.topics.remove(topic);
         }
         self.index.truncate(self.durable_tail);
         let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
         batch.refuse(error);
-        if !error.passes() {
-            self.failed = Some(error);
+        match error {
+            // What comes from now on is not stored.
+            PublishError::MaybeStored => self.failed = Some(PublishError::Failed),
+            error if error.passes() => {}
+            error => self.failed = Some(error),
         }
-    }
-
-    /// The syncer has gone, and with it who answers its batch.
-    fn after_syncer_panic(&mut self) {
-        self.failed.get_or_insert(PublishError::Bug);
-        self.syncing = None;
-        let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
-        batch.refuse(PublishError::Bug);
     }
 
     /// Looks whether what had publishes refused has passed: the log and the index have both room again.
     fn probe(&mut self) {
-        if !self.monitor.is_refusing() || self.syncing.is_some() {
+        if !self.monitor.is_refusing() || !self.syncer.is_idle() {
             return;
         }
         if let Err(error) = self.index.seal_if_full(self.durable_tail) {
             self.after_index_error(&error);
             return;
         }
-        match self.syncer.clone().lock().probe() {
+        match self.syncer.probe() {
             Ok(()) => self.monitor.heal(),
             Err(error) if error.passes() => {}
             Err(error) => self.failed = Some(error),

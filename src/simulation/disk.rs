@@ -34,6 +34,8 @@ pub(super) struct Faults {
     pub fail_write_in: Option<u64>,
     pub fail_sync_in: Option<u64>,
     pub fail_read_in: Option<u64>,
+    /// An append to the log, which is the log's to fail.
+    pub fail_append_in: Option<u64>,
     /// How many bytes all files may have.
     pub capacity: Option<u64>,
 }
@@ -167,6 +169,14 @@ impl SimDisk {
 
     pub(super) fn set_faults(&self, faults: Faults) {
         self.state().faults = faults;
+    }
+
+    /// Whether the log is to fail its next append.
+    pub fn is_append_fault_due(&self) -> bool {
+        let mut state = self.state();
+        let is_due = due(&mut state.faults.fail_append_in);
+        state.faults_met += u64::from(is_due);
+        is_due
     }
 
     /// Ends the limit on what all files have.
@@ -329,7 +339,10 @@ impl State {
             Lie::BatchUnsynced => name.ends_with(".log"),
             Lie::HeaderUnsynced => name == "next.tmp",
             Lie::CountersUnsynced => name == "counters.json.new",
-            Lie::NameUnsynced | Lie::SyncTriedAgain | Lie::ShortReadBelieved => false,
+            Lie::AppendBelieved
+            | Lie::NameUnsynced
+            | Lie::SyncTriedAgain
+            | Lie::ShortReadBelieved => false,
         }
     }
 

@@ -114,6 +114,7 @@ fn resume(at: usize) -> Option<Step> {
 /// After a crash or a stop: lets all jobs do what they still can, and then come to their end.
 pub(super) fn end() {
     ENDING.set(true);
+    let mut was_idle = false;
     for _ in 0..TURNS_MAX {
         let count = SLOTS.with_borrow(|slots| slots.len());
         let steps: Vec<Step> = (0..count).filter_map(resume).collect();
@@ -122,9 +123,13 @@ pub(super) fn end() {
             LEAVING.set(false);
             return abandon();
         }
-        // Whoever waits for a job was to see how its work ended.
+        // Whoever waits for a job was to see how its work ended. A job that has just asked another for something looks
+        // idle as well, and the other has its turn before the second time.
         if steps.iter().all(|step| *step == Step::Idle) {
-            LEAVING.set(true);
+            LEAVING.set(was_idle);
+            was_idle = true;
+        } else {
+            was_idle = false;
         }
     }
     panic!("the jobs do not end");

@@ -1,4 +1,4 @@
-//! Lies: what the disk says it did and did not. The store must not survive them unnoticed: each is a promise broken, and
+//! Lies: what the disk or the log says it did and did not. The store must not survive them unnoticed: each is a promise broken, and
 //! the simulation has to see it.
 //!
 //! Bugs of the store itself are in `mutants/`.
@@ -36,6 +36,8 @@ lies! {
     CountersUnsynced,
     /// A failed sync of a batch is tried again, and the second says it did what the first lost.
     SyncTriedAgain,
+    /// The log says that it has a batch before it has.
+    AppendBelieved,
     /// A read that returns less than was asked for says that it is all of it.
     ShortReadBelieved,
 }

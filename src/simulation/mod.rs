@@ -11,6 +11,7 @@ mod disk;
 mod follower;
 mod jobs;
 mod lie;
+mod log;
 mod model;
 mod request;
 mod world;

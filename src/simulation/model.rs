@@ -47,7 +47,8 @@ struct Fact {
 pub(super) struct Model {
     facts: BTreeMap<Sequence, Fact>,
     places: BTreeMap<Name, Sequence>,
-    sent: BTreeSet<Sent>,
+    /// How many sendings of an event may have stored it.
+    sendings: BTreeMap<Sent, u64>,
     /// In this life of the server.
     pub answered: Answered,
 }
@@ -129,7 +130,15 @@ impl Sent {
 
 impl Model {
     pub fn send(&mut self, sent: Sent) {
-        self.sent.insert(sent);
+        *self.sendings.entry(sent).or_default() += 1;
+    }
+
+    /// A request was refused, and was said to have stored nothing.
+    pub fn refused(&mut self, sent: &[Sent]) {
+        for sent in sent {
+            let sendings = self.sendings.get_mut(sent).expect("it was sent");
+            *sendings -= 1;
+        }
     }
 
     /// A name that is known to be stored.
@@ -189,7 +198,12 @@ impl Model {
 
     /// An event is durable at `sequence`.
     pub fn learn(&mut self, sequence: Sequence, sent: Sent) {
-        assert!(self.sent.contains(&sent), "{sent:?} was never sent");
+        assert!(
+            self.sendings
+                .get(&sent)
+                .is_some_and(|sendings| *sendings > 0),
+            "{sent:?} is stored, and was not sent or is said not to be"
+        );
         let fact = self.fact(sequence, sent.name);
         assert!(
             fact.is.is_none_or(|is| is == sent.content) && !fact.is_not.contains(&sent.content),

@@ -11,6 +11,7 @@ use super::{
     follower::Follower,
     jobs::{self, SimJobs},
     lie::Lie,
+    log::LateLog,
     model::{Answered, Model, Name, Sent},
     request::{Answer, Request},
 };
@@ -20,7 +21,7 @@ use crate::{
     log::{self, FileLogOptions, OpenError as LogOpenError, ReadError as LogReadError},
     partition::{
         BatchLimits, Counters, Health, OpenError, Partition, PartitionOptions, PublishError,
-        ReadError, Rejection, Start, Threads, open_locked,
+        ReadError, Recovery, Rejection, Start, Threads, open_files, open_locked,
     },
     platform::Platform,
 };
@@ -37,6 +38,9 @@ const STEPS_MAX: usize = 50_000;
 pub(super) struct World {
     disk: SimDisk,
     options: PartitionOptions,
+    lie: Option<Lie>,
+    /// How many appends may overlap; with none, the log in files is as it is.
+    appends_max: usize,
     chance: Chance,
     model: Model,
     followers: Vec<Follower>,
@@ -45,6 +49,8 @@ pub(super) struct World {
     topics: u64,
     /// How many names there are.
     names: u16,
+    /// Whether this server said that it takes no more events.
+    has_failed: bool,
     /// What is known of the counters since the last life; nothing after a turned bit.
     before: Option<Before>,
     figures: Figures,
@@ -121,11 +127,14 @@ impl World {
             followers: followers.collect(),
             disk,
             options,
+            lie,
+            appends_max: chance.place(4),
             chance,
             model: Model::default(),
             unanswered: Vec::new(),
             topics,
             names: 0,
+            has_failed: false,
             before: None,
             figures: Figures::default(),
         }
@@ -180,6 +189,7 @@ impl World {
             fail_write_in: within(12, 100),
             fail_sync_in: within(25, 40),
             fail_read_in: within(8, 60),
+            fail_append_in: within(12, 20),
             capacity: within(20, 40_000).map(|bytes| self.disk.used_bytes() + bytes),
         }
     }
@@ -189,7 +199,7 @@ impl World {
         loop {
             self.figures.lives += 1;
             jobs::turn_the_clock(&mut self.chance);
-            match open_locked(self.options.clone(), None) {
+            match self.try_open() {
                 Ok((partition, threads, _)) => {
                     let opened_with = self.check_opened(&partition);
                     return Server {
@@ -210,6 +220,18 @@ impl World {
                 }
             }
         }
+    }
+
+    fn try_open(&mut self) -> Result<(Partition, Threads, Recovery), OpenError> {
+        let files = |tail_min| open_files(&self.options, tail_min);
+        if self.appends_max == 0 {
+            return open_locked(&self.options, None, files);
+        }
+        let chance = Chance::new(self.chance.next());
+        open_locked(&self.options, None, |tail_min| {
+            let (disk, max) = (self.disk.clone(), self.appends_max);
+            Ok(LateLog::new(files(tail_min)?, disk, chance, self.lie, max))
+        })
     }
 
     /// The process is gone, and the power perhaps.
@@ -243,6 +265,7 @@ impl World {
             );
         }
         self.model.answered = Answered::default();
+        self.has_failed = false;
         counters
     }
 
@@ -333,10 +356,25 @@ impl World {
             Answer::Outcomes(outcomes) => return self.model.answered(&sent, &outcomes, asked_at),
             Answer::Error(PublishError::TopicLimit { .. }) => {
                 self.model.answered.rejected += sent.len() as u64;
+                self.model.refused(&sent);
             }
             Answer::Error(error) => {
                 let is_excused = self.disk.has_crashed() || self.disk.has_faulted();
                 assert!(is_excused, "a request is refused: {error}");
+                match error {
+                    PublishError::Bug
+                    | PublishError::Failed
+                    | PublishError::Fenced
+                    | PublishError::MaybeStored => self.has_failed = true,
+                    PublishError::DiskFull
+                    | PublishError::IndexBehind
+                    | PublishError::LogBehind
+                    | PublishError::Stopping
+                    | PublishError::TopicLimit { .. } => {}
+                }
+                if !matches!(error, PublishError::MaybeStored | PublishError::Bug) {
+                    self.model.refused(&sent);
+                }
             }
             Answer::None => {}
         }
@@ -403,6 +441,10 @@ impl World {
             );
             // What it refused then may be stored all the same.
             let failed = matches!(*partition.health().borrow(), Health::Failed(_));
+            assert!(
+                failed || !self.has_failed,
+                "it failed, and its health is good"
+            );
             saved.is_ok() && !failed && !self.disk.has_crashed()
         } else {
             self.disk.crash();
@@ -534,7 +576,7 @@ impl World {
         };
         self.figures.turned_bits += 1;
         self.figures.lives += 1;
-        if let Ok((partition, threads, _)) = open_locked(self.options.clone(), None) {
+        if let Ok((partition, threads, _)) = self.try_open() {
             let tail = partition.durable_tail();
             let known = self
                 .before

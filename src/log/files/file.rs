@@ -10,11 +10,12 @@ use std::{
         Arc, RwLock,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use super::{
-    FileReader, OpenError,
+    FileReader, OpenError, WriteError,
     directory::NEXT_NAME,
     frame::{ALIGN, Frame, PREFIX_BYTES},
     prepare::{NotPrepared, Prepared, Preparer},
@@ -78,6 +79,8 @@ pub struct FileLog {
     random: fn() -> u64,
     /// Why nothing is appended any more.
     failed: Option<AppendError>,
+    /// What became of the append that was begun last, until it is given out.
+    appended: Option<Result<(), AppendError>>,
 }
 
 /// The segment that is being filled.
@@ -154,6 +157,7 @@ impl FileLog {
             preparer,
             random: platform.random,
             failed: None,
+            appended: None,
         };
         // What goes wrong with it is for the append that needs it.
         _ = log.nudge();
@@ -177,17 +181,40 @@ impl FileLog {
 
     fn not_prepared(&self, error: NotPrepared, bytes: u64) -> AppendError {
         match error {
-            NotPrepared::Failed(source) if is_full(&source) => AppendError::Full {
-                path: self.dir.clone(),
-                bytes,
-                source,
-            },
-            NotPrepared::Failed(source) => AppendError::NotPrepared {
+            NotPrepared::Failed(source) if is_full(&source) => {
+                AppendError::Full(Arc::new(WriteError::NoSpace {
+                    path: self.dir.clone(),
+                    bytes,
+                    source,
+                }))
+            }
+            NotPrepared::Failed(source) => AppendError::NotReady(Arc::new(WriteError::Failed {
                 path: self.dir.join(NEXT_NAME),
                 source,
-            },
+            })),
             NotPrepared::Gone => failed(&self.dir.join(NEXT_NAME), error.into_io()),
         }
+    }
+
+    /// Appends `batch`; it is durable on return. After a failed write or sync every append fails with the same error:
+    /// what a failed sync lost does not come back by a second.
+    ///
+    /// # Panics
+    /// If the batch does not begin at the tail.
+    pub fn append(&mut self, batch: &Batch) -> Result<(), AppendError> {
+        assert_eq!(
+            batch.first_sequence(),
+            self.tail,
+            "a batch begins where the log ends"
+        );
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        let result = self.write(batch);
+        if let Err(error @ AppendError::Unknown(_)) = &result {
+            self.failed = Some(error.clone());
+        }
+        result
     }
 
     fn write(&mut self, batch: &Batch) -> Result<(), AppendError> {
@@ -298,10 +325,10 @@ fn begin(
 }
 
 fn failed(path: &Path, error: io::Error) -> AppendError {
-    AppendError::Failed {
+    AppendError::Unknown(Arc::new(WriteError::Failed {
         path: path.into(),
         source: Arc::new(error),
-    }
+    }))
 }
 
 impl Log for FileLog {
@@ -311,20 +338,17 @@ impl Log for FileLog {
         self.tail
     }
 
-    fn append(&mut self, batch: &Batch) -> Result<(), AppendError> {
-        assert_eq!(
-            batch.first_sequence(),
-            self.tail,
-            "a batch begins where the log ends"
-        );
-        if let Some(failed) = &self.failed {
-            return Err(failed.clone());
-        }
-        let result = self.write(batch);
-        if let Err(error @ AppendError::Failed { .. }) = &result {
-            self.failed = Some(error.clone());
-        }
-        result
+    fn in_flight_max(&self) -> usize {
+        1
+    }
+
+    fn begin_append(&mut self, batch: &Batch) {
+        assert!(self.appended.is_none(), "one append at a time");
+        self.appended = Some(self.append(batch));
+    }
+
+    fn poll_append(&mut self, _: &mut Context<'_>) -> Poll<Result<(), AppendError>> {
+        self.appended.take().map_or(Poll::Pending, Poll::Ready)
     }
 
     fn prepare(&mut self) -> Result<(), AppendError> {
@@ -452,10 +476,10 @@ mod tests {
             let tail = log.tail();
             fail(&disk, true);
             let error = log.append(&batch_at(tail)).expect_err("fails");
-            assert!(matches!(error, AppendError::Failed { .. }), "{error}");
+            assert!(matches!(error, AppendError::Unknown(_)), "{error}");
             fail(&disk, false);
             let error = log.append(&batch_at(tail)).expect_err("has failed");
-            assert!(matches!(error, AppendError::Failed { .. }), "{error}");
+            assert!(matches!(error, AppendError::Unknown(_)), "{error}");
             assert_eq!(log.tail(), tail);
             assert_whole(&log);
             drop(log);
@@ -474,16 +498,16 @@ mod tests {
                 break error;
             }
         };
-        assert!(matches!(full, AppendError::Full { .. }), "{full}");
+        assert!(matches!(full, AppendError::Full(_)), "{full}");
         let tail = log.tail();
         for _ in 0..10 {
             let full = log.append(&batch_at(tail)).expect_err("is full");
-            assert!(matches!(full, AppendError::Full { .. }), "{full}");
+            assert!(matches!(full, AppendError::Full(_)), "{full}");
             assert_whole(&log);
         }
         disk.no_space(false);
         while let Err(error) = log.append(&batch_at(tail)) {
-            assert!(matches!(error, AppendError::Full { .. }), "{error}");
+            assert!(matches!(error, AppendError::Full(_)), "{error}");
             thread::yield_now();
         }
         append_many(&mut log, 20);

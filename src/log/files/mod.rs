@@ -17,13 +17,29 @@ mod segment;
 mod support;
 mod walk;
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
 
 use thiserror::Error;
 
 pub use check::{Checked, Damage, check};
 pub use file::{FileLog, FileLogOptions};
 pub use reader::FileReader;
+
+/// Why an append could not be done: what the file system said, and where.
+#[derive(Debug, Error)]
+enum WriteError {
+    #[error("the next segment needs {bytes} bytes in {}: {source}", path.display())]
+    NoSpace {
+        path: PathBuf,
+        bytes: u64,
+        source: Arc<io::Error>,
+    },
+    #[error("{}: {source}", path.display())]
+    Failed {
+        path: PathBuf,
+        source: Arc<io::Error>,
+    },
+}
 
 /// Why a log cannot be opened.
 #[derive(Debug, Error)]

@@ -198,6 +198,12 @@ impl LogReader for FileReader {
         self.shared.id
     }
 
+    fn head(&self) -> Sequence {
+        let segments = self.shared.segments.read().expect("no one panics with it");
+        let first = segments.first().expect("an open log has a segment");
+        first.header.first_sequence
+    }
+
     fn storage_bytes(&self) -> u64 {
         self.shared.storage_bytes.load(Ordering::Relaxed)
     }

@@ -1,0 +1,160 @@
+//! Recovery: brings the index and the counters up to the log, whatever log it is.
+//!
+//! The log decides; what the others hold beyond it was never durable, and what they lack is read from it.
+
+use std::{ops::Range, path::Path, time::Duration};
+
+use super::{
+    OpenError, PartitionOptions,
+    stats::{CountersError, Snapshot, Stats},
+};
+use crate::{
+    event::{Event, Sequence},
+    index::{self, Entry, Index},
+    log::{Batch, Log, LogReader, ReadError as LogReadError},
+    platform::Platform,
+};
+
+/// How often a long replay reports.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What opening found.
+#[derive(Clone, Copy, Debug)]
+pub struct Recovery {
+    /// Events in the log.
+    pub events: u64,
+    /// Events that were read from the log to bring the index up to it.
+    pub replayed: u64,
+}
+
+/// What the files beside the log know before it is opened.
+pub(super) struct Known {
+    /// Everything below was durable in the log.
+    pub tail_min: Sequence,
+    counters: Snapshot,
+}
+
+/// A partition whose index and counters are at its log's tail.
+pub(super) struct Recovered {
+    pub index: Index,
+    pub stats: Stats,
+    pub tail: Sequence,
+    pub last: Option<Batch>,
+    pub recovery: Recovery,
+}
+
+/// Reads what is known of the end of the log.
+pub(super) fn known(platform: &Platform, data_dir: &Path) -> Result<Known, OpenError> {
+    let counters = load_counters(platform, data_dir)?;
+    // A clean stop and a sealed generation are both proof of events that were durable.
+    let sealed_to = index::covered_to(&*platform.disk, &data_dir.join("index"))?;
+    Ok(Known {
+        tail_min: counters.tail.max(sealed_to),
+        counters,
+    })
+}
+
+/// Brings index and counters up to `log`.
+pub(super) fn recover(
+    options: &PartitionOptions,
+    known: Known,
+    log: &impl Log,
+) -> Result<Recovered, OpenError> {
+    let platform = &options.platform;
+    let (reader, tail) = (log.reader(), log.tail());
+    let index_dir = options.data_dir.join("index");
+    let mut index = Index::open(platform, &index_dir, options.index, tail)?;
+    let replayed = fill_index(platform, &mut index, &reader)?;
+    let stats = Stats::new(known.counters);
+    for batch in batches(&reader, stats.tail()..tail) {
+        stats.add_batch(&batch?);
+    }
+    Ok(Recovered {
+        index,
+        stats,
+        tail,
+        last: last_batch(&reader, tail)?,
+        recovery: Recovery {
+            events: tail - reader.head(),
+            replayed,
+        },
+    })
+}
+
+/// The counters as last saved. Damaged ones are not used: what is in the log is counted again.
+fn load_counters(platform: &Platform, data_dir: &Path) -> Result<Snapshot, OpenError> {
+    match Snapshot::load(&*platform.disk, data_dir) {
+        Ok(snapshot) => Ok(snapshot.unwrap_or_default()),
+        Err(error @ CountersError::Damaged { .. }) => {
+            tracing::warn!(%error, "stored events are counted again from the log; \
+                the counts of duplicates, conflicts and rejections begin at 0");
+            Ok(Snapshot::default())
+        }
+        Err(error @ (CountersError::Io { .. } | CountersError::UnknownVersion { .. })) => {
+            Err(error.into())
+        }
+    }
+}
+
+/// Reads into the index what it is missing. Returns how many events that were.
+fn fill_index(
+    platform: &Platform,
+    index: &mut Index,
+    log: &impl LogReader,
+) -> Result<u64, OpenError> {
+    let mut replayed = 0;
+    let mut reported = platform.jobs.now();
+    let secret = index.secret();
+    for range in index.missing() {
+        let events = range.end - range.start;
+        let mut rebuild = index.rebuild(range.clone());
+        for batch in batches(log, range) {
+            let batch = batch?;
+            let topics = batch.topics().map(|(topic, _)| topic);
+            rebuild.add_batch(topics, batch.first_sequence())?;
+            for event in batch.events() {
+                let sequence = event.sequence;
+                let event = Event::from_stored(event.encoded)
+                    .expect("the log holds what its checksums cover");
+                let entry = Entry {
+                    sequence,
+                    content_hash: secret.content_hash(event.encoded()),
+                };
+                rebuild.insert(event.key(), secret.key_hash(event.key()), entry);
+                replayed += 1;
+            }
+            let now = platform.jobs.now();
+            if now.saturating_duration_since(reported) >= PROGRESS_INTERVAL {
+                reported = now;
+                tracing::info!(replayed, events, "reading the log into the index");
+            }
+        }
+        rebuild.finish()?;
+    }
+    Ok(replayed)
+}
+
+/// The batches of a range of the log that begins and ends with a batch.
+fn batches(
+    log: &impl LogReader,
+    range: Range<Sequence>,
+) -> impl Iterator<Item = Result<Batch, LogReadError>> {
+    let mut next = range.start;
+    std::iter::from_fn(move || {
+        if next >= range.end {
+            return None;
+        }
+        let batch = log.read(next, None).transpose()?;
+        if let Ok(batch) = &batch {
+            next = batch.end_sequence();
+        }
+        Some(batch)
+    })
+}
+
+fn last_batch(log: &impl LogReader, tail: Sequence) -> Result<Option<Batch>, LogReadError> {
+    match tail - 1 {
+        0 => Ok(None),
+        last => log.read(last, None),
+    }
+}

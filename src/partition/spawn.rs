@@ -1,0 +1,267 @@
+//! The jobs of a partition: made, started, and stopped.
+
+use std::{
+    any::Any,
+    collections::HashSet,
+    fs::File,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::PathBuf,
+    sync::{Arc, mpsc as std_mpsc},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    OpenError, Partition, PartitionOptions, PublishError, Shared,
+    budget::Budget,
+    clock::Clock,
+    cursor::Mark,
+    hand_over::hand_over,
+    health::Monitor,
+    lanes::Lanes,
+    recover::Recovered,
+    request::Message,
+    stats::{CountersError, Snapshot, Stats},
+    syncer::Syncer,
+    tail::DurableTail,
+    writer::{Pending, Writer},
+};
+use crate::{
+    log::{Batch, Log},
+    platform::{Job, Platform, Running, Step, panic_text},
+};
+
+/// Requests that may wait for the writer, beside the limit on their bytes.
+const QUEUE_REQUESTS_MAX: usize = 4096;
+/// How often the writer is asked to look whether what had publishes refused has passed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the counters are saved while the partition runs.
+const SAVE_INTERVAL: Duration = Duration::from_secs(30);
+/// The threads behind a partition, and the lock on its data directory.
+pub struct Threads {
+    queue: mpsc::Sender<Message>,
+    writer: Box<dyn Running>,
+    syncer: Box<dyn Running>,
+    saver: Box<dyn Running>,
+    stop_saver: std_mpsc::Sender<()>,
+    stats: Arc<Stats>,
+    platform: Platform,
+    data_dir: PathBuf,
+    _lock: Option<File>,
+}
+
+impl Threads {
+    /// Answers what is in the queue, ends the threads and saves the counters. Blocks.
+    pub fn stop(self) -> Result<(), CountersError> {
+        // The writer may have gone already, by a panic.
+        _ = self.queue.blocking_send(Message::Stop);
+        drop(self.stop_saver);
+        for thread in [self.writer, self.syncer, self.saver] {
+            // A panic was logged when it came.
+            _ = thread.join();
+        }
+        self.stats
+            .snapshot()
+            .save(&*self.platform.disk, &self.data_dir)
+    }
+}
+
+/// Starts the jobs of a partition that was recovered.
+pub(super) fn spawn<L: Log>(
+    options: &PartitionOptions,
+    lock: Option<File>,
+    log: L,
+    recovered: Recovered,
+) -> Result<(Partition, Threads), OpenError> {
+    let platform = &options.platform;
+    let Recovered {
+        mut index,
+        stats,
+        tail,
+        last,
+        recovery: _,
+    } = recovered;
+    let (queue, queue_end) = mpsc::channel(QUEUE_REQUESTS_MAX);
+    let monitor = Monitor::new();
+    let (stop_saver, saver_stopped) = std_mpsc::channel();
+    let stats = Arc::new(stats);
+    let durable_tail = Arc::new(DurableTail::new(
+        last.as_ref().map_or(Mark::START, Mark::after),
+        options.tail_cache_bytes_max,
+    ));
+    let partition = Partition(Arc::new(Shared {
+        log: Arc::new(log.reader()),
+        index: index.reader(),
+        stats: Arc::clone(&stats),
+        tail: Arc::clone(&durable_tail),
+        queue: queue.clone(),
+        health: monitor.watch(),
+        ingest: Budget::new(options.ingest_bytes_max),
+        lanes: Lanes::default(),
+    }));
+    let slices = index.take_slice_writer();
+    let syncer = Syncer::new(
+        log,
+        slices,
+        Arc::clone(&stats),
+        durable_tail,
+        monitor.clone(),
+    );
+    let (syncer, syncer_job) = hand_over(syncer, queue.downgrade());
+    let writer = Writer {
+        index,
+        topics: stats.topic_names().into_iter().collect::<HashSet<_>>(),
+        topics_max: options.topics_max,
+        limits: options.batch,
+        clock: Clock::new(platform.time, last.as_ref().map_or(0, Batch::received_at)),
+        queue: queue_end,
+        syncer,
+        durable_tail: tail,
+        batch: Pending::new(tail),
+        failed: None,
+        monitor: monitor.clone(),
+    };
+    let saver = Saver {
+        saved: stats.snapshot(),
+        stats: Arc::clone(&stats),
+        platform: platform.clone(),
+        data_dir: options.data_dir.clone(),
+        save_at: platform.jobs.now() + SAVE_INTERVAL,
+        probe_at: platform.jobs.now() + PROBE_INTERVAL,
+        writer: queue.downgrade(),
+        monitor: monitor.clone(),
+        stopped: saver_stopped,
+    };
+    let threads = Threads {
+        queue: queue.clone(),
+        writer: spawn_job(platform, "oncelog-writer", &monitor, &queue, writer)?,
+        syncer: spawn_job(platform, "oncelog-syncer", &monitor, &queue, syncer_job)?,
+        saver: spawn_job(platform, "oncelog-saver", &monitor, &queue, saver)?,
+        stop_saver,
+        stats,
+        platform: platform.clone(),
+        data_dir: options.data_dir.clone(),
+        _lock: lock,
+    };
+    Ok((partition, threads))
+}
+
+/// Saves the counters now and then, so that a crash loses few of those the log does not tell, and has the writer
+/// look whether it can store events again while it cannot and nobody publishes.
+struct Saver {
+    stats: Arc<Stats>,
+    platform: Platform,
+    data_dir: PathBuf,
+    saved: Snapshot,
+    save_at: Instant,
+    probe_at: Instant,
+    writer: mpsc::WeakSender<Message>,
+    monitor: Monitor,
+    stopped: std_mpsc::Receiver<()>,
+}
+
+impl Job for Saver {
+    fn step(&mut self) -> Step {
+        if let Err(std_mpsc::TryRecvError::Disconnected) = self.stopped.try_recv() {
+            return Step::Ended;
+        }
+        let now = self.platform.jobs.now();
+        if now >= self.probe_at {
+            self.probe_at = now + PROBE_INTERVAL;
+            self.probe();
+        }
+        if now < self.save_at {
+            return Step::Idle;
+        }
+        self.save_at = now + SAVE_INTERVAL;
+        let snapshot = self.stats.snapshot();
+        if snapshot != self.saved {
+            match snapshot.save(&*self.platform.disk, &self.data_dir) {
+                Ok(()) => self.saved = snapshot,
+                Err(error) => {
+                    tracing::warn!(%error, "the counters are not saved; trying again later");
+                }
+            }
+        }
+        Step::Worked
+    }
+
+    fn wait(&mut self) {
+        let next = self.save_at.min(self.probe_at);
+        let left = next.saturating_duration_since(self.platform.jobs.now());
+        // It is told of the stop by the end of the channel, which a step sees as well.
+        _ = self.stopped.recv_timeout(left);
+    }
+}
+
+impl Saver {
+    fn probe(&self) {
+        if self.monitor.is_refusing()
+            && let Some(writer) = self.writer.upgrade()
+        {
+            // With a full queue there is somebody who publishes.
+            _ = writer.try_send(Message::Probe);
+        }
+    }
+}
+
+/// A job whose panic fails the partition: without one of its jobs it stores nothing.
+struct FailOnPanic<J> {
+    name: String,
+    job: J,
+    monitor: Monitor,
+    /// Dropped after the job.
+    _wake: WakeWriter,
+}
+
+impl<J: Job> Job for FailOnPanic<J> {
+    fn step(&mut self) -> Step {
+        let step = catch_unwind(AssertUnwindSafe(|| self.job.step()));
+        step.unwrap_or_else(|panic| self.fail(panic))
+    }
+
+    fn wait(&mut self) {
+        let waited = catch_unwind(AssertUnwindSafe(|| self.job.wait()));
+        if let Err(panic) = waited {
+            self.fail(panic);
+        }
+    }
+}
+
+impl<J> FailOnPanic<J> {
+    fn fail(&self, panic: Box<dyn Any + Send>) -> ! {
+        let cause = format!("{} panicked: {}", self.name, panic_text(&*panic));
+        self.monitor.fail(PublishError::Bug, &cause);
+        resume_unwind(panic)
+    }
+}
+
+/// Wakes the writer when a job and its channels are gone: it may wait for an answer that does not come.
+struct WakeWriter(mpsc::WeakSender<Message>);
+
+impl Drop for WakeWriter {
+    fn drop(&mut self) {
+        if let Some(writer) = self.0.upgrade() {
+            // A full queue wakes the writer as well.
+            _ = writer.try_send(Message::Synced);
+        }
+    }
+}
+
+fn spawn_job(
+    platform: &Platform,
+    name: &str,
+    monitor: &Monitor,
+    queue: &mpsc::Sender<Message>,
+    job: impl Job,
+) -> Result<Box<dyn Running>, OpenError> {
+    let job = FailOnPanic {
+        name: name.to_owned(),
+        job,
+        monitor: monitor.clone(),
+        _wake: WakeWriter(queue.downgrade()),
+    };
+    let spawned = platform.jobs.spawn(name, Box::new(job));
+    spawned.map_err(OpenError::Thread)
+}
