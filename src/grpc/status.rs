@@ -126,6 +126,7 @@ pub(super) fn publish(error: &PublishError) -> Status {
         PublishError::TopicLimit { .. } => (Code::ResourceExhausted, Reason::TooManyTopics, NEVER),
         PublishError::DiskFull => (Code::ResourceExhausted, Reason::DiskFull, LATER),
         PublishError::IndexBehind => (Code::Unavailable, Reason::IndexBehind, LATER),
+        PublishError::IndexUnreadable => (Code::Unavailable, Reason::IndexUnreadable, LATER),
         PublishError::LogBehind => (Code::Unavailable, Reason::LogBehind, LATER),
         PublishError::Failed | PublishError::MaybeStored => {
             (Code::Unavailable, Reason::StorageFailed, MUCH_LATER)

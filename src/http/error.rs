@@ -291,9 +291,10 @@ impl From<&PublishError> for Failure {
         let msg = error.to_string();
         match error {
             PublishError::TopicLimit { .. } => Self::body(msg),
-            PublishError::DiskFull | PublishError::IndexBehind | PublishError::LogBehind => {
-                Self::unavailable(msg, RETRY_LATER_SECONDS)
-            }
+            PublishError::DiskFull
+            | PublishError::IndexBehind
+            | PublishError::IndexUnreadable
+            | PublishError::LogBehind => Self::unavailable(msg, RETRY_LATER_SECONDS),
             PublishError::Failed | PublishError::MaybeStored | PublishError::Bug => {
                 Self::unavailable(msg, RETRY_MUCH_LATER_SECONDS)
             }

@@ -21,7 +21,7 @@ use super::{
     run::RunWriter,
     secret::KeyHash,
     slices::SlicesWriter,
-    store::Store,
+    store::{Store, close},
 };
 use crate::event::Sequence;
 
@@ -129,7 +129,7 @@ impl Builder {
         let disk = &*folder.disk;
         let (key_runs, slice_runs) = (keys.finish()?, slices.finish()?);
         store.flush()?;
-        drop(store);
+        close(store)?;
         filter.save(disk, &temp.path().join(FILTER_FILE))?;
         let store_bytes = Store::bytes(disk, temp.path())?;
         let secret = folder.secret.name();
@@ -143,11 +143,10 @@ impl Builder {
         )
         .save(disk, temp.path())?;
         temp.publish()?;
-        Generation::open(&folder, range).map_err(|trouble| match trouble {
-            Trouble::Unreadable(error) => error.into(),
-            Trouble::Damage(fault) => io::Error::other(fault.0.to_string()).into(),
-            Trouble::Newer { .. } => unreachable!("this version wrote it"),
-        })
+        match finished(&folder, &range)? {
+            Some(generation) => Ok(generation),
+            None => Err(io::Error::other("what was written is damaged").into()),
+        }
     }
 
     fn put_run(&mut self) -> Result<(), BuildError> {
@@ -164,6 +163,20 @@ impl Builder {
             self.slices.put(&key, &body)?;
         }
         Ok(())
+    }
+}
+
+/// The generation of `range`, if an earlier attempt has finished it and could not open it, for example because the
+/// store did not give up its lock: it is as good as another, and is not built again.
+pub(super) fn finished(
+    folder: &Folder,
+    range: &Range<Sequence>,
+) -> Result<Option<Generation>, BuildError> {
+    match Generation::open(folder, range.clone()) {
+        Ok(generation) => Ok(Some(generation)),
+        Err(Trouble::Damage(_)) => Ok(None),
+        Err(Trouble::Unreadable(error) | Trouble::Store(error)) => Err(error.into()),
+        Err(Trouble::Newer { .. }) => Err(io::Error::other("a newer version wrote it").into()),
     }
 }
 

@@ -22,6 +22,15 @@ pub enum IndexError {
         /// What was found.
         reason: Arc<str>,
     },
+    /// A generation cannot be read now, for a reason that says nothing about what is in it. The next lookup tries
+    /// again.
+    #[error("{}: an index generation cannot be read at the moment: {source}", path.display())]
+    Unreadable {
+        /// The folder of the generation.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
     /// The parts in memory are full and there is no disk space to seal them. Heals by itself: the sealer
     /// tries again about every second.
     #[error("{}: no disk space to seal the index", path.display())]
@@ -122,22 +131,21 @@ pub(super) fn sled_io(error: sled::Error) -> io::Error {
     }
 }
 
-/// Whether `error` comes from the process or the system around it, so that the files may well be whole and
-/// must not be thrown away for it.
-pub(super) fn is_environment(error: &io::Error) -> bool {
-    /// `ENFILE` and `EMFILE` of Linux, which have no kind: too many open files.
-    const TOO_MANY_FILES: [i32; 2] = [23, 24];
-    is_full(error)
-        || is_locked(error)
-        || error
-            .raw_os_error()
-            .is_some_and(|code| TOO_MANY_FILES.contains(&code))
-        || [
-            io::ErrorKind::OutOfMemory,
-            io::ErrorKind::PermissionDenied,
-            io::ErrorKind::ReadOnlyFilesystem,
-        ]
-        .contains(&error.kind())
+/// Whether `error` says that a file is not what was written. Any other comes from the system, which may do tomorrow what
+/// it cannot do now: the files may be whole and must not be thrown away for it.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    let kinds = [
+        io::ErrorKind::NotFound,
+        io::ErrorKind::NotADirectory,
+        io::ErrorKind::IsADirectory,
+        io::ErrorKind::UnexpectedEof,
+        io::ErrorKind::InvalidData,
+        // An offset that no file has.
+        io::ErrorKind::InvalidInput,
+        // What sled says in words of its own.
+        io::ErrorKind::Other,
+    ];
+    kinds.contains(&error.kind()) && !is_locked(error)
 }
 
 /// Whether sled could not lock its file; it has no kind for that.
@@ -152,6 +160,8 @@ pub(super) enum Trouble {
     Damage(Fault),
     /// It may be whole, but cannot be read now.
     Unreadable(io::Error),
+    /// Its store failed. That may be damage or not: sled repeats an error until it is opened again.
+    Store(io::Error),
     /// A newer version wrote it.
     Newer {
         /// Empty until [`Trouble::of`] names it.
@@ -183,7 +193,7 @@ impl Trouble {
                 version,
                 known,
             },
-            Self::Unreadable(source) => OpenError::Io { path, source },
+            Self::Unreadable(source) | Self::Store(source) => OpenError::Io { path, source },
             Self::Damage(Fault(reason)) => OpenError::Io {
                 path,
                 source: io::Error::new(io::ErrorKind::InvalidData, &*reason),
@@ -199,7 +209,7 @@ impl Trouble {
                 version,
                 known,
             },
-            Self::Damage(_) | Self::Unreadable(_) => self,
+            Self::Damage(_) | Self::Unreadable(_) | Self::Store(_) => self,
         }
     }
 }
@@ -212,10 +222,10 @@ impl From<Fault> for Trouble {
 
 impl From<io::Error> for Trouble {
     fn from(error: io::Error) -> Self {
-        if is_environment(&error) {
-            Self::Unreadable(error)
-        } else {
+        if is_damage(&error) {
             Self::Damage(error.into())
+        } else {
+            Self::Unreadable(error)
         }
     }
 }

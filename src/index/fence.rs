@@ -19,7 +19,7 @@ use std::{
 use sled::IVec;
 
 use super::{
-    error::{BuildError, Fault},
+    error::{BuildError, Fault, Trouble},
     manifest::Runs,
     store::Tree,
 };
@@ -160,46 +160,45 @@ impl Fenced {
     }
 
     /// The first run, or none if the tree was written empty.
-    pub(super) fn first(&self) -> Result<Option<Run>, Fault> {
+    pub(super) fn first(&self) -> Result<Option<Run>, Trouble> {
         self.at(&self.first)
     }
 
     /// The run that follows `run`, or none after the last one.
-    pub(super) fn after(&self, run: &Run) -> Result<Option<Run>, Fault> {
+    pub(super) fn after(&self, run: &Run) -> Result<Option<Run>, Trouble> {
         self.at(run.fence())
     }
 
     /// The run with the greatest key at or below `probe`, or none if `probe` is below the first.
-    pub(super) fn floor(&self, probe: &[u8]) -> Result<Option<Run>, Fault> {
+    pub(super) fn floor(&self, probe: &[u8]) -> Result<Option<Run>, Trouble> {
         if self.first.is_empty() || probe < self.first.as_slice() {
             return Ok(None);
         }
-        let Some((key, place)) = self.tree.floor(probe)? else {
-            return Err(Fault::new("the first run is lost"));
+        let Some((key, place)) = self.tree.floor(probe).map_err(Trouble::Store)? else {
+            return Err(Fault::new("the first run is lost").into());
         };
         let run = self.read(key, &place)?;
         if !run.fence().is_empty() && run.fence() <= probe {
-            return Err(Fault::new("a run is lost"));
+            return Err(Fault::new("a run is lost").into());
         }
         Ok(Some(run))
     }
 
-    fn at(&self, key: &[u8]) -> Result<Option<Run>, Fault> {
+    fn at(&self, key: &[u8]) -> Result<Option<Run>, Trouble> {
         if key.is_empty() {
             return Ok(None);
         }
-        match self.tree.get(key)? {
+        match self.tree.get(key).map_err(Trouble::Store)? {
             Some(place) => self.read(key.into(), &place).map(Some),
-            None => Err(Fault::new("a run is lost")),
+            None => Err(Fault::new("a run is lost").into()),
         }
     }
 
-    fn read(&self, key: IVec, place: &[u8]) -> Result<Run, Fault> {
+    fn read(&self, key: IVec, place: &[u8]) -> Result<Run, Trouble> {
         let place = Place::decode(place).ok_or_else(|| Fault::new("a run has no place"))?;
         let mut bytes = vec![0; place.len as usize];
-        let read = self.file.read_exact_at(&mut bytes, place.offset);
-        read.map_err(|error| Fault::new(format!("a run cannot be read: {error}")))?;
-        Run::check(key, bytes)
+        self.file.read_exact_at(&mut bytes, place.offset)?;
+        Ok(Run::check(key, bytes)?)
     }
 }
 

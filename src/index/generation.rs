@@ -10,7 +10,7 @@ use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard},
 };
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
     run,
     secret::KeyHash,
     slices,
-    store::Store,
+    store::{Store, close},
 };
 use crate::{
     event::{Key, Sequence},
@@ -45,10 +45,41 @@ pub(super) struct Generation {
     key_count: u64,
     bytes: u64,
     filter: Filter,
-    keys: Fenced,
-    slices: Fenced,
+    manifest: Manifest,
+    /// None after it failed, until it is opened again.
+    opened: RwLock<Option<Opened>>,
     /// Set when it turned out damaged; it answers nothing from then on.
     damage: OnceLock<Fault>,
+}
+
+/// The store and the files that it leads into.
+struct Opened {
+    keys: Fenced,
+    slices: Fenced,
+}
+
+impl Opened {
+    fn open(disk: &dyn Disk, path: &Path, manifest: &Manifest) -> Result<Self, Trouble> {
+        let store = Store::open(disk, path, manifest.keys)?;
+        let runs = |name: &str, written: &Runs| {
+            if !store.has_tree(name) {
+                return Err(Fault::new(format!("its tree {name} is lost")).into());
+            }
+            let tree = store.open_tree(name)?;
+            let file = disk.open_read(&path.join(name))?;
+            if file.len()? != written.bytes {
+                return Err(Fault::new(format!("its file {name} has another length")).into());
+            }
+            Ok::<_, Trouble>(Fenced::new(tree, file, written.first.clone()))
+        };
+        let opened = Self {
+            keys: runs(KEYS_TREE, &manifest.key_runs)?,
+            slices: runs(SLICES_TREE, &manifest.slice_runs)?,
+        };
+        opened.keys.first()?;
+        opened.slices.first()?;
+        Ok(opened)
+    }
 }
 
 impl Generation {
@@ -71,22 +102,7 @@ impl Generation {
             return Err(Fault::new("its store was cut off").into());
         }
         let filter = Filter::load(&**disk, &path.join(FILTER_FILE))?;
-        let store = Store::open(&**disk, path, manifest.keys)?;
-        let runs = |name: &str, written: Runs| {
-            if !store.has_tree(name) {
-                return Err(Fault::new(format!("its tree {name} is lost")).into());
-            }
-            let tree = store.open_tree(name)?;
-            let file = disk.open_read(&path.join(name))?;
-            if file.len()? != written.bytes {
-                return Err(Fault::new(format!("its file {name} has another length")).into());
-            }
-            Ok::<_, Trouble>(Fenced::new(tree, file, written.first))
-        };
-        let keys = runs(KEYS_TREE, manifest.key_runs)?;
-        let slices = runs(SLICES_TREE, manifest.slice_runs)?;
-        keys.first()?;
-        slices.first()?;
+        let opened = Opened::open(&**disk, path, &manifest)?;
         Ok(Self {
             disk: Arc::clone(disk),
             path: path.to_owned(),
@@ -94,8 +110,8 @@ impl Generation {
             key_count: manifest.keys,
             bytes: disk.tree_bytes(path)?,
             filter,
-            keys,
-            slices,
+            manifest,
+            opened: RwLock::new(Some(opened)),
             damage: OnceLock::new(),
         })
     }
@@ -132,8 +148,9 @@ impl Generation {
         if !self.may_contain(hash) {
             return Ok(None);
         }
-        self.read(|this| match this.keys.floor(key.as_bytes())? {
-            Some(found) => run::find(found.key(), found.body(), this.range.start, key.as_bytes()),
+        let base = self.range.start;
+        self.read(|opened| match opened.keys.floor(key.as_bytes())? {
+            Some(found) => Ok(run::find(found.key(), found.body(), base, key.as_bytes())?),
             None => Ok(None),
         })
     }
@@ -149,7 +166,10 @@ impl Generation {
     ) -> Result<(), IndexError> {
         let prefix = slices::topic_prefix(topic);
         let of_topic = |run: &Run| run.key().starts_with(&prefix);
+        let before = page.len();
         self.read(|this| {
+            // What a failed attempt has read is read again.
+            page.truncate(before);
             let mut next = match this.slices.floor(&slices::run_key(topic, from))? {
                 // The topic's slices begin above `from`: with the run that follows, or there are none.
                 Some(run) if !of_topic(&run) => this.slices.after(&run)?,
@@ -200,43 +220,100 @@ impl Generation {
 
     /// Closes the store and removes the folder.
     pub(super) fn remove(self) -> io::Result<()> {
-        let Self {
-            disk, path, keys, ..
-        } = self;
-        drop(keys);
-        disk::remove_folder(&*disk, &path)
+        self.close();
+        disk::remove_folder(&*self.disk, &self.path)
     }
 
-    /// Runs `read`; if it finds damage, here or as a panic of sled's (it asserts what it reads), the
-    /// generation is marked and answers nothing any more.
-    pub(super) fn read<T>(
+    fn close(&self) {
+        if let Err(error) = close(self.lock_opened().take()) {
+            tracing::warn!(path = %self.path.display(), %error, "closing an index generation");
+        }
+    }
+
+    /// Runs `read`, again if the store fails, after it was opened again. If there is damage, which a panic of sled's says
+    /// as well (it asserts what it reads), the generation is marked and answers nothing any more.
+    fn read<T>(
         &self,
-        read: impl FnOnce(&Self) -> Result<T, Fault>,
+        mut read: impl FnMut(&Opened) -> Result<T, Trouble>,
     ) -> Result<T, IndexError> {
-        let fault = match self.damage.get() {
-            Some(fault) => fault,
-            None => match catch_unwind(AssertUnwindSafe(|| read(self))) {
-                Ok(Ok(found)) => return Ok(found),
-                Ok(Err(fault)) => self.mark(fault),
-                Err(_) => self.mark(Fault::new("sled panicked")),
-            },
+        if let Some(fault) = self.damage.get() {
+            return Err(self.damaged(fault));
+        }
+        let mut outcome = self.attempt(&mut read);
+        if let Err(Trouble::Store(_)) = outcome {
+            outcome = self.reopen().and_then(|()| self.attempt(&mut read));
+        }
+        let trouble = match outcome {
+            Ok(found) => return Ok(found),
+            Err(Trouble::Store(error)) => error.into(),
+            Err(trouble) => trouble,
         };
-        Err(IndexError::Damaged {
+        match trouble {
+            Trouble::Unreadable(source) | Trouble::Store(source) => {
+                let (path, source) = (self.path.clone(), Arc::new(source));
+                Err(IndexError::Unreadable { path, source })
+            }
+            Trouble::Damage(fault) => Err(self.mark(fault)),
+            Trouble::Newer { .. } => Err(self.mark(Fault::new("it became another"))),
+        }
+    }
+
+    /// Takes what was decoded; a fault is damage.
+    pub(super) fn check<T>(&self, decoded: Result<T, Fault>) -> Result<T, IndexError> {
+        decoded.map_err(|fault| self.mark(fault))
+    }
+
+    fn attempt<T>(
+        &self,
+        read: &mut impl FnMut(&Opened) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(opened) = &*opened else {
+            return Err(Trouble::Store(io::Error::other("the store is closed")));
+        };
+        catch_unwind(AssertUnwindSafe(|| read(opened)))
+            .unwrap_or_else(|_| Err(Trouble::Store(io::Error::other("sled panicked"))))
+    }
+
+    fn reopen(&self) -> Result<(), Trouble> {
+        let mut opened = self.lock_opened();
+        _ = close(opened.take());
+        let open = || Opened::open(&*self.disk, &self.path, &self.manifest);
+        *opened = Some(
+            catch_unwind(AssertUnwindSafe(open))
+                .unwrap_or_else(|_| Err(Fault::new("sled panicked").into()))?,
+        );
+        Ok(())
+    }
+
+    fn lock_opened(&self) -> RwLockWriteGuard<'_, Option<Opened>> {
+        self.opened.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn damaged(&self, fault: &Fault) -> IndexError {
+        IndexError::Damaged {
             path: self.path.clone(),
             reason: Arc::clone(&fault.0),
-        })
+        }
     }
 
-    fn mark(&self, fault: Fault) -> &Fault {
-        self.damage.get_or_init(|| {
-            let (path, reason) = (self.path.display(), &*fault.0);
-            tracing::error!(%path, reason, "an index generation is damaged");
+    /// Lets it answer nothing any more. The file is written after that is so: others may go on meanwhile.
+    fn mark(&self, fault: Fault) -> IndexError {
+        let (path, reason) = (self.path.display(), Arc::clone(&fault.0));
+        if self.damage.set(fault).is_ok() {
+            tracing::error!(%path, reason = &*reason, "an index generation is damaged");
             let file = self.path.join(DAMAGED_FILE);
             if let Err(error) = self.disk.write_new(&file, reason.as_bytes()) {
                 tracing::error!(%path, %error, "cannot mark the damaged generation");
             }
-            fault
-        })
+        }
+        self.damaged(&Fault(reason))
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -248,6 +325,7 @@ mod tests {
 
     use super::*;
     use crate::index::testing::{SECRET, batch_of, build, entry, folder, key, key_at, topic_at};
+    use crate::platform::faulty::FaultyDisk;
 
     const RANGE: Range<Sequence> = 101..1_101;
 
@@ -298,7 +376,8 @@ mod tests {
         }
         // Past the filter, which would hide most of what a lookup does with an absent key.
         let probe = |key: Key| {
-            let run = generation.keys.floor(key.as_bytes()).expect("whole")?;
+            let found = generation.read(|opened| opened.keys.floor(key.as_bytes()));
+            let run = found.expect("whole")?;
             run::find(run.key(), run.body(), RANGE.start, key.as_bytes()).expect("well-formed")
         };
         for sequence in (1..101).chain(1_101..1_300) {
@@ -436,6 +515,54 @@ mod tests {
         fs::write(&leftover, "torn").expect("written");
         assert_eq!(reason(reopen(generation)), "usable");
         assert!(!leftover.exists());
+    }
+
+    #[test]
+    fn what_cannot_be_read_now_is_read_later() {
+        let disk = FaultyDisk::default();
+        let dir = tempfile::tempdir().expect("a folder");
+        drop(build(dir.path(), RANGE));
+        let folder = Folder {
+            disk: Arc::new(disk.clone()),
+            ..folder(dir.path())
+        };
+        let generation = Generation::open(&folder, RANGE).unwrap_or_else(|_| panic!("whole"));
+        disk.fail_reads(true);
+        let failed = get(&generation, 200).expect_err("it cannot be read");
+        assert!(matches!(failed, IndexError::Unreadable { .. }), "{failed}");
+        let mut page = Vec::new();
+        let failed = generation.slices("orders", 200, 2, &mut page);
+        assert!(matches!(failed, Err(IndexError::Unreadable { .. })));
+        let opened = Generation::open(&folder, RANGE);
+        assert!(matches!(opened, Err(Trouble::Unreadable(_))));
+        assert!(!generation.is_damaged());
+        disk.fail_reads(false);
+        for sequence in RANGE {
+            let found = get(&generation, sequence).expect("it can be read again");
+            assert_eq!(found, Some(entry(sequence)));
+        }
+        assert!(!generation.path().join(DAMAGED_FILE).exists());
+    }
+
+    #[test]
+    fn a_store_that_failed_is_opened_again() {
+        let (_dir, generation) = built();
+        let mut reads = 0;
+        let answer = generation.read(|opened| {
+            reads += 1;
+            match reads {
+                1 => Err(Trouble::Store(io::Error::from_raw_os_error(5))),
+                _ => opened.keys.first(),
+            }
+        });
+        assert!(answer.expect("read again").is_some());
+        assert_eq!(reads, 2);
+        let answer = generation.read(|_| -> Result<(), _> { panic!("sled does") });
+        assert!(
+            matches!(answer, Err(IndexError::Damaged { .. })),
+            "twice is damage"
+        );
+        assert!(generation.is_damaged());
     }
 
     #[test]

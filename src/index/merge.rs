@@ -7,7 +7,7 @@ use std::{ops::Range, sync::Arc};
 
 use super::{
     Entry, IndexOptions,
-    builder::Builder,
+    builder::{Builder, finished},
     error::{BuildError, Fault},
     fence::Run,
     folder::Folder,
@@ -90,6 +90,9 @@ pub(super) fn merge(
         unreachable!("a merge has parents");
     };
     let range = first.range().start..last.range().end;
+    if let Some(generation) = finished(folder, &range)? {
+        return Ok(generation);
+    }
     let keys_max = parents.iter().map(|parent| parent.key_count()).sum();
     let mut builder = Builder::create(folder, range, keys_max)?;
     merge_keys(folder, parents, &mut builder, &mut go_on)?;
@@ -143,11 +146,9 @@ impl<'a> KeySource<'a> {
     /// At the first key of `run`.
     fn enter(parent: &'a Generation, run: Run) -> Result<Self, BuildError> {
         let mut cursor = RunCursor::new(run.key(), run.body(), parent.range().start);
-        let entry = parent.read(|_| {
-            cursor
-                .advance()?
-                .ok_or_else(|| Fault::new("a run is empty"))
-        })?;
+        let first = cursor.advance();
+        let entry = parent
+            .check(first.and_then(|first| first.ok_or_else(|| Fault::new("a run is empty"))))?;
         Ok(Self {
             parent,
             run,
@@ -162,7 +163,7 @@ impl<'a> KeySource<'a> {
 
     /// Goes to the next key. False after the last one.
     fn advance(&mut self) -> Result<bool, BuildError> {
-        if let Some(entry) = self.parent.read(|_| self.cursor.advance())? {
+        if let Some(entry) = self.parent.check(self.cursor.advance())? {
             self.entry = entry;
             return Ok(true);
         }
@@ -188,7 +189,7 @@ fn merge_slices(
         (0..sources.len()).min_by(|&one, &other| sources[one].1.key().cmp(sources[other].1.key()))
     {
         let (parent, run) = &sources[at];
-        let (topic, slices) = parent.read(|_| slices::decode(run.key(), run.body()))?;
+        let (topic, slices) = parent.check(slices::decode(run.key(), run.body()))?;
         builder.push_slices(topic, &slices)?;
         go_on()?;
         match parent.slices_after(run)? {

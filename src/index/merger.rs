@@ -9,8 +9,14 @@ use std::{
 };
 
 use super::{
-    IndexOptions, builder::caught, control::Control, error::BuildError, folder::Folder,
-    generation::Generation, merge, parts::Parts,
+    IndexOptions,
+    builder::caught,
+    control::Control,
+    error::{BuildError, IndexError},
+    folder::Folder,
+    generation::Generation,
+    merge,
+    parts::Parts,
 };
 use crate::platform::{Job, Jobs, Step};
 
@@ -46,12 +52,12 @@ impl Job for Merger {
             return Step::Idle;
         }
         self.retry_at = None;
-        match self.merge_next() {
+        match caught(|| self.merge_next()) {
             // The damaged parent is a candidate no more.
-            Ok(true) | Err(BuildError::Parent(_)) => Step::Worked,
+            Ok(true) | Err(BuildError::Parent(IndexError::Damaged { .. })) => Step::Worked,
             Ok(false) => Step::Idle,
             Err(BuildError::Stopped) => Step::Ended,
-            Err(BuildError::Io(error)) => {
+            Err(error @ (BuildError::Parent(_) | BuildError::Io(_))) => {
                 tracing::warn!(%error, "merging failed; trying again later");
                 self.retry_at = Some(self.jobs.now() + RETRY_AFTER);
                 Step::Idle
@@ -101,7 +107,7 @@ impl Merger {
             }
             Ok(())
         };
-        let merged = caught(|| merge::merge(&self.folder, &parents, go_on))?;
+        let merged = merge::merge(&self.folder, &parents, go_on)?;
         merged.log("merged");
         self.parts.publish(Arc::new(merged));
         self.retired.extend(parents);

@@ -40,13 +40,7 @@ mod store;
 mod survey;
 mod threads;
 
-use std::{
-    collections::BTreeMap,
-    io,
-    ops::Range,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{ops::Range, path::Path, sync::Arc};
 
 pub use error::{IndexError, OpenError};
 pub use parts::View;
@@ -59,7 +53,6 @@ use crate::{
     event::{FIRST_SEQUENCE, Key, Sequence},
     platform::{Disk, Platform},
 };
-use error::{Fault, Trouble};
 use folder::Folder;
 use generation::Generation;
 use parts::Parts;
@@ -173,11 +166,15 @@ impl Index {
             "a part is frozen before it is sealed"
         );
         survey::refuse_newer(disk, dir)?;
-        let secret = load_secret(disk, dir)?;
+        let secret = secret::load(disk, dir)?;
         disk.create_dir(dir).map_err(OpenError::io(dir))?;
         let secret = match secret {
             Ok(secret) => secret,
-            Err(fault) => draw_secret(platform, dir, &fault).map_err(OpenError::io(dir))?,
+            Err(fault) => {
+                // The first start has none; any other says of each generation that it is removed.
+                tracing::debug!(reason = &*fault.0, "drawing a secret for the index");
+                secret::draw(platform, dir).map_err(OpenError::io(dir))?
+            }
         };
         let folder = Folder {
             disk: Arc::clone(&platform.disk),
@@ -190,7 +187,7 @@ impl Index {
             generations,
             rejected,
         } = survey::survey(&*platform.jobs, &folder, tail)?;
-        remove(disk, rejected)?;
+        survey::remove(disk, rejected)?;
         let missing = gaps(&generations, tail);
         let parts = Arc::new(Parts::new(generations));
         let threads =
@@ -253,10 +250,25 @@ impl Index {
         if let Some(entry) = self.recent.get(key, hash) {
             return Ok(Some(entry));
         }
+        self.get_sealed(key, hash, looked_to)
+    }
+
+    /// The same, but for what is in memory and not sealed.
+    pub fn get_sealed(
+        &self,
+        key: &Key,
+        hash: KeyHash,
+        looked_to: Sequence,
+    ) -> Result<Option<Entry>, IndexError> {
         if self.recent_from <= looked_to {
             return Ok(None);
         }
         self.parts.view().get_from(key, hash, looked_to)
+    }
+
+    /// Where the sealed parts end.
+    pub fn sealed_to(&self) -> Sequence {
+        self.recent_from
     }
 
     /// Adds a key that is not in the index. Sequences strictly increase.
@@ -325,7 +337,7 @@ pub fn inspect(
     let disk = Arc::clone(&platform.disk);
     survey::refuse_newer(&*disk, dir)?;
     // Without its secret no generation can be used: another one says so of each.
-    let secret = load_secret(&*disk, dir)?.unwrap_or_else(|_| Secret::draw(platform));
+    let secret = secret::load(&*disk, dir)?.unwrap_or_else(|_| Secret::draw(platform));
     let folder = Folder {
         disk,
         path: dir.to_owned(),
@@ -338,43 +350,6 @@ pub fn inspect(
     } = survey::survey(&*platform.jobs, &folder, tail)?;
     let parts = Arc::new(Parts::new(generations));
     Ok((IndexReader::new(parts, secret), rejected))
-}
-
-/// The secret in the folder `dir`, or what is wrong with it.
-fn load_secret(disk: &dyn Disk, dir: &Path) -> Result<Result<Secret, Fault>, OpenError> {
-    match Secret::load(disk, dir) {
-        Ok(secret) => Ok(Ok(secret)),
-        Err(Trouble::Damage(fault)) => Ok(Err(fault)),
-        Err(trouble) => Err(trouble.into_open_error(dir)),
-    }
-}
-
-/// Gives the folder `dir` another secret.
-fn draw_secret(platform: &Platform, dir: &Path, fault: &Fault) -> io::Result<Secret> {
-    let disk = &*platform.disk;
-    if !survey::folders(disk, dir)?.is_empty() {
-        let (path, reason) = (dir.display(), &*fault.0);
-        tracing::warn!(%path, reason, "the index has lost its secret; it is rebuilt");
-    }
-    let secret = Secret::draw(platform);
-    secret.save(disk, dir)?;
-    Ok(secret)
-}
-
-/// Removes what cannot be used, with a warning for each reason.
-fn remove(disk: &dyn Disk, rejected: Vec<Rejected>) -> Result<(), OpenError> {
-    let mut reasons: BTreeMap<Arc<str>, Vec<PathBuf>> = BTreeMap::new();
-    for Rejected { path, reason } in rejected {
-        reasons.entry(reason).or_default().push(path);
-    }
-    for (reason, paths) in reasons {
-        let (count, first) = (paths.len(), paths[0].display());
-        tracing::warn!(%first, count, %reason, "removing generations of the index");
-        for path in paths {
-            disk::remove_folder(disk, &path).map_err(OpenError::io(&path))?;
-        }
-    }
-    Ok(())
 }
 
 /// Where the last generation in the folder `dir` ends, by its name, whole or not; the first sequence if there

@@ -1,13 +1,16 @@
 //! Plain: the ordered maps of a generation in one file, for a simulated disk.
 //!
 //! Stands in for sled where its files cannot be. As much is asked of it as of sled, no more: after its file was damaged
-//! it comes up with the entries that it can still read.
+//! it comes up with the entries that it can still read, and after a failed read it fails until it is opened again.
 
 use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use sled::IVec;
@@ -23,6 +26,7 @@ type Maps = BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Vec<u8>>>;
 pub(super) struct PlainStore {
     maps: Arc<Mutex<Maps>>,
     file: Arc<dyn DiskFile>,
+    failed: Arc<AtomicBool>,
 }
 
 /// One of the maps.
@@ -30,6 +34,8 @@ pub(super) struct PlainStore {
 pub(super) struct PlainTree {
     name: Vec<u8>,
     maps: Arc<Mutex<Maps>>,
+    file: Arc<dyn DiskFile>,
+    failed: Arc<AtomicBool>,
 }
 
 impl PlainStore {
@@ -46,6 +52,7 @@ impl PlainStore {
         Ok(Self {
             maps: Arc::new(Mutex::new(decode(&content))),
             file,
+            failed: Arc::default(),
         })
     }
 
@@ -63,6 +70,8 @@ impl PlainStore {
         PlainTree {
             name,
             maps: Arc::clone(&self.maps),
+            file: Arc::clone(&self.file),
+            failed: Arc::clone(&self.failed),
         }
     }
 
@@ -85,18 +94,30 @@ impl PlainTree {
         map.insert(key.to_vec(), value.to_vec());
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Option<IVec> {
+    pub(super) fn get(&self, key: &[u8]) -> io::Result<Option<IVec>> {
+        self.touch()?;
         let maps = lock(&self.maps);
-        maps.get(&self.name)?
-            .get(key)
-            .map(|value| IVec::from(&**value))
+        let value = maps.get(&self.name).and_then(|map| map.get(key));
+        Ok(value.map(|value| IVec::from(&**value)))
     }
 
-    pub(super) fn floor(&self, probe: &[u8]) -> Option<(IVec, IVec)> {
+    pub(super) fn floor(&self, probe: &[u8]) -> io::Result<Option<(IVec, IVec)>> {
+        self.touch()?;
         let maps = lock(&self.maps);
         let bounds = (std::ops::Bound::Unbounded, std::ops::Bound::Included(probe));
-        let found = maps.get(&self.name)?.range::<[u8], _>(bounds).next_back();
-        found.map(|(key, value)| (IVec::from(&**key), IVec::from(&**value)))
+        let map = maps.get(&self.name);
+        let found = map.and_then(|map| map.range::<[u8], _>(bounds).next_back());
+        Ok(found.map(|(key, value)| (IVec::from(&**key), IVec::from(&**value))))
+    }
+
+    /// Reads, for the sake of the faults of the disk.
+    fn touch(&self) -> io::Result<()> {
+        if self.failed.load(SeqCst) {
+            return Err(io::Error::other("an earlier read failed"));
+        }
+        let read = self.file.read_at(&mut [0], 0);
+        self.failed.store(read.is_err(), SeqCst);
+        read.map(drop)
     }
 }
 
@@ -165,11 +186,12 @@ mod tests {
         let reopened = PlainStore::open(&OsDisk, dir.path()).expect("opened");
         assert!(reopened.has_tree("empty") && !reopened.has_tree("other"));
         let tree = reopened.open_tree("keys");
-        assert_eq!(tree.get(b"b"), Some(b"b".into()));
-        assert_eq!(tree.floor(b"a"), None);
-        assert_eq!(tree.floor(b"c"), Some((b"b".into(), b"b".into())));
+        let floor = |tree: &PlainTree, probe| tree.floor(probe).expect("read");
+        assert_eq!(tree.get(b"b").expect("read"), Some(b"b".into()));
+        assert_eq!(floor(&tree, b"a"), None);
+        assert_eq!(floor(&tree, b"c"), Some((b"b".into(), b"b".into())));
         store.file.write_all_at(b"x", len - 1).expect("written");
         let damaged = PlainStore::open(&OsDisk, dir.path()).expect("opened");
-        assert_eq!(damaged.open_tree("keys").floor(b"z"), tree.floor(b"c"));
+        assert_eq!(floor(&damaged.open_tree("keys"), b"z"), floor(&tree, b"c"));
     }
 }

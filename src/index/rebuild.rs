@@ -5,8 +5,8 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    Entry, Index, error::IndexError, parts::Frozen, recent::Recent, sealer, secret::KeyHash,
-    slices::RecentSlices,
+    Entry, Index, builder::caught, error::IndexError, parts::Frozen, recent::Recent, sealer,
+    secret::KeyHash, slices::RecentSlices,
 };
 use crate::event::{Key, Sequence};
 
@@ -78,7 +78,7 @@ impl<'a> Rebuild<'a> {
             keys: std::mem::replace(&mut self.keys, Recent::with_capacity(capacity)),
             slices: std::mem::take(&mut self.slices),
         };
-        let generation = sealer::build(folder, &frozen, || Ok(()))
+        let generation = caught(|| sealer::build(folder, &frozen, || Ok(())))
             .map_err(|error| error.into_index_error(&folder.path))?;
         self.index.parts.publish(Arc::new(generation));
         self.index.recent_from = self.index.parts.view().sealed_to();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    builder::{Builder, caught},
+    builder::{Builder, caught, finished},
     control::Control,
     error::{BuildError, IndexError},
     folder::Folder,
@@ -28,6 +28,9 @@ pub(super) fn build(
     frozen: &Frozen,
     go_on: impl Fn() -> Result<(), BuildError>,
 ) -> Result<Generation, BuildError> {
+    if let Some(generation) = finished(folder, &frozen.range)? {
+        return Ok(generation);
+    }
     let keys = frozen.keys.len() as u64;
     let mut builder = Builder::create(folder, frozen.range.clone(), keys)?;
     for (key, hash, entry) in frozen.keys.sorted() {
@@ -142,5 +145,39 @@ impl Drop for Sealer {
                 source: Arc::new(io::Error::other("the index sealer panicked")),
             }));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::testing::{build, folder};
+
+    #[test]
+    fn what_is_finished_is_not_built_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let keys = Default::default();
+        let slices = Default::default();
+        let frozen = Frozen {
+            range: 1..101,
+            keys,
+            slices,
+        };
+        let folder = folder(dir.path());
+        // Whoever has it open holds the lock of its store.
+        let held = build(dir.path(), 1..101);
+        let failed = super::build(&folder, &frozen, || Ok(()));
+        let Err(BuildError::Io(error)) = failed.map(drop) else {
+            panic!("it is open");
+        };
+        assert!(
+            error.to_string().contains("could not acquire lock"),
+            "{error}"
+        );
+        assert!(held.path().exists());
+        drop(held);
+        // The one that was there: of the frozen part without keys it would have none.
+        let found = super::build(&folder, &frozen, || Ok(())).expect("it is closed");
+        assert_eq!(found.key_count(), 100);
     }
 }

@@ -15,7 +15,7 @@ use siphasher::sip::SipHasher13;
 
 use super::{
     disk,
-    error::{Fault, Trouble},
+    error::{Fault, OpenError, Trouble},
 };
 use crate::{
     event::Key,
@@ -128,6 +128,23 @@ impl Secret {
         let Self([low, high]) = *self;
         SipHasher13::new_with_keys(low, high).hash(bytes)
     }
+}
+
+/// The secret in the folder `dir`, or what is wrong with it.
+pub(super) fn load(disk: &dyn Disk, dir: &Path) -> Result<Result<Secret, Fault>, OpenError> {
+    match Secret::load(disk, dir) {
+        Ok(secret) => Ok(Ok(secret)),
+        Err(Trouble::Damage(fault)) => Ok(Err(fault)),
+        Err(trouble) => Err(trouble.into_open_error(dir)),
+    }
+}
+
+/// Gives the folder `dir` another secret.
+pub(super) fn draw(platform: &Platform, dir: &Path) -> io::Result<Secret> {
+    let disk = &*platform.disk;
+    let secret = Secret::draw(platform);
+    secret.save(disk, dir)?;
+    Ok(secret)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Survey: finds and opens the generations in a folder and says which folders cannot be used.
 //!
-//! Removes nothing itself; what to do with the rejected is the caller's.
+//! Opening removes nothing; what to do with the rejected is the caller's.
 
 use std::{
     cmp::Reverse,
+    collections::BTreeMap,
     io,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -45,6 +46,22 @@ pub(super) fn refuse_newer(disk: &dyn Disk, dir: &Path) -> Result<(), OpenError>
     for (path, _) in folders(disk, dir).map_err(OpenError::io(dir))? {
         if let Err(newer @ Trouble::Newer { .. }) = Manifest::load(disk, &path) {
             return Err(newer.into_open_error(&path));
+        }
+    }
+    Ok(())
+}
+
+/// Removes what cannot be used, with a warning for each reason.
+pub(super) fn remove(disk: &dyn Disk, rejected: Vec<Rejected>) -> Result<(), OpenError> {
+    let mut reasons: BTreeMap<Arc<str>, Vec<PathBuf>> = BTreeMap::new();
+    for Rejected { path, reason } in rejected {
+        reasons.entry(reason).or_default().push(path);
+    }
+    for (reason, paths) in reasons {
+        let (count, first) = (paths.len(), paths[0].display());
+        tracing::warn!(%first, count, %reason, "removing generations of the index");
+        for path in paths {
+            disk::remove_folder(disk, &path).map_err(OpenError::io(&path))?;
         }
     }
     Ok(())

@@ -38,6 +38,9 @@ pub enum PublishError {
         "the server cannot set space aside for its log at the moment, and keeps trying; send again later"
     )]
     LogBehind,
+    /// The index cannot be read now, for a reason that says nothing about what is stored.
+    #[error("the server cannot read its index at the moment; send again later")]
+    IndexUnreadable,
     /// A write or sync failed, or the index is damaged; the partition takes no more events until the
     /// server is restarted.
     #[error("the server cannot store events until it is restarted; its log says why")]
@@ -79,6 +82,7 @@ impl From<&IndexError> for PublishError {
         match error {
             IndexError::Full { .. } => Self::DiskFull,
             IndexError::Seal { .. } => Self::IndexBehind,
+            IndexError::Unreadable { .. } => Self::IndexUnreadable,
             IndexError::Damaged { .. } => Self::Failed,
         }
     }
@@ -129,7 +133,9 @@ impl From<IndexError> for ReadError {
         match error {
             IndexError::Damaged { .. } => Self::IndexDamaged,
             // The index is busy with what it could not write; it keeps trying.
-            IndexError::Full { .. } | IndexError::Seal { .. } => Self::IndexUnreadable,
+            IndexError::Full { .. } | IndexError::Seal { .. } | IndexError::Unreadable { .. } => {
+                Self::IndexUnreadable
+            }
         }
     }
 }
@@ -138,7 +144,7 @@ impl PublishError {
     /// Whether what caused it may pass without a restart.
     pub(super) fn passes(self) -> bool {
         match self {
-            Self::DiskFull | Self::IndexBehind | Self::LogBehind => true,
+            Self::DiskFull | Self::IndexBehind | Self::IndexUnreadable | Self::LogBehind => true,
             Self::TopicLimit { .. }
             | Self::Failed
             | Self::Bug

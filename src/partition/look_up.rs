@@ -6,6 +6,7 @@
 use tokio::sync::oneshot;
 
 use super::{
+    PublishError,
     budget::Share,
     request::{Answer, Message, Rejection, Request},
 };
@@ -72,19 +73,19 @@ impl LookUp {
         !self.maybe.is_empty()
     }
 
-    /// Looks up what is left.
-    pub fn run(self) -> LookedUp {
+    /// Looks up what is left. Fails if it cannot be read now: the request is to be sent again.
+    pub fn run(self) -> Result<LookedUp, PublishError> {
         let Self {
             events,
             view,
             maybe,
         } = self;
         if maybe.is_empty() {
-            return LookedUp {
+            return Ok(LookedUp {
                 events,
                 sealed: Vec::new(),
                 looked_to: view.sealed_to(),
-            };
+            });
         }
         let mut sealed = vec![None; events.len()];
         let found = maybe.into_iter().try_for_each(|at| {
@@ -94,12 +95,20 @@ impl LookUp {
             sealed[at] = view.get(event.key(), *key_hash)?;
             Ok::<_, IndexError>(())
         });
-        LookedUp {
+        let looked_to = match found {
+            Ok(()) => view.sealed_to(),
+            // What is damaged is left to the writer, which fails on it for all.
+            Err(IndexError::Damaged { .. }) => FIRST_SEQUENCE,
+            Err(error) => {
+                tracing::error!(%error, "a request was refused");
+                return Err((&error).into());
+            }
+        };
+        Ok(LookedUp {
             events,
             sealed,
-            // What cannot be read here is left to the writer, which fails on it for all.
-            looked_to: found.map_or(FIRST_SEQUENCE, |()| view.sealed_to()),
-        }
+            looked_to,
+        })
     }
 }
 

@@ -121,9 +121,9 @@ impl Partition {
             let looked_up = spawn_blocking(move || look_up.run()).await;
             looked_up.map_err(|error| {
                 error::of_task(&error, PublishError::Bug, PublishError::Stopping)
-            })?
+            })??
         } else {
-            look_up.run()
+            look_up.run()?
         };
         let (message, outcomes) = looked_up.into_message(rejection, share);
         let sent = self.0.queue.send(message).await;

@@ -180,7 +180,7 @@ impl<L: Log> Writer<L> {
     }
 
     /// Tells what is new in a request and adds it to the batch.
-    fn check(&mut self, request: Request) {
+    fn check(&mut self, mut request: Request) {
         if let Err(error) = self.index.seal_if_full(self.durable_tail) {
             let error = self.after_index_error(&error);
             _ = request.reply.send(Err(error));
@@ -196,6 +196,11 @@ impl<L: Log> Writer<L> {
                 }),
             );
             self.batch.replies.push(reply);
+            return;
+        }
+        if let Err(error) = self.finish_look_up(&mut request) {
+            let error = self.after_index_error(&error);
+            _ = request.reply.send(Err(error));
             return;
         }
         let mut outcomes = Vec::with_capacity(request.events.len());
@@ -218,6 +223,24 @@ impl<L: Log> Writer<L> {
             self.batch.count(event, *outcome, &self.topics);
         }
         self.batch.replies.push(Reply::new(request, Ok(outcomes)));
+    }
+
+    /// Looks into what was sealed since the handler looked: whatever reads the disk may fail, and from here on events
+    /// of the request are in the batch.
+    fn finish_look_up(&self, request: &mut Request) -> Result<(), IndexError> {
+        let sealed_to = self.index.sealed_to();
+        if sealed_to <= request.looked_to {
+            return Ok(());
+        }
+        request.sealed.resize(request.events.len(), None);
+        for (hashed, sealed) in request.events.iter().zip(&mut request.sealed) {
+            if sealed.is_none() {
+                let (key, hash) = (hashed.event.key(), hashed.key_hash);
+                *sealed = self.index.get_sealed(key, hash, request.looked_to)?;
+            }
+        }
+        request.looked_to = sealed_to;
+        Ok(())
     }
 
     fn decide(
@@ -351,6 +374,8 @@ impl<L: Log> Writer<L> {
         let told = error.into();
         match error {
             IndexError::Full { .. } | IndexError::Seal { .. } => self.monitor.refuse(told, error),
+            // The next look-up may succeed: nothing but this request is refused.
+            IndexError::Unreadable { .. } => tracing::error!(%error, "a request was refused"),
             IndexError::Damaged { .. } => {
                 self.failed = Some(told);
                 self.monitor.fail(told, error);

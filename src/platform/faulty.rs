@@ -24,6 +24,7 @@ pub struct FaultyDisk {
 
 #[derive(Debug, Default)]
 struct Switches {
+    fail_reads: AtomicBool,
     fail_writes: AtomicBool,
     fail_syncs: AtomicBool,
     fail_full_syncs: AtomicBool,
@@ -50,6 +51,11 @@ impl FaultyDisk {
             disk: Arc::new(self.clone()),
             ..Platform::default()
         }
+    }
+
+    /// Whether reads fail.
+    pub fn fail_reads(&self, on: bool) {
+        self.switches.fail_reads.store(on, SeqCst);
     }
 
     /// Whether writes fail.
@@ -96,6 +102,15 @@ impl FaultyDisk {
 }
 
 impl Switches {
+    fn read(&self) -> io::Result<()> {
+        /// `EIO` of Linux.
+        const EIO: i32 = 5;
+        if self.fail_reads.load(SeqCst) {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        Ok(())
+    }
+
     fn write(&self) -> io::Result<()> {
         fail_if(self.fail_writes.load(SeqCst), io::ErrorKind::Other)
     }
@@ -140,7 +155,7 @@ impl Disk for FaultyDisk {
 
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         self.switches.open()?;
-        OsDisk.open_read(path)
+        Ok(self.wrap(OsDisk.open_read(path)?))
     }
 
     fn open_write(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -193,6 +208,7 @@ impl DiskDir for FaultyDir {
 
 impl DiskFile for FaultyFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.switches.read()?;
         self.file.read_at(buf, offset)
     }
 

@@ -53,7 +53,10 @@ impl Request {
     /// Goes on by one step, and returns the answer once it is there.
     pub fn step(&mut self, partition: &Partition) -> Option<Answer> {
         match std::mem::replace(&mut self.stage, Stage::Lost) {
-            Stage::LookUp(look_up) => self.stage = Stage::LookedUp(look_up.run()),
+            Stage::LookUp(look_up) => match look_up.run() {
+                Ok(looked_up) => self.stage = Stage::LookedUp(looked_up),
+                Err(error) => return Some(Answer::Error(error)),
+            },
             Stage::LookedUp(looked_up) => {
                 let share = partition.ingest().share(&Account::default(), 0);
                 match partition.try_submit(looked_up, self.rejection, share) {

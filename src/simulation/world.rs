@@ -170,6 +170,7 @@ impl World {
         }
         let heals = Faults {
             capacity: None,
+            fail_read_in: None,
             ..faults
         } == Faults::default();
         if heals && !self.disk.has_crashed() && self.chance.percent(30) {
@@ -368,6 +369,7 @@ impl World {
                     | PublishError::MaybeStored => self.has_failed = true,
                     PublishError::DiskFull
                     | PublishError::IndexBehind
+                    | PublishError::IndexUnreadable
                     | PublishError::LogBehind
                     | PublishError::Stopping
                     | PublishError::TopicLimit { .. } => {}

@@ -98,6 +98,41 @@ async fn assert_poisoned(fault: impl FnOnce(&FaultyDisk)) {
 }
 
 #[tokio::test]
+async fn an_index_that_cannot_be_read_now_is_read_later() {
+    let disk = FaultyDisk::default();
+    let data_dir = DataDir::new();
+    let options = || {
+        let mut options = data_dir.options();
+        options.partition.platform = disk.platform();
+        options.partition.index.keys_per_generation = 100;
+        options
+    };
+    let server = TestServer::start_with(data_dir.clone(), options()).await;
+    let client = &mut server.client().await;
+    for from in [0, 200] {
+        publish(client, events("a", from..from + 200)).await;
+    }
+    // The first 200 are in a generation, at the latest when it opens.
+    let server = TestServer::start_with(server.stop().await, options()).await;
+    assert!(!data_dir.generations().is_empty());
+    let client = &mut server.client().await;
+    disk.fail_reads(true);
+    let error = try_publish(client, vec![events("a", 0..10)]).await;
+    let error = error.expect_err("it cannot be told whether they are stored");
+    assert_eq!(error.code(), Code::Unavailable);
+    assert!(error.message().contains("send again later"), "{error}");
+    assert!(is_serving(&server).await);
+
+    disk.fail_reads(false);
+    let response = publish(&mut server.client().await, events("a", 0..410)).await;
+    assert_eq!(
+        (response.unique_processed, response.duplicate_dropped),
+        (10, 400)
+    );
+    assert!(is_serving(&server).await);
+}
+
+#[tokio::test]
 async fn a_failed_sync_poisons_the_writer() {
     assert_poisoned(|disk| disk.fail_syncs(true)).await;
 }
