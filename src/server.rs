@@ -166,9 +166,8 @@ impl Server {
         tell_health(&health, ServingStatus::Serving).await;
         let following = tokio::spawn(follow_health(health.clone(), partition.health()));
         let places = Arc::new(Semaphore::new(options.connections_max));
-        let incoming = incoming(listener, Arc::clone(&places));
-        let connections_max = options.connections_max;
-        tokio::spawn(memory::give_back(places, connections_max, stopping.clone()));
+        let incoming = incoming(listener, places);
+        tokio::spawn(memory::give_back(stopping.clone()));
         let stopped = stopping.clone().cancelled_owned();
         let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped));
         Ok(Self {

@@ -1,49 +1,96 @@
-//! Gives memory back to the system once many connections have gone.
+//! Gives memory back to the system that is not used any more.
 //!
 //! glibc keeps what was freed between what is still used, for as long as the process lives: after ten thousand
-//! connections that is hundreds of MiB. See malloc_trim(3).
+//! connections, or one client whose requests were large, that is hundreds of MiB. See malloc_trim(3).
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use tokio::{sync::Semaphore, time::sleep};
+use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-/// How often the connections are counted.
-const COUNT_INTERVAL: Duration = Duration::from_secs(1);
-/// How many must have gone: it takes some milliseconds in which nothing can be allocated.
-const GONE_MIN: usize = 200;
+/// How often the memory is measured.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
+/// How much must be free beside what the last time left: giving it back takes some milliseconds in which nothing can be
+/// allocated.
+const FREED_BYTES_MIN: usize = 32 * 1024 * 1024;
 
-/// Works until the server stops. Of `places_max` places a connection holds one.
-pub(super) async fn give_back(
-    places: Arc<Semaphore>,
-    places_max: usize,
-    stopping: CancellationToken,
-) {
-    let mut most = 0;
+/// Works until the server stops.
+pub(super) async fn give_back(stopping: CancellationToken) {
+    let mut left = 0;
     while stopping
-        .run_until_cancelled(sleep(COUNT_INTERVAL))
+        .run_until_cancelled(sleep(MEASURE_INTERVAL))
         .await
         .is_some()
     {
-        let open = places_max - places.available_permits();
-        most = most.max(open);
-        if most - open >= GONE_MIN {
-            most = open;
-            tokio::task::spawn_blocking(trim);
-        }
+        let measured = spawn_blocking(move || trim(left)).await;
+        left = measured.expect("measuring does not panic");
     }
 }
 
+/// Gives back what is free if it is much more than `left`. Returns how much is left, in bytes.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(
     unsafe_code,
     reason = "the C library has it, and no library offers it as safe"
 )]
-fn trim() {
+fn trim(left: usize) -> usize {
+    let free = unused_bytes();
+    if free < left + FREED_BYTES_MIN {
+        return left.min(free);
+    }
     // SAFETY: malloc_trim may be called at any time, from any thread.
     unsafe { libc::malloc_trim(0) };
+    let left = unused_bytes();
+    tracing::debug!(free, left, "gave memory back");
+    left
+}
+
+/// What the process has of the machine's memory and has not allocated, in bytes: what is free, and what the program and
+/// its stacks take.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[expect(
+    unsafe_code,
+    reason = "the C library has it, and no library offers it as safe"
+)]
+fn unused_bytes() -> usize {
+    // In KiB. See proc_pid_status(5).
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+    let resident: usize = resident.and_then(|kib| kib.parse().ok()).unwrap_or(0);
+    // SAFETY: mallinfo2 may be called at any time, from any thread.
+    let allocated = unsafe { libc::mallinfo2() };
+    let allocated = allocated.uordblks + allocated.hblkhd;
+    (resident * 1024).saturating_sub(allocated)
 }
 
 /// Other allocators give back by themselves, or cannot be told.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn trim() {}
+fn trim(left: usize) -> usize {
+    left
+}
+
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+mod tests {
+    use super::*;
+
+    /// Small pieces, of which enough stay that nothing between them is given back by itself.
+    #[test]
+    fn what_was_freed_is_given_back() {
+        const PIECES: usize = 64 * 1024;
+        const PIECE_BYTES: usize = 4096;
+        let mut pieces: Vec<_> = (0..PIECES).map(|_| vec![1_u8; PIECE_BYTES]).collect();
+        for (at, piece) in pieces.iter_mut().enumerate() {
+            if at % 16 != 0 {
+                *piece = Vec::new();
+            }
+        }
+        let before = unused_bytes();
+        assert!(before > PIECES * PIECE_BYTES / 2, "{before}");
+        let left = trim(0);
+        let given = before.saturating_sub(left);
+        assert!(given > PIECES * PIECE_BYTES / 2, "{before}, then {left}");
+        drop(pieces);
+    }
+}
