@@ -34,7 +34,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reads {
     All,
-    /// The streams have a window of 0, so the server has to keep what it answers.
+    /// One byte of each stream: the server has to keep the part that it has begun to send, and makes the next.
+    Byte,
+    /// Nothing: the streams have a window of 0, so the server has to keep what it answers.
     Nothing,
 }
 
@@ -122,6 +124,7 @@ impl Connection {
     pub async fn open(server: SocketAddr, reads: Reads) -> io::Result<Self> {
         let window = match reads {
             Reads::All => WINDOW_MAX,
+            Reads::Byte => 1,
             Reads::Nothing => 0,
         };
         let mut peer = Peer::connect(server).await?;

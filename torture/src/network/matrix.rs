@@ -17,6 +17,7 @@ use std::{
 use bytes::Bytes;
 use clap::ValueEnum;
 use serde::Serialize;
+use tempfile::TempDir;
 use tokio::{
     io::AsyncWriteExt as _,
     net::TcpStream,
@@ -28,7 +29,7 @@ use super::{
     bomb,
     connection::{Connection, Reads},
     frames,
-    load::{Round, watch},
+    load::{Latencies, Round, watch},
 };
 use crate::{Result, server::Server};
 
@@ -37,8 +38,8 @@ const MIB: u64 = 1024 * 1024;
 const MEMORY_BYTES_MAX: u64 = 768 * MIB;
 /// How long the 99th of a hundred acks may take during any pair.
 const ACK_P99_MS_MAX: u64 = 1000;
-/// How long the last ack of a pair may take.
-const LAST_ACK_MAX: Duration = Duration::from_secs(60);
+/// How long the last ack of a pair is waited for.
+const LAST_ACK_MAX: Duration = Duration::from_secs(20);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 /// How often bytes drip, and streams that ended are replaced.
 const TICK: Duration = Duration::from_millis(20);
@@ -55,7 +56,7 @@ const PIPELINED: usize = 1000;
 /// A way to be rude.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
 pub enum Way {
-    /// Whole requests, and no answer is read
+    /// Whole requests, and no more than a byte of an answer is read
     NeverReads,
     /// A byte at a time
     Drips,
@@ -266,7 +267,7 @@ impl Endpoint {
 
     async fn attack_streams(&self, way: Way, sent: &Sent, server: SocketAddr) -> io::Result<()> {
         let reads = match way {
-            Way::NeverReads => Reads::Nothing,
+            Way::NeverReads => Reads::Byte,
             _ => Reads::All,
         };
         let mut fields = frames::request_fields(self.method, self.path);
@@ -397,87 +398,130 @@ pub fn text(cells: &[Cell]) -> String {
     )
 }
 
-/// Starts a server with default settings and tries every pair for `time`, or those whose name has `only` in it.
+/// A server with default settings, and what it has stored so far.
+struct Target {
+    server: Server,
+    address: SocketAddr,
+    round: Round,
+    /// After what it was filled with.
+    cursor: String,
+    stored: u64,
+    _data_dir: TempDir,
+}
+
+impl Target {
+    async fn start(program: &Path, scratch: &Path) -> Result<Self> {
+        let data_dir = tempfile::tempdir_in(scratch)?;
+        let server = Server::start(program, data_dir.path(), "127.0.0.1:0")?;
+        super::rude::fill(&server.address).await?;
+        let (cursor, stored) = super::rude::end(&server.address).await?;
+        Ok(Self {
+            address: server.address.parse()?,
+            round: Round::new(&server.address, 0),
+            server,
+            cursor,
+            stored,
+            _data_dir: data_dir,
+        })
+    }
+
+    /// Checks that everything acked is stored, once, and stops the server.
+    async fn finish(mut self) -> Result<()> {
+        self.round.check(self.cursor, self.stored + 1).await?;
+        match self.server.terminate()?.success() {
+            true => Ok(()),
+            false => Err("the server did not stop in order".into()),
+        }
+    }
+
+    /// Lets `attack` go on for a while. Returns the most memory that the server used, in MiB, and how long the acks of another
+    /// client took, if all came.
+    async fn suffer(
+        &self,
+        time: Duration,
+        attack: impl Future<Output = ()>,
+    ) -> Result<(u64, Option<Latencies>)> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut watching = tokio::spawn(watch(self.round.clone(), Arc::clone(&stop)));
+        let end = Instant::now() + time;
+        let mut most = 0;
+        let sample = async {
+            loop {
+                most = most.max(self.server.usage()?.rss_bytes);
+                sleep(SAMPLE_INTERVAL).await;
+            }
+        };
+        let both = async {
+            tokio::select! {
+                () = attack => Ok(()),
+                sampled = sample => sampled,
+            }
+        };
+        let both: Result<Result<()>, _> = timeout_at(end, both).await;
+        if let Ok(ended) = both {
+            ended?;
+        }
+        stop.store(true, Relaxed);
+        let watched = timeout(LAST_ACK_MAX, &mut watching).await;
+        if watched.is_err() {
+            watching.abort();
+        }
+        let latencies = watched.ok().transpose()?.transpose()?;
+        Ok((most / MIB, latencies))
+    }
+}
+
+/// Tries every pair for `time` on a server with default settings, or those whose name has `only` in it. A server that does not
+/// hold makes way for a new one, so that what is left of one pair does not reach the next.
 pub async fn run(
     program: &Path,
     scratch: &Path,
     time: Duration,
     only: Option<&str>,
 ) -> Result<Vec<Cell>> {
-    let data_dir = tempfile::tempdir_in(scratch)?;
-    let mut server = Server::start(program, data_dir.path(), "127.0.0.1:0")?;
-    super::rude::fill(&server.address).await?;
-    let (cursor, stored) = super::rude::end(&server.address).await?;
-    let address = server.address.parse()?;
-    let round = Round::new(&server.address, 0);
+    let mut target = Target::start(program, scratch).await?;
     let mut cells = Vec::new();
     for endpoint in endpoints() {
         for way in Way::value_variants() {
             let name = format!("{:?} {}", endpoint.wire, endpoint.name);
-            if only.is_none_or(|only| format!("{name}, {way:?}").contains(only)) {
-                let sent = endpoint.sent(*way);
-                let attack = endpoint.attack(*way, &sent, address);
-                let cell = pair(&server, &round, time, attack).await;
-                let (rss_mib, acked, ack_p99_ms) =
-                    cell.map_err(|error| format!("{name}, {way:?}: {error}"))?;
-                let cell = Cell {
-                    endpoint: name,
-                    way: *way,
-                    rss_mib,
-                    acked,
-                    ack_p99_ms,
-                };
-                if !cell.holds() || only.is_some() {
-                    println!("{}", cell.text());
-                }
-                cells.push(cell);
+            if only.is_some_and(|only| !format!("{name}, {way:?}").contains(only)) {
+                continue;
             }
+            let sent = endpoint.sent(*way);
+            let attack = endpoint.attack(*way, &sent, target.address);
+            let suffered = target.suffer(time, attack).await;
+            let (rss_mib, latencies) =
+                suffered.map_err(|error| format!("{name}, {way:?}: {error}"))?;
+            let cell = Cell {
+                endpoint: name,
+                way: *way,
+                rss_mib,
+                acked: latencies.as_ref().map_or(0, Latencies::count),
+                ack_p99_ms: latencies.as_ref().map_or_else(
+                    || LAST_ACK_MAX.as_millis() as u64,
+                    |latencies| latencies.share_ms(0.99),
+                ),
+            };
+            if !cell.holds() || only.is_some() {
+                println!("{}", cell.text());
+            }
+            if !cell.holds() {
+                let next = Target::start(program, scratch).await?;
+                let held = std::mem::replace(&mut target, next);
+                // What was sent and not acked may be stored or not.
+                if latencies.is_some() {
+                    held.finish().await?;
+                }
+            }
+            cells.push(cell);
         }
     }
     println!("{}", text(&cells));
-    round.check(cursor, stored + 1).await?;
-    if !server.terminate()?.success() {
-        return Err("the server did not stop in order".into());
-    }
+    target.finish().await?;
     let broken = cells.iter().filter(|cell| !cell.holds());
     let broken: Vec<_> = broken.map(Cell::text).collect();
     match broken.is_empty() {
         true => Ok(cells),
         false => Err(format!("beyond the limits:\n{}", broken.join("\n")).into()),
     }
-}
-
-/// Lets `attack` go on for a while. Returns the most memory that the server used, in MiB, how many events another client had
-/// acked, and the p99 of its acks, in milliseconds.
-async fn pair(
-    server: &Server,
-    round: &Round,
-    time: Duration,
-    attack: impl Future<Output = ()>,
-) -> Result<(u64, usize, u64)> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let watching = tokio::spawn(watch(round.clone(), Arc::clone(&stop)));
-    let end = Instant::now() + time;
-    let mut most = 0;
-    let sample = async {
-        loop {
-            most = most.max(server.usage()?.rss_bytes);
-            sleep(SAMPLE_INTERVAL).await;
-        }
-    };
-    let both = async {
-        tokio::select! {
-            () = attack => Ok(()),
-            sampled = sample => sampled,
-        }
-    };
-    let both: Result<Result<()>, _> = timeout_at(end, both).await;
-    if let Ok(ended) = both {
-        ended?;
-    }
-    stop.store(true, Relaxed);
-    let latencies = timeout(LAST_ACK_MAX, watching)
-        .await
-        .map_err(|_| format!("no ack for {} s", LAST_ACK_MAX.as_secs()))???;
-    Ok((most / MIB, latencies.count(), latencies.share_ms(0.99)))
 }

@@ -61,9 +61,13 @@ const RECONNECT_DELAY: Duration = Duration::from_millis(100);
 const TOPICS: usize = 99_000;
 /// The topics of a request when they are made.
 const REQUEST_TOPICS: usize = 5000;
+/// The length of their names: the longest, so that counters of all of them are large.
+const TOPIC_BYTES: usize = 255;
 /// A topic that has one small event in each of many batches.
 const SPARSE_TOPIC: &str = "sparse";
-const SPARSE_EVENTS: usize = 2000;
+const SPARSE_EVENTS: usize = 600;
+/// What else is in each of those batches. More than a server reads at once, so that it reads anew for each small event.
+const BETWEEN_BYTES: usize = 20 * 1024;
 
 /// The default limit of a request, `--max-request-bytes`.
 const REQUEST_BYTES: u32 = 4 * 1024 * 1024;
@@ -95,13 +99,13 @@ pub enum Rudeness {
     Unfinished,
     /// 32 streams send messages that are 1000 times as large decompressed
     Bombs,
-    /// 300 lists of a topic with one small event per batch, never read
+    /// 300 lists of a topic with one small event per batch, of which a byte is read
     ListsUnread,
     /// Lists that are begun and cut, again and again
     ListsCut,
-    /// 60 requests for the counters of 100,000 topics, never read
+    /// 60 requests for the counters of 100,000 topics, of which a byte is read
     StatsUnread,
-    /// 300 server-sent event streams of all events, never read
+    /// 300 server-sent event streams of all events, of which a byte is read
     EventsUnread,
 }
 
@@ -177,7 +181,7 @@ impl Rudeness {
                 ask(server, begun, &streams).await
             }
             Self::ListsCut => {
-                let mut connection = Connection::open(server, Reads::Nothing).await?;
+                let mut connection = Connection::open(server, Reads::Byte).await?;
                 let lists = [list(SPARSE_TOPIC), list("")];
                 loop {
                     let mut streams = Vec::new();
@@ -262,13 +266,13 @@ async fn hold(
     }
 }
 
-/// Sends each of `streams` whole, reads no answer, and asks again whenever the server has ended it.
+/// Sends each of `streams` whole, reads a byte of each answer, and asks again whenever the server has ended it.
 async fn ask(
     server: SocketAddr,
     begun: &AtomicU64,
     streams: &[(Vec<u8>, Vec<u8>)],
 ) -> io::Result<()> {
-    let mut connection = Connection::open(server, Reads::Nothing).await?;
+    let mut connection = Connection::open(server, Reads::Byte).await?;
     let mut open = vec![0; streams.len()];
     loop {
         for (request, stream) in streams.iter().zip(&mut open) {
@@ -464,26 +468,30 @@ impl RudeReport {
 pub async fn fill(address: &str) -> Result<()> {
     let publisher = Publisher::connect(address, PublisherOptions::default())?;
     // One topic is the sparse one.
-    let topics: Vec<_> = (1..TOPICS).map(|topic| format!("topic-{topic}")).collect();
+    let topics = (1..TOPICS).map(|topic| format!("{topic:0>TOPIC_BYTES$}"));
+    let topics: Vec<_> = topics.collect();
     for topics in topics.chunks(REQUEST_TOPICS) {
-        let events = topics.iter().map(|topic| small(topic, 0));
+        let events = topics.iter().map(|topic| event(topic, 0, 20));
         // Acked before the next that waits for its ack.
         drop(publisher.send(events.collect()).await?);
     }
     for number in 0..SPARSE_EVENTS {
-        let ack = publisher.send(vec![small(SPARSE_TOPIC, number)]).await?;
-        ack.await?;
+        let events = vec![
+            event(SPARSE_TOPIC, number, 20),
+            event(&topics[0], 1 + number, BETWEEN_BYTES),
+        ];
+        publisher.send(events).await?.await?;
     }
     Ok(publisher.finish().await?)
 }
 
-fn small(topic: &str, number: usize) -> Event {
+fn event(topic: &str, number: usize, bytes: usize) -> Event {
     Event {
         topic: topic.to_owned(),
         event_id: number.to_string(),
         timestamp: Some(Timestamp::default()),
         source: "torture".to_owned(),
-        payload: Some(Payload::Data(vec![0; 20].into())),
+        payload: Some(Payload::Data(vec![0; bytes].into())),
         attributes: Default::default(),
     }
 }
