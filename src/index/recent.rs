@@ -289,6 +289,23 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_sorted_by_all_their_bytes() {
+        let mut recent = Recent::default();
+        let ids = (0..100).map(|at| format!("the same first sixteen bytes {at:03}"));
+        for (at, id) in ids
+            .clone()
+            .rev()
+            .chain(["a".into(), "a\u{e000}".into()])
+            .enumerate()
+        {
+            insert(&mut recent, &key("t", &id), at as Sequence + 1);
+        }
+        let sorted: Vec<_> = recent.sorted().map(|(key, ..)| key.to_vec()).collect();
+        assert!(sorted.is_sorted_by(|one, other| one < other));
+        assert_eq!(sorted.len(), 102);
+    }
+
+    #[test]
     fn keys_are_compared_whole() {
         let mut recent = Recent::default();
         insert(&mut recent, &key("ab", "c"), 1);

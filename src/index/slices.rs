@@ -238,5 +238,8 @@ mod tests {
         assert_eq!(recent.page("a", 0, 9), [5]);
         assert_eq!(recent.page("b", 0, 9), [] as [u64; 0]);
         assert_eq!(recent.page("c", 0, 9), [9]);
+        let taken = recent.take_below(9);
+        assert_eq!(taken.page("a", 0, 9), [5]);
+        assert_eq!(recent.page("c", 0, 9), [9]);
     }
 }

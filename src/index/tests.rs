@@ -239,6 +239,24 @@ fn the_writer_looks_only_where_the_caller_did_not() {
     assert_eq!(found(90), Some(entry(90)), "recent");
 }
 
+/// A merge may put what was looked into and what was not into one generation.
+#[test]
+fn a_generation_that_was_half_looked_into_is_looked_into() {
+    let dir = dir();
+    let mut index = open(dir.path(), 1);
+    store(&mut index, 1..101);
+    index.seal_now(101).expect("sealed");
+    let looked_to = index.reader().view().sealed_to();
+    assert_eq!(looked_to, 101);
+    store(&mut index, 101..301);
+    index.seal_now(301).expect("sealed");
+    await_ranges(&index, &[1..301]);
+    for sequence in 101..301 {
+        assert_eq!(get(&index, sequence, looked_to), Some(entry(sequence)));
+    }
+    assert_eq!(get(&index, 100, 301), None, "the caller has looked there");
+}
+
 #[test]
 fn what_is_in_flight_stays_when_the_rest_is_sealed() {
     let dir = dir();

@@ -555,6 +555,49 @@ mod tests {
         assert!(!budget.lock().exceeded);
     }
 
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl std::task::Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_waits_is_woken_when_there_is_room() {
+        let budget = Budget::new(BYTES_MAX);
+        let excess = take_excess(&budget);
+        let mut waiting = budget.share(&Account::default(), 2 * BYTES_MAX);
+        let wakes = Arc::<Wakes>::default();
+        let mut grown = Box::pin(waiting.grow(2 * BYTES_MAX));
+        let waker = Waker::from(Arc::clone(&wakes));
+        let mut cx = Context::from_waker(&waker);
+        assert!(grown.as_mut().poll(&mut cx).is_pending());
+        assert_eq!(wakes.0.load(Relaxed), 0);
+        drop(excess);
+        assert_eq!(wakes.0.load(Relaxed), 1);
+        assert!(grown.as_mut().poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn what_is_granted_and_not_taken_goes_back() {
+        let budget = Budget::new(BYTES_MAX);
+        let _excess = take_excess(&budget);
+        let new = || budget.share(&Account::default(), LARGE);
+        let mut held: Vec<_> = (0..3).map(|_| new()).collect();
+        assert!(held.iter_mut().all(|share| share.try_grow(LARGE)));
+        let mut late = new();
+        let mut grown = Box::pin(late.grow(LARGE));
+        assert!((&mut grown).now_or_never().is_none());
+        held.pop();
+        assert_eq!(budget.held(), 3 * LARGE, "it is granted");
+        drop(grown);
+        drop(late);
+        assert_eq!(budget.held(), 2 * LARGE);
+    }
+
     #[test]
     fn a_hand_holds_what_there_is_room_for() {
         let budget = Budget::new(BYTES_MAX);

@@ -23,6 +23,8 @@ mod request;
 mod scan;
 mod spawn;
 mod stats;
+#[cfg(test)]
+mod support;
 mod syncer;
 mod tail;
 mod writer;
@@ -238,5 +240,66 @@ impl Partition {
     /// The bytes of the log and the index on disk. Asks the file system; call it on a blocking thread.
     pub fn storage_bytes(&self) -> u64 {
         self.0.log.storage_bytes() + self.0.index.storage_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        index::IndexOptions,
+        partition::support::{event, opened, opened_with, soon, stop, store},
+    };
+
+    /// A filter that cannot exclude a key says nothing of where the key is.
+    #[tokio::test]
+    async fn an_event_behind_a_false_alarm_is_found() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut options = PartitionOptions::new(dir.path());
+        options.index = IndexOptions {
+            keys_per_generation: 1000,
+            ..IndexOptions::default()
+        };
+        let (partition, threads) = opened_with(options).await;
+        for first in [0, 1000] {
+            let events = (first..first + 1000).map(|id| event("t", id, 0));
+            store(&partition, events.collect()).await;
+        }
+        while partition.0.index.generations().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let (view, secret) = (partition.0.index.view(), partition.0.index.secret());
+        let alarms = (10_000..1_000_000)
+            .map(|id| event("t", id, 0))
+            .filter(|event| view.may_contain(event.key(), secret.key_hash(event.key())));
+        let [stored, absent]: [Event; 2] = alarms
+            .take(2)
+            .collect::<Vec<_>>()
+            .try_into()
+            .expect("there are two");
+        store(&partition, vec![stored.clone()]).await;
+        let found = soon(partition.get(stored.key().clone())).await;
+        let found = found.expect("read").expect("it is stored");
+        assert_eq!(found.encoded, *stored.encoded());
+        let found = soon(partition.get(absent.key().clone())).await;
+        assert!(found.expect("read").is_none());
+        drop((view, partition));
+        stop(threads).await;
+    }
+
+    #[tokio::test]
+    async fn an_event_that_took_the_place_of_another_is_not_taken_for_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened(dir.path()).await;
+        let (stored, refused) = (event("t", 1, 0), event("t", 2, 0));
+        store(&partition, vec![stored.clone()]).await;
+        let found = partition.read_event(stored.key(), 1).expect("read");
+        assert_eq!(
+            found.map(|event| event.encoded),
+            Some(stored.encoded().clone())
+        );
+        let found = partition.read_event(refused.key(), 1).expect("read");
+        assert!(found.is_none());
+        stop(threads).await;
     }
 }

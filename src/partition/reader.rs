@@ -234,3 +234,41 @@ impl Reader {
         moved.expect("the shared state holds the tail");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::partition::support::{event, opened, stop, store};
+
+    #[tokio::test]
+    async fn a_cursor_beyond_the_tail_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened(dir.path()).await;
+        let tail_is = |sequence| {
+            let mark = partition.0.tail.mark();
+            assert_eq!(mark.sequence, sequence);
+            for beyond in [1, 2, 1000] {
+                let cursor = cursor::encode(
+                    partition.0.log.id(),
+                    Mark {
+                        sequence: sequence + beyond,
+                        ..mark
+                    },
+                );
+                let refused = partition.reader_here(None, &Start::After(cursor)).err();
+                let refused = refused.expect("there is no such event");
+                assert!(
+                    matches!(refused, ReadError::Cursor(CursorError::PastTail)),
+                    "{beyond} beyond {sequence}: {refused}"
+                );
+            }
+            let cursor = cursor::encode(partition.0.log.id(), mark);
+            let taken = partition.reader_here(None, &Start::After(cursor));
+            assert_eq!(taken.expect("the tail").next_sequence(), sequence + 1);
+        };
+        tail_is(0);
+        store(&partition, vec![event("t", 1, 1), event("t", 2, 1)]).await;
+        tail_is(2);
+        stop(threads).await;
+    }
+}

@@ -158,3 +158,48 @@ fn last_batch(log: &impl LogReader, tail: Sequence) -> Result<Option<Batch>, Log
         last => log.read(last, None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        index::IndexOptions,
+        partition::{
+            open,
+            support::{event, opened_with, stop, store},
+        },
+    };
+
+    /// Each of the counters and a generation is proof enough that the log was longer.
+    #[tokio::test]
+    async fn a_log_that_lost_what_others_know_of_is_refused() {
+        for lost in ["counters.json", "index"] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let mut options = PartitionOptions::new(dir.path());
+            options.index = IndexOptions {
+                keys_per_generation: 2,
+                ..IndexOptions::default()
+            };
+            let (partition, threads) = opened_with(options.clone()).await;
+            for id in 0..4 {
+                store(&partition, vec![event("t", id, 1)]).await;
+            }
+            while partition.0.index.generations().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            drop(partition);
+            stop(threads).await;
+            let path = dir.path().join(lost);
+            if path.is_dir() {
+                fs::remove_dir_all(path).expect("removed");
+            } else {
+                fs::remove_file(path).expect("removed");
+            }
+            fs::remove_dir_all(dir.path().join("log")).expect("removed");
+            let refused = open(options).map(drop).expect_err("events are lost");
+            assert!(matches!(refused, OpenError::Log(_)), "{lost}: {refused}");
+        }
+    }
+}

@@ -282,50 +282,11 @@ fn copy_out(events: &mut [StoredEvent], bytes: usize) {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
-    use tokio::task::spawn_blocking;
-
     use super::*;
-    use crate::{
-        event::Event,
-        partition::{Account, Partition, PartitionOptions, Rejection, Start, Threads, open},
-        proto::v1,
+    use crate::partition::{
+        Partition, Start,
+        support::{event, opened, stop, store},
     };
-
-    fn event(topic: &str, id: usize, data: usize) -> Event {
-        let event = v1::Event {
-            topic: topic.to_owned(),
-            event_id: id.to_string(),
-            timestamp: Some(prost_types::Timestamp::default()),
-            source: "s".to_owned(),
-            payload: Some(v1::event::Payload::Data(vec![7; data].into())),
-            ..v1::Event::default()
-        };
-        let encoded = Bytes::from(event.encode_to_vec());
-        let event = Event::from_canonical(encoded).expect("canonical");
-        event.expect("valid")
-    }
-
-    async fn opened(dir: &std::path::Path) -> (Partition, Threads) {
-        let options = PartitionOptions::new(dir);
-        let opened = spawn_blocking(|| open(options)).await.expect("no panic");
-        let (partition, threads, _) = opened.expect("opened");
-        (partition, threads)
-    }
-
-    async fn stop(threads: Threads) {
-        spawn_blocking(|| threads.stop())
-            .await
-            .expect("no panic")
-            .expect("saved");
-    }
-
-    /// Stores a batch.
-    async fn store(partition: &Partition, events: Vec<Event>) {
-        let share = partition.ingest().share(&Account::default(), 0);
-        let pending = partition.submit(events, Rejection::OfEvent, share);
-        pending.await.expect("queued").await.expect("durable");
-    }
 
     fn scan(partition: &Partition, topic: Option<&str>, until: Sequence) -> Scan {
         let topic = topic.map(|topic| Topic::new(topic).expect("valid"));
@@ -494,6 +455,40 @@ mod tests {
         assert_eq!(free, super::super::lanes::SCANS_MAX - 1);
         drop(go_on);
         _ = readers.acquire().await.expect("open");
+        stop(threads).await;
+    }
+
+    /// A batch of three events, the second of which brings a chunk to its limit, or just beyond it.
+    #[tokio::test]
+    async fn an_event_at_the_limit_of_a_chunk_is_read_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened(dir.path()).await;
+        let first = event("t", 100, CHUNK_BYTES_MAX / 2);
+        let overhead = event("t", 200, CHUNK_BYTES_MAX / 2).encoded().len() - CHUNK_BYTES_MAX / 2;
+        let left = CHUNK_BYTES_MAX
+            - (first.encoded().len() + EVENT_OVERHEAD_BYTES + BATCH_OVERHEAD_BYTES)
+            - EVENT_OVERHEAD_BYTES
+            - overhead;
+        for (beyond, expected) in [(0, [2, 1]), (1, [1, 2])] {
+            let begin = Start::After(
+                partition
+                    .reader_here(None, &Start::Latest)
+                    .expect("begins")
+                    .cursor(),
+            );
+            let events = [
+                event("t", 100 + beyond, CHUNK_BYTES_MAX / 2),
+                event("t", 200 + beyond, left + beyond),
+                event("t", 300 + beyond, 10),
+            ];
+            store(&partition, events.to_vec()).await;
+            let mut reader = partition.reader_here(None, &begin).expect("begins");
+            for count in expected {
+                let chunk = reader.read_here(Sequence::MAX, usize::MAX).expect("reads");
+                assert_eq!(chunk.events.len(), count, "{beyond} bytes beyond the limit");
+            }
+            assert_eq!(reader.next_sequence(), partition.durable_tail());
+        }
         stop(threads).await;
     }
 }

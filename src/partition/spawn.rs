@@ -265,3 +265,91 @@ fn spawn_job(
     let spawned = platform.jobs.spawn(name, Box::new(job));
     spawned.map_err(OpenError::Thread)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::partition::{
+        stats::Dropped,
+        support::{event, opened_with, stop, store},
+    };
+
+    fn reject(stats: &Stats) {
+        stats.add_dropped(&Dropped {
+            rejected: 1,
+            ..Dropped::default()
+        });
+    }
+
+    #[test]
+    fn the_saver_saves_what_has_changed_and_has_the_writer_probe() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let data_dir = parent.path().join("data");
+        let platform = Platform::default();
+        let stats = Arc::new(Stats::new(Snapshot::default()));
+        let (queue, mut queue_end) = mpsc::channel(1);
+        let (_stop, stopped) = std_mpsc::channel();
+        let monitor = Monitor::new();
+        let later = platform.jobs.now() + 100 * SAVE_INTERVAL;
+        let mut saver = Saver {
+            saved: stats.snapshot(),
+            stats: Arc::clone(&stats),
+            platform: platform.clone(),
+            data_dir: data_dir.clone(),
+            save_at: later,
+            probe_at: later,
+            writer: queue.downgrade(),
+            monitor: monitor.clone(),
+            stopped,
+        };
+        let load = || Snapshot::load(&*platform.disk, &data_dir).expect("readable");
+        let save = |saver: &mut Saver| {
+            saver.save_at = platform.jobs.now();
+            assert_eq!(saver.step(), Step::Worked);
+            assert!(saver.save_at > platform.jobs.now() + SAVE_INTERVAL / 2);
+        };
+        reject(&stats);
+        assert_eq!(saver.step(), Step::Idle);
+        // There is no folder: it is tried again.
+        save(&mut saver);
+        fs::create_dir(&data_dir).expect("created");
+        assert_eq!(load(), None);
+        save(&mut saver);
+        assert_eq!(load(), Some(stats.snapshot()));
+        // Nothing has changed.
+        fs::remove_file(data_dir.join("counters.json")).expect("removed");
+        save(&mut saver);
+        assert_eq!(load(), None);
+        reject(&stats);
+        save(&mut saver);
+        assert_eq!(load(), Some(stats.snapshot()));
+
+        let mut probe = |saver: &mut Saver| {
+            saver.probe_at = platform.jobs.now();
+            saver.step();
+            assert!(saver.probe_at > platform.jobs.now() + PROBE_INTERVAL / 2);
+            queue_end.try_recv().ok()
+        };
+        assert!(probe(&mut saver).is_none());
+        monitor.refuse(PublishError::DiskFull, &"full");
+        assert!(matches!(probe(&mut saver), Some(Message::Probe)));
+        monitor.heal();
+        assert!(probe(&mut saver).is_none());
+    }
+
+    #[tokio::test]
+    async fn times_do_not_go_back_over_a_restart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (id, time) in [(1, (|| 9) as crate::platform::TimeSource), (2, || 5)] {
+            let mut options = PartitionOptions::new(dir.path());
+            options.platform.time = time;
+            let (partition, threads) = opened_with(options).await;
+            store(&partition, vec![event("t", id, 1)]).await;
+            let (_, counters) = partition.topics("", 1).remove(0);
+            assert_eq!(counters.last_received_at, 9);
+            stop(threads).await;
+        }
+    }
+}

@@ -382,7 +382,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::platform::OsDisk;
+    use crate::{log::BatchBuilder, partition::support::event, platform::OsDisk};
 
     /// Any snapshot that is balanced.
     fn any_snapshot() -> impl Strategy<Value = Snapshot> {
@@ -533,6 +533,22 @@ mod tests {
                 assert_eq!(newer_version(&damaged), None);
             }
         }
+    }
+
+    #[test]
+    fn the_time_of_a_topic_is_that_of_its_last_batch() {
+        let stats = Stats::new(Snapshot::default());
+        for (first, topic, received_at) in [(1, "a", 10), (2, "b", 20), (3, "a", 30)] {
+            let mut builder = BatchBuilder::new(first);
+            builder.push(&event(topic, first as usize, 1));
+            stats.add_batch(&builder.finish(received_at));
+        }
+        let times: Vec<_> = stats
+            .topics("", 10)
+            .iter()
+            .map(|(topic, counters)| (topic.as_str().to_owned(), counters.last_received_at))
+            .collect();
+        assert_eq!(times, [("a".to_owned(), 30), ("b".to_owned(), 20)]);
     }
 
     #[test]

@@ -209,3 +209,77 @@ impl<L: Log> Syncer<L> {
         told
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::Mutex,
+        task::{Wake, Waker},
+    };
+
+    use super::*;
+    use crate::{
+        event::Topic,
+        partition::{
+            Partition,
+            support::{event, opened, stop, store},
+        },
+    };
+
+    /// Looks at a partition when the tail moves, on the thread that moves it.
+    struct Look {
+        partition: Partition,
+        seen: Mutex<Option<Seen>>,
+    }
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Seen {
+        tail: Sequence,
+        slices: Vec<Sequence>,
+        unique: u64,
+        is_recent: bool,
+    }
+
+    impl Wake for Look {
+        fn wake(self: Arc<Self>) {
+            let shared = &self.partition.0;
+            let topic = Topic::new("t").expect("valid");
+            let slices = shared.index.slices(&topic, 1, 16).expect("in memory");
+            *self.seen.lock().expect("no panic") = Some(Seen {
+                tail: shared.tail.get(),
+                slices,
+                unique: self.partition.totals().0.unique_processed,
+                is_recent: shared.tail.recent(1).is_some(),
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn when_the_tail_moves_all_that_readers_need_is_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened(dir.path()).await;
+        let look = Arc::new(Look {
+            partition: partition.clone(),
+            seen: Mutex::default(),
+        });
+        let mut tail = partition.0.tail.watch();
+        {
+            let mut moved = pin!(tail.changed());
+            let waker = Waker::from(Arc::clone(&look));
+            let polled = moved.as_mut().poll(&mut Context::from_waker(&waker));
+            assert!(polled.is_pending());
+            store(&partition, vec![event("t", 1, 1)]).await;
+        }
+        let expected = Seen {
+            tail: 2,
+            slices: vec![1],
+            unique: 1,
+            is_recent: true,
+        };
+        let seen = look.seen.lock().expect("no panic").clone();
+        assert_eq!(seen, Some(expected));
+        drop((look, partition));
+        stop(threads).await;
+    }
+}

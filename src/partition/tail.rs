@@ -82,3 +82,42 @@ impl DurableTail {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{log::BatchBuilder, partition::support::event};
+
+    /// A batch of two events.
+    fn batch(first: Sequence) -> Batch {
+        let mut builder = BatchBuilder::new(first);
+        builder.push(&event("t", first as usize, 100));
+        builder.push(&event("t", first as usize + 1, 100));
+        builder.finish(first)
+    }
+
+    #[test]
+    fn the_newest_batches_are_kept_as_far_as_they_fit() {
+        let bytes = batch(101).bytes();
+        let tail = DurableTail::new(Mark::START, 3 * bytes + bytes / 2);
+        for first in (1..=201).step_by(2) {
+            tail.advance(batch(first));
+        }
+        assert_eq!(tail.get(), 203);
+        for sequence in 1..=203 {
+            let found = tail.recent(sequence);
+            let is_kept = (197..203).contains(&sequence);
+            let expected = is_kept.then(|| sequence - (sequence - 1) % 2);
+            assert_eq!(
+                found.map(|batch| batch.first_sequence()),
+                expected,
+                "{sequence}"
+            );
+        }
+        // One alone is kept whatever its size.
+        let tail = DurableTail::new(Mark::START, 0);
+        tail.advance(batch(1));
+        tail.advance(batch(3));
+        assert!(tail.recent(2).is_none() && tail.recent(3).is_some());
+    }
+}

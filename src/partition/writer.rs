@@ -384,3 +384,147 @@ impl<L: Log> Writer<L> {
         told
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::partition::{
+        Account, Health, Partition, PartitionOptions, PendingOutcomes, TopicCounters,
+        support::{Gate, event, opened, opened_with, publish, soon, stop, store},
+    };
+
+    fn key_of(event: &Event) -> crate::event::Key {
+        event.key().clone()
+    }
+
+    async fn submit(partition: &Partition, event: Event) -> PendingOutcomes {
+        let share = partition.ingest().share(&Account::default(), 0);
+        let submitted = partition.submit(vec![event], Rejection::OfEvent, share);
+        submitted.await.expect("queued")
+    }
+
+    /// Two requests, the first at the log, the second in the batch behind it.
+    async fn one_behind_the_other(gate: &Gate, partition: &Partition) -> [PendingOutcomes; 2] {
+        let (one, other) = (event("a", 1, 1), event("b", 1, 1));
+        let key = key_of(&other);
+        let first = submit(partition, one).await;
+        gate.await_begun(1);
+        let second = submit(partition, other).await;
+        // The writer answers in the order of its queue: it has decided the second as well.
+        let found = soon(partition.get(key)).await.expect("found out");
+        assert!(found.is_none(), "it is not durable");
+        [first, second]
+    }
+
+    #[tokio::test]
+    async fn what_was_gathered_behind_a_refused_batch_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let gate = Gate::default();
+        let options = PartitionOptions {
+            topics_max: 2,
+            ..PartitionOptions::new(dir.path())
+        };
+        let (partition, threads) = gate.open(options).await;
+        let mut health = partition.health();
+        let requests = one_behind_the_other(&gate, &partition).await;
+        gate.end_full();
+        for request in requests {
+            let refused = soon(request).await.err();
+            assert_eq!(refused, Some(PublishError::DiskFull));
+        }
+        let refusing = Health::Refusing(PublishError::DiskFull);
+        assert_eq!(*health.borrow_and_update(), refusing);
+        // None of it counts: not its keys, not its sequences, and not its topics.
+        gate.free();
+        for (at, topic) in ["c", "d"].into_iter().enumerate() {
+            gate.end(Ok(()));
+            let stored = publish(&partition, vec![event(topic, 1, 1)], Rejection::OfEvent).await;
+            assert_eq!(stored, Ok(vec![Outcome::Stored(1 + at as Sequence)]));
+        }
+        soon(health.wait_for(|health| *health == Health::Serving))
+            .await
+            .expect("there is a partition");
+        let beyond = publish(&partition, vec![event("e", 1, 1)], Rejection::OfEvent).await;
+        assert_eq!(beyond, Ok(vec![Outcome::TopicLimit]));
+        drop(partition);
+        stop(threads).await;
+    }
+
+    #[tokio::test]
+    async fn a_batch_goes_when_the_one_before_it_has_ended() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let gate = Gate::default();
+        let (partition, threads) = gate.open(PartitionOptions::new(dir.path())).await;
+        let [first, second] = one_behind_the_other(&gate, &partition).await;
+        // From here on nobody else wakes the writer or the syncer.
+        gate.end(Ok(()));
+        let stored = soon(first).await.expect("durable");
+        assert_eq!(stored.outcomes, [Outcome::Stored(1)]);
+        gate.await_begun(2);
+        gate.end(Ok(()));
+        let stored = soon(second).await.expect("durable");
+        assert_eq!(stored.outcomes, [Outcome::Stored(2)]);
+        drop(partition);
+        stop(threads).await;
+    }
+
+    #[tokio::test]
+    async fn the_limit_on_topics_is_exact() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = PartitionOptions {
+            topics_max: 2,
+            ..PartitionOptions::new(dir.path())
+        };
+        let (partition, threads) = opened_with(options).await;
+        let both = vec![event("a", 1, 1), event("a", 2, 1), event("b", 1, 1)];
+        let stored = publish(&partition, both, Rejection::OfRequest).await;
+        let expected = [1, 2, 3].map(Outcome::Stored);
+        assert_eq!(stored.as_deref(), Ok(&expected[..]));
+        let beyond = || vec![event("a", 3, 1), event("c", 1, 1)];
+        let refused = publish(&partition, beyond(), Rejection::OfRequest).await;
+        assert_eq!(refused, Err(PublishError::TopicLimit { max: 2 }));
+        let outcomes = publish(&partition, beyond(), Rejection::OfEvent).await;
+        assert_eq!(outcomes, Ok(vec![Outcome::Stored(4), Outcome::TopicLimit]));
+        let (counters, topics) = partition.totals();
+        assert_eq!((counters.received, counters.rejected, topics), (7, 3, 2));
+        stop(threads).await;
+    }
+
+    #[tokio::test]
+    async fn each_duplicate_counts_for_its_topic() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened(dir.path()).await;
+        store(&partition, vec![event("a", 1, 1), event("b", 1, 1)]).await;
+        let again = vec![
+            event("a", 1, 1),
+            event("a", 1, 1),
+            event("b", 1, 1),
+            event("a", 1, 2),
+            event("a", 2, 1),
+        ];
+        store(&partition, again.clone()).await;
+        store(&partition, again).await;
+        let counts: Vec<_> = partition
+            .topics("", 10)
+            .into_iter()
+            .map(|(topic, counters)| {
+                let TopicCounters {
+                    unique_processed,
+                    duplicate_dropped,
+                    ..
+                } = counters;
+                (
+                    topic.as_str().to_owned(),
+                    unique_processed,
+                    duplicate_dropped,
+                )
+            })
+            .collect();
+        assert_eq!(counts, [("a".to_owned(), 2, 7), ("b".to_owned(), 1, 2)]);
+        let (counters, _) = partition.totals();
+        assert_eq!(counters.duplicate_dropped, 9);
+        assert_eq!(counters.conflicts, 2);
+        assert_eq!(counters.received, 12);
+        stop(threads).await;
+    }
+}
