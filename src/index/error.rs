@@ -201,6 +201,14 @@ impl Trouble {
         }
     }
 
+    /// What a failure of a store that was opened just now means: there is no earlier error that it could repeat.
+    pub(super) fn settled(self) -> Self {
+        match self {
+            Self::Store(error) => error.into(),
+            Self::Damage(_) | Self::Unreadable(_) | Self::Newer { .. } => self,
+        }
+    }
+
     /// Names the file that it is about.
     pub(super) fn of(self, file: &Path) -> Self {
         match self {

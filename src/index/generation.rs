@@ -76,8 +76,8 @@ impl Opened {
             keys: runs(KEYS_TREE, &manifest.key_runs)?,
             slices: runs(SLICES_TREE, &manifest.slice_runs)?,
         };
-        opened.keys.first()?;
-        opened.slices.first()?;
+        opened.keys.first().map_err(Trouble::settled)?;
+        opened.slices.first().map_err(Trouble::settled)?;
         Ok(opened)
     }
 }
@@ -245,8 +245,7 @@ impl Generation {
         }
         let trouble = match outcome {
             Ok(found) => return Ok(found),
-            Err(Trouble::Store(error)) => error.into(),
-            Err(trouble) => trouble,
+            Err(trouble) => trouble.settled(),
         };
         match trouble {
             Trouble::Unreadable(source) | Trouble::Store(source) => {

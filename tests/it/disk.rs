@@ -161,7 +161,7 @@ async fn a_full_disk_is_said_once_and_heals() {
         publish(client, vec![large(acked)]).await.unique_processed,
         1
     );
-    assert_logged_once(&server, "no space for the next");
+    assert_logged_once(&server, "the log has no space");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
