@@ -1,64 +1,134 @@
 //! Large answers in memory: what they take together, and what holds their share until they have left.
 //!
 //! For answers that are made whole before they are sent: counters, pages, single events. Lists that are streamed are
-//! bounded where they are read.
+//! bounded where they are read. A connection whose answers have not left gets no other once they take an eighth of what
+//! is free: one that reads nothing turns nobody else away.
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
 
-use axum::{body::Body, response::Response};
+use axum::{body::Body, http::Extensions, response::Response};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::{sync::Notify, time::timeout};
 
 use crate::aggregator::SHARE_WAIT_SECONDS_MAX;
 
 /// The memory of all large answers, in bytes.
 const ANSWERS_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What a connection may hold when it asks for another answer, as a part of what is free.
+const CONNECTION_PART: usize = 8;
 
-/// The memory for answers.
+/// The memory for answers. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Answers(Arc<Semaphore>);
+pub(crate) struct Answers(Arc<Shared>);
+
+struct Shared {
+    free: Mutex<usize>,
+    left: Notify,
+}
+
+/// What the answers to one connection take. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Unread(Arc<AtomicUsize>);
 
 /// Too many answers are in memory that nobody reads.
 pub(crate) struct TooManyAnswers;
 
+/// The memory that an answer may take. Dropped, it goes back.
+pub(crate) struct Reserved {
+    answers: Answers,
+    unread: Unread,
+    bytes: usize,
+}
+
 /// The memory of an answer; given back when it has left.
 #[derive(Clone)]
 pub(crate) struct AnswerShare {
-    _permit: Arc<OwnedSemaphorePermit>,
+    _reserved: Arc<Reserved>,
 }
 
 impl Default for Answers {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(ANSWERS_BYTES_MAX)))
+        Self(Arc::new(Shared {
+            free: Mutex::new(ANSWERS_BYTES_MAX),
+            left: Notify::new(),
+        }))
     }
 }
 
 impl Answers {
-    /// Waits a while for the memory of an answer of at most `bytes`.
-    pub async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, TooManyAnswers> {
-        let bytes = u32::try_from(bytes.min(ANSWERS_BYTES_MAX)).expect("the limit is small");
+    /// Waits a while for the memory of an answer of at most `bytes` to the connection of `unread`.
+    pub async fn reserve(&self, unread: &Unread, bytes: usize) -> Result<Reserved, TooManyAnswers> {
+        let bytes = bytes.min(ANSWERS_BYTES_MAX);
+        let reserved = async {
+            loop {
+                let mut left = std::pin::pin!(self.0.left.notified());
+                // What leaves from now on is noticed.
+                left.as_mut().enable();
+                if let Some(reserved) = self.try_reserve(unread, bytes) {
+                    return reserved;
+                }
+                left.await;
+            }
+        };
         let wait = Duration::from_secs(SHARE_WAIT_SECONDS_MAX);
-        let permit = timeout(wait, Arc::clone(&self.0).acquire_many_owned(bytes)).await;
-        let permit = permit.map_err(|_| TooManyAnswers)?;
-        Ok(permit.expect("it is never closed"))
+        timeout(wait, reserved).await.map_err(|_| TooManyAnswers)
+    }
+
+    fn try_reserve(&self, unread: &Unread, bytes: usize) -> Option<Reserved> {
+        let mut free = self.free();
+        if unread.0.load(Relaxed) > *free / CONNECTION_PART || bytes > *free {
+            return None;
+        }
+        *free -= bytes;
+        // Changed under the lock only.
+        unread.0.fetch_add(bytes, Relaxed);
+        Some(Reserved {
+            answers: self.clone(),
+            unread: unread.clone(),
+            bytes,
+        })
+    }
+
+    fn free(&self) -> MutexGuard<'_, usize> {
+        // Nothing between lock and unlock panics half-way.
+        self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reserved {
+    /// Gives back what is beyond `bytes`.
+    fn shrink(&mut self, bytes: usize) {
+        let given = self.bytes.saturating_sub(bytes);
+        self.bytes -= given;
+        let mut free = self.answers.free();
+        *free += given;
+        self.unread.0.fetch_sub(given, Relaxed);
+        drop(free);
+        self.answers.0.left.notify_waiters();
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.shrink(0);
     }
 }
 
 impl AnswerShare {
     /// Keeps of what was reserved what an answer of `bytes` takes.
-    pub fn keep(mut reserved: OwnedSemaphorePermit, bytes: usize) -> Self {
-        let kept = reserved.split(bytes.min(reserved.num_permits()));
+    pub fn keep(mut reserved: Reserved, bytes: usize) -> Self {
+        reserved.shrink(bytes);
         Self {
-            _permit: Arc::new(kept.unwrap_or(reserved)),
+            _reserved: Arc::new(reserved),
         }
     }
 }
@@ -74,8 +144,14 @@ impl AsRef<[u8]> for Held {
     }
 }
 
+/// What the answers to the connection of a request take.
+pub(crate) fn unread(extensions: &Extensions) -> Unread {
+    let unread = extensions.get::<Unread>();
+    unread.expect("every call is admitted").clone()
+}
+
 /// Bytes that hold their share until they have left.
-pub(crate) fn held(bytes: Vec<u8>, reserved: OwnedSemaphorePermit) -> Bytes {
+pub(crate) fn held(bytes: Vec<u8>, reserved: Reserved) -> Bytes {
     let share = AnswerShare::keep(reserved, bytes.len());
     Bytes::from_owner(Held {
         bytes,
@@ -126,14 +202,19 @@ impl HttpBody for HeldBody {
 mod tests {
     use super::*;
 
+    async fn reserve(answers: &Answers, unread: &Unread, bytes: usize) -> Option<Reserved> {
+        answers.reserve(unread, bytes).await.ok()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_answer_holds_its_memory_until_it_has_left() {
         let answers = Answers::default();
-        let free = || answers.0.available_permits();
-        let Ok(reserved) = answers.reserve(ANSWERS_BYTES_MAX).await else {
-            panic!("all is free");
-        };
-        assert!(answers.reserve(1).await.is_err());
+        let unread = Unread::default();
+        let free = || *answers.free();
+        let reserved = reserve(&answers, &unread, ANSWERS_BYTES_MAX)
+            .await
+            .expect("all is free");
+        assert!(reserve(&answers, &unread, 1).await.is_none());
         let bytes = held(vec![7; 1000], reserved);
         assert_eq!(free(), ANSWERS_BYTES_MAX - 1000);
         let part = bytes.slice(10..20);
@@ -142,9 +223,7 @@ mod tests {
         drop(part);
         assert_eq!(free(), ANSWERS_BYTES_MAX);
 
-        let Ok(reserved) = answers.reserve(5000).await else {
-            panic!("all is free");
-        };
+        let reserved = reserve(&answers, &unread, 5000).await.expect("all is free");
         let mut response = Response::new(Body::from("body"));
         let share = AnswerShare::keep(reserved, 4);
         response.extensions_mut().insert(share);
@@ -152,5 +231,30 @@ mod tests {
         assert_eq!(free(), ANSWERS_BYTES_MAX - 4);
         drop(held);
         assert_eq!(free(), ANSWERS_BYTES_MAX);
+        assert_eq!(unread.0.load(Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_read_nothing_leave_room_for_another() {
+        const BYTES: usize = 3 * 1024 * 1024;
+        let answers = Answers::default();
+        let mut held = Vec::new();
+        for _ in 0..10 {
+            let rude = Unread::default();
+            while let Some(reserved) = answers.try_reserve(&rude, BYTES) {
+                held.push(reserved);
+            }
+        }
+        let other = Unread::default();
+        assert!(reserve(&answers, &other, BYTES).await.is_some());
+        // Whoever waits goes on when something has left.
+        let large = ANSWERS_BYTES_MAX / 4;
+        let waiting = reserve(&answers, &other, large);
+        let leaving = async {
+            tokio::task::yield_now().await;
+            held.clear();
+        };
+        let (waited, ()) = tokio::join!(waiting, leaving);
+        assert!(waited.is_some());
     }
 }

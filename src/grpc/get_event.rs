@@ -1,16 +1,21 @@
 //! GetEvent: did this event land?
 
 use prost::Message as _;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::{Aggregator, convert, status};
-use crate::{answer::AnswerShare, proto::v1};
+use crate::{
+    answer::{self, AnswerShare},
+    proto::v1,
+};
 
 pub(super) async fn get_event(
     aggregator: &Aggregator,
-    request: &v1::GetEventRequest,
+    request: Request<v1::GetEventRequest>,
 ) -> Result<Response<v1::GetEventResponse>, Status> {
-    let key = convert::key(request).map_err(|violation| status::invalid_field(&violation))?;
+    let unread = answer::unread(request.extensions());
+    let key = convert::key(&request.into_inner())
+        .map_err(|violation| status::invalid_field(&violation))?;
     let event = aggregator.partition.get(key).await;
     match event.map_err(|error| status::read(&error))? {
         Some(event) => {
@@ -18,7 +23,7 @@ pub(super) async fn get_event(
                 event: Some(convert::stored_event(&event)),
             };
             let bytes = found.encoded_len();
-            let reserved = aggregator.answers.reserve(bytes).await;
+            let reserved = aggregator.answers.reserve(&unread, bytes).await;
             let reserved = reserved.map_err(|_| status::too_many_answers())?;
             let mut response = Response::new(found);
             let share = AnswerShare::keep(reserved, bytes);

@@ -2,19 +2,21 @@
 
 use prost::Message as _;
 use tokio::task::spawn_blocking;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::{Aggregator, convert, status};
 use crate::{
     aggregator::{STATS_TOPIC_BYTES_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
-    answer::AnswerShare,
+    answer::{self, AnswerShare},
     proto::v1,
 };
 
 pub(super) async fn get_stats(
     aggregator: &Aggregator,
-    request: &v1::GetStatsRequest,
+    request: Request<v1::GetStatsRequest>,
 ) -> Result<Response<v1::GetStatsResponse>, Status> {
+    let unread = answer::unread(request.extensions());
+    let request = request.into_inner();
     let partition = &aggregator.partition;
     let max_topics = match request.max_topics {
         0 => STATS_TOPICS_DEFAULT,
@@ -22,7 +24,7 @@ pub(super) async fn get_stats(
     };
     let (_, topic_count) = partition.totals();
     let bytes_max = STATS_TOPIC_BYTES_MAX * (1 + max_topics.min(topic_count));
-    let reserved = aggregator.answers.reserve(bytes_max).await;
+    let reserved = aggregator.answers.reserve(&unread, bytes_max).await;
     let reserved = reserved.map_err(|_| status::too_many_answers())?;
     let files = partition.clone();
     let storage_bytes = spawn_blocking(move || files.storage_bytes()).await;

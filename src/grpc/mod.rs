@@ -73,13 +73,13 @@ impl AggregatorService for Aggregator {
         &self,
         request: Request<v1::GetEventRequest>,
     ) -> Result<Response<v1::GetEventResponse>, Status> {
-        get_event::get_event(self, &request.into_inner()).await
+        get_event::get_event(self, request).await
     }
 
     async fn get_stats(
         &self,
         request: Request<v1::GetStatsRequest>,
     ) -> Result<Response<v1::GetStatsResponse>, Status> {
-        get_stats::get_stats(self, &request.into_inner()).await
+        get_stats::get_stats(self, request).await
     }
 }

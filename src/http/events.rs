@@ -1,6 +1,7 @@
 //! GET /events: a page of stored events, a stream of all of them, or the events as they come.
 
 use axum::{
+    Extension,
     body::Body,
     extract::{RawQuery, State},
     http::{HeaderMap, HeaderName, HeaderValue, header},
@@ -11,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::{accept::Format, error::Failure, query, stream};
 use crate::{
     aggregator::Aggregator,
-    answer,
+    answer::{self, Unread},
     event::{Sequence, Topic},
     json,
     listing::Listing,
@@ -50,6 +51,7 @@ pub(super) struct Wanted {
 
 pub(super) async fn events(
     State(aggregator): State<Aggregator>,
+    Extension(unread): Extension<Unread>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
@@ -71,7 +73,7 @@ pub(super) async fn events(
     })?;
     let (limit, follow) = (wanted.limit, wanted.format == Format::EventStream);
     match wanted.format {
-        Format::Json => page(&aggregator, reader, &wanted).await,
+        Format::Json => page(&aggregator, &unread, reader, &wanted).await,
         Format::Lines => {
             let listing = Listing::new(&aggregator, reader, limit, follow);
             Ok(stream::lines(listing))
@@ -110,10 +112,11 @@ pub(super) fn wanted(query: Option<&str>, headers: &HeaderMap) -> Result<Wanted,
 /// A JSON array of events, and in the headers where to go on.
 async fn page(
     aggregator: &Aggregator,
+    unread: &Unread,
     mut reader: Reader,
     wanted: &Wanted,
 ) -> Result<Response, Failure> {
-    let reserved = aggregator.answers.reserve(PAGE_MEMORY_BYTES).await;
+    let reserved = aggregator.answers.reserve(unread, PAGE_MEMORY_BYTES).await;
     let reserved = reserved.map_err(|_| Failure::too_many_answers())?;
     let until = aggregator.partition.durable_tail();
     let limit = wanted.limit.unwrap_or(PAGE_EVENTS_DEFAULT);

@@ -1,6 +1,7 @@
 //! GET /stats: the counters.
 
 use axum::{
+    Extension,
     extract::{RawQuery, State},
     http::header,
     response::{IntoResponse as _, Response},
@@ -10,7 +11,7 @@ use tokio::task::spawn_blocking;
 use super::{error::Failure, query};
 use crate::{
     aggregator::{Aggregator, STATS_TOPIC_BYTES_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
-    answer,
+    answer::{self, Unread},
     event::Topic,
     json::{
         listed::timestamp_of,
@@ -21,6 +22,7 @@ use crate::{
 
 pub(super) async fn stats(
     State(aggregator): State<Aggregator>,
+    Extension(unread): Extension<Unread>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Failure> {
     let [prefix, max] = query::parameters(query.as_deref(), ["topic_prefix", "max_topics"])?;
@@ -31,7 +33,7 @@ pub(super) async fn stats(
     let partition = aggregator.partition;
     let (_, topic_count) = partition.totals();
     let bytes_max = STATS_TOPIC_BYTES_MAX * (1 + max.min(topic_count));
-    let reserved = aggregator.answers.reserve(bytes_max).await;
+    let reserved = aggregator.answers.reserve(&unread, bytes_max).await;
     let reserved = reserved.map_err(|_| Failure::too_many_answers())?;
     let files = partition.clone();
     let storage_bytes = spawn_blocking(move || files.storage_bytes()).await;

@@ -25,7 +25,7 @@ use http_body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::speaks_grpc;
-use crate::{call::Call, grpc, http, partition::Account};
+use crate::{answer::Unread, call::Call, grpc, http, partition::Account};
 
 /// Calls that a connection may have open whatever others do.
 const CONNECTION_CALLS_MIN: usize = 16;
@@ -36,6 +36,7 @@ const CALLS_MAX: usize = 16_384;
 #[derive(Clone, Default)]
 pub(super) struct Peer {
     account: Account,
+    unread: Unread,
     calls: Arc<AtomicUsize>,
 }
 
@@ -57,6 +58,7 @@ async fn admit(State(places): State<Arc<Semaphore>>, request: Request, next: Nex
     };
     let (call, guarded) = Call::new(peer.account, body);
     head.extensions.insert(call.clone());
+    head.extensions.insert(peer.unread);
     let request = Request::from_parts(head, Body::new(guarded));
     let response = next.run(request).await;
     response.map(|inner| {
