@@ -133,12 +133,12 @@ impl AnswerShare {
     }
 }
 
-struct Held {
-    bytes: Vec<u8>,
-    _share: AnswerShare,
+struct Held<T> {
+    bytes: Bytes,
+    _share: T,
 }
 
-impl AsRef<[u8]> for Held {
+impl<T> AsRef<[u8]> for Held<T> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -153,10 +153,18 @@ pub(crate) fn unread(extensions: &Extensions) -> Unread {
 /// Bytes that hold their share until they have left.
 pub(crate) fn held(bytes: Vec<u8>, reserved: Reserved) -> Bytes {
     let share = AnswerShare::keep(reserved, bytes.len());
-    Bytes::from_owner(Held {
-        bytes,
-        _share: share,
-    })
+    covered(bytes.into(), Some(share))
+}
+
+/// Bytes that hold a share of any kind, if there is one, until they have left.
+pub(crate) fn covered<T: Send + 'static>(bytes: Bytes, share: Option<T>) -> Bytes {
+    match share {
+        Some(share) => Bytes::from_owner(Held {
+            bytes,
+            _share: share,
+        }),
+        None => bytes,
+    }
 }
 
 /// Lets the body of a response hold the share that is in its extensions. A gRPC body ends with a frame of trailers, which

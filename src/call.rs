@@ -18,7 +18,10 @@ use http_body::{Body as _, Frame, SizeHint};
 use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
-use crate::partition::{Account, Share};
+use crate::{
+    answer,
+    partition::{Account, ChunkShare, Share},
+};
 
 /// What may be read of a request that brings no events.
 pub(crate) const CALL_BYTES_MAX: usize = 16 * 1024;
@@ -37,8 +40,9 @@ pub(crate) struct Call(Arc<State>);
 struct State {
     account: Account,
     body: Mutex<Option<Body>>,
-    /// Covers what the handler has answered and the connection has not taken yet.
+    /// Cover what the handler has answered and the connection has not taken yet.
     leaving: Mutex<Option<Share>>,
+    leaving_chunk: Mutex<Option<ChunkShare>>,
 }
 
 impl Call {
@@ -48,6 +52,7 @@ impl Call {
             account,
             body: Mutex::new(Some(body)),
             leaving: Mutex::new(None),
+            leaving_chunk: Mutex::new(None),
         }));
         let guarded = Guarded {
             call: call.clone(),
@@ -77,32 +82,25 @@ impl Call {
         }
     }
 
-    /// The bytes of an answer, together with the share that covers them.
-    pub fn covered(&self, bytes: Bytes) -> Bytes {
-        match lock(&self.0.leaving).take() {
-            Some(share) => Bytes::from_owner(Leaving {
-                bytes,
-                _share: share,
-            }),
-            None => bytes,
+    /// The same with the memory of events that were read.
+    pub fn leave_with_chunk(&self, share: ChunkShare) {
+        let mut leaving = lock(&self.0.leaving_chunk);
+        match &mut *leaving {
+            Some(earlier) => earlier.merge(share),
+            None => *leaving = Some(share),
         }
+    }
+
+    /// The bytes of an answer, together with the shares that cover them.
+    pub fn covered(&self, bytes: Bytes) -> Bytes {
+        let bytes = answer::covered(bytes, lock(&self.0.leaving).take());
+        answer::covered(bytes, lock(&self.0.leaving_chunk).take())
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing between lock and unlock leaves a half-changed state.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-struct Leaving {
-    bytes: Bytes,
-    _share: Share,
-}
-
-impl AsRef<[u8]> for Leaving {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
 }
 
 /// The body of a request that brings no events: small, and in time.
@@ -250,5 +248,33 @@ impl Pace {
             self.step = Instant::now() + Duration::from_secs(PROGRESS_SECONDS);
             self.missing = PROGRESS_BYTES_MIN;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[test]
+    fn what_was_read_is_covered_until_it_has_left() {
+        let memory = Arc::new(Semaphore::new(100));
+        let take = |bytes| {
+            let share = Arc::clone(&memory).try_acquire_many_owned(bytes);
+            share.expect("there is room")
+        };
+        let (call, _guarded) = Call::new(Account::default(), Body::empty());
+        call.leave_with_chunk(take(50));
+        call.leave_with_chunk(take(10));
+        let first = call.covered(Bytes::from_static(b"two parts"));
+        // The connection asks for the next while it has the first.
+        call.leave_with_chunk(take(30));
+        let second = call.covered(Bytes::from_static(b"a part"));
+        assert_eq!(memory.available_permits(), 10);
+        drop(first);
+        assert_eq!(memory.available_permits(), 70);
+        drop(second);
+        assert_eq!(memory.available_permits(), 100);
     }
 }

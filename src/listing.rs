@@ -20,13 +20,13 @@ pub(crate) struct Part {
     pub cursor: String,
     /// Whether the listing was at the durable tail.
     pub caught_up: bool,
+    /// The memory of the events: to be held until they have left. A connection asks for the next part before that.
+    pub share: Option<ChunkShare>,
 }
 
 /// A stream of stored events.
 pub(crate) struct Listing {
     reader: Reader,
-    /// The memory of the last part. Whoever asks for the next has sent it.
-    share: Option<ChunkShare>,
     /// Where it ends; with follow, nowhere.
     until: Sequence,
     follow: bool,
@@ -45,7 +45,6 @@ impl Listing {
     pub fn new(aggregator: &Aggregator, reader: Reader, limit: Option<u64>, follow: bool) -> Self {
         Self {
             reader,
-            share: None,
             until: if follow {
                 Sequence::MAX
             } else {
@@ -68,14 +67,13 @@ impl Listing {
     /// The next part; waits for one that follows. The first always comes, and after some silence one without
     /// events. When the server stops, a last part is followed by [`ReadError::Stopping`].
     pub async fn next(&mut self) -> Result<Option<Part>, ReadError> {
-        self.share = None;
         loop {
             if let Some(end) = &mut self.end {
                 return std::mem::replace(end, Ok(())).map(|()| None);
             }
             if self.stopping.is_cancelled() {
                 self.end = Some(Err(ReadError::Stopping));
-                return Ok(Some(self.part(Vec::new(), false)));
+                return Ok(Some(self.part(Vec::new(), false, None)));
             }
             let events_max = self.left.map_or(usize::MAX, |left| {
                 usize::try_from(left).unwrap_or(usize::MAX)
@@ -84,25 +82,24 @@ impl Listing {
             // Nothing follows an error.
             let chunk = chunk.inspect_err(|_| self.end = Some(Ok(())))?;
             if !chunk.events.is_empty() {
-                self.share = chunk.share;
                 if let Some(left) = &mut self.left {
                     *left -= chunk.events.len() as u64;
                     if *left == 0 {
                         self.end = Some(Ok(()));
                     }
                 }
-                return Ok(Some(self.part(chunk.events, chunk.caught_up)));
+                return Ok(Some(self.part(chunk.events, chunk.caught_up, chunk.share)));
             }
             let untold = chunk.caught_up && !self.told_caught_up;
             if self.follow && chunk.caught_up {
                 if untold || self.await_more().await {
-                    return Ok(Some(self.part(Vec::new(), true)));
+                    return Ok(Some(self.part(Vec::new(), true, None)));
                 }
             } else if self.reader.next_sequence() >= self.until {
                 self.end = Some(Ok(()));
                 // The first part always carries a cursor, even when there is no event.
                 if untold || self.last_sent.is_none() {
-                    return Ok(Some(self.part(Vec::new(), chunk.caught_up)));
+                    return Ok(Some(self.part(Vec::new(), chunk.caught_up, None)));
                 }
             }
         }
@@ -119,13 +116,19 @@ impl Listing {
         }
     }
 
-    fn part(&mut self, events: Vec<StoredEvent>, caught_up: bool) -> Part {
+    fn part(
+        &mut self,
+        events: Vec<StoredEvent>,
+        caught_up: bool,
+        share: Option<ChunkShare>,
+    ) -> Part {
         self.last_sent = Some(Instant::now());
         self.told_caught_up = caught_up;
         Part {
             events,
             cursor: self.reader.cursor(),
             caught_up,
+            share,
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use futures_util::stream::unfold;
 use tokio_stream::Stream;
-use tonic::Status;
+use tonic::{Request, Status};
 
 use super::{Aggregator, convert, status, wire::RawListEventsResponse};
 use crate::{
+    call::Call,
     event::{Topic, Violation},
     listing::Listing,
     partition::Start,
@@ -14,8 +15,11 @@ use crate::{
 
 pub(super) async fn list_events(
     aggregator: &Aggregator,
-    request: v1::ListEventsRequest,
+    request: Request<v1::ListEventsRequest>,
 ) -> Result<impl Stream<Item = Result<RawListEventsResponse, Status>> + use<>, Status> {
+    let call = request.extensions().get::<Call>();
+    let call = call.expect("every call is admitted").clone();
+    let request = request.into_inner();
     let permit = aggregator
         .admit_reader()
         .map_err(|_| status::too_many_readers(aggregator.limits.readers_max))?;
@@ -31,14 +35,17 @@ pub(super) async fn list_events(
         .map_err(|error| status::read(&error))?;
     let limit = (request.limit > 0).then_some(request.limit);
     let listing = Listing::new(aggregator, reader, limit, request.follow);
-    Ok(unfold(listing, |mut listing| async {
+    Ok(unfold((listing, call), |(mut listing, call)| async {
         let response = match listing.next().await {
             Ok(part) => Ok(part.map(|part| {
+                if let Some(share) = part.share {
+                    call.leave_with_chunk(share);
+                }
                 convert::list_events_response(&part.events, &part.cursor, part.caught_up)
             })),
             Err(error) => Err(status::read(&error)),
         };
-        Some((response.transpose()?, listing))
+        Some((response.transpose()?, (listing, call)))
     }))
 }
 

@@ -65,7 +65,7 @@ impl AggregatorService for Aggregator {
         &self,
         request: Request<v1::ListEventsRequest>,
     ) -> Result<Response<Self::ListEventsStream>, Status> {
-        let responses = list_events::list_events(self, request.into_inner()).await?;
+        let responses = list_events::list_events(self, request).await?;
         Ok(Response::new(Box::pin(responses)))
     }
 

@@ -16,7 +16,7 @@ use futures_util::stream::unfold;
 
 use super::{accept::Format, error::Failure};
 use crate::{
-    json,
+    answer, json,
     listing::{Listing, Part},
     partition::ReadError,
 };
@@ -35,7 +35,7 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 pub(super) fn lines(listing: Listing) -> Response {
     let body = unfold(listing, |mut listing| async {
         let lines = match listing.next().await {
-            Ok(part) => Ok(part.map(|part| in_lines(&listing, &part))),
+            Ok(part) => Ok(part.map(|part| in_lines(&listing, part))),
             Err(error) => {
                 // Logs what is not the reader's fault.
                 let failure = Failure::from(&error);
@@ -48,14 +48,19 @@ pub(super) fn lines(listing: Listing) -> Response {
     response(Format::Lines, Body::from_stream(body))
 }
 
-fn in_lines(listing: &Listing, part: &Part) -> Bytes {
-    let mut text = Vec::with_capacity(2 * encoded_bytes(part));
+fn in_lines(listing: &Listing, part: Part) -> Bytes {
+    let mut text = Vec::with_capacity(2 * encoded_bytes(&part));
     for stored in &part.events {
         let cursor = listing.cursor_after(stored);
         json::listed::write(stored, Some(&cursor), &mut text);
         text.push(b'\n');
     }
-    text.into()
+    covered(text, part)
+}
+
+/// The text of a part, together with the memory it holds.
+fn covered(text: Vec<u8>, part: Part) -> Bytes {
+    answer::covered(text.into(), part.share)
 }
 
 fn encoded_bytes(part: &Part) -> usize {
@@ -70,7 +75,7 @@ pub(super) fn event_stream(listing: Listing) -> Response {
             return Some((Ok(begin.into()), (listing, None)));
         }
         let text = match listing.next().await {
-            Ok(part) => in_event_stream(&listing, &part?),
+            Ok(part) => in_event_stream(&listing, part?),
             Err(ReadError::Stopping) => return None,
             Err(error) => {
                 let failure = Failure::from(&error).into_json();
@@ -82,8 +87,8 @@ pub(super) fn event_stream(listing: Listing) -> Response {
     response(Format::EventStream, Body::from_stream(body))
 }
 
-fn in_event_stream(listing: &Listing, part: &Part) -> Bytes {
-    let mut text = Vec::with_capacity(2 * encoded_bytes(part));
+fn in_event_stream(listing: &Listing, part: Part) -> Bytes {
+    let mut text = Vec::with_capacity(2 * encoded_bytes(&part));
     let mut last = String::new();
     for stored in &part.events {
         last = listing.cursor_after(stored);
@@ -95,7 +100,7 @@ fn in_event_stream(listing: &Listing, part: &Part) -> Bytes {
         let place = if part.caught_up { "caught up" } else { "go on" };
         write!(text, ": {place}\nid: {}\n\n", part.cursor).expect("a Vec takes everything");
     }
-    text.into()
+    covered(text, part)
 }
 
 fn response(format: Format, body: Body) -> Response {

@@ -29,7 +29,7 @@ const CHUNK_BYTES: usize = 128 * 1024;
 /// is its first. Holds a full batch, so that few are read twice.
 const CHUNK_BYTES_MAX: usize = 768 * 1024;
 /// The same two when the memory for chunks is short.
-const SMALL_CHUNK_BYTES: usize = 64 * 1024;
+const SMALL_CHUNK_BYTES: usize = 16 * 1024;
 /// What an event counts in a chunk beside its encoding: more than its place and time take when it is sent.
 const EVENT_OVERHEAD_BYTES: usize = 64;
 /// What a batch counts in a chunk beside its events.
