@@ -131,6 +131,18 @@ fn with_crc(body: &[u8]) -> String {
         })
 }
 
+/// A cursor of the current version, with what `change` makes of the id of its log and of its mark.
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) fn forged(cursor: &str, change: impl FnOnce(&mut u64, &mut Mark)) -> Option<String> {
+    let bytes = from_hex(cursor)?;
+    let mut id = u64::from_le_bytes(*bytes.get(1..)?.first_chunk()?);
+    let Cursor { sequence, checksum } = decode(cursor, id).ok()?;
+    let checksum = checksum?;
+    let mut mark = Mark { sequence, checksum };
+    change(&mut id, &mut mark);
+    Some(encode(id, mark))
+}
+
 /// The text of a cursor of version 1, as older servers gave it out.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn encode_1(log_id: u64, sequence: Sequence) -> String {

@@ -1,4 +1,4 @@
-//! Looking up the events of a request in the sealed parts of the index, before the writer sees them.
+//! Looking up the events of a request, or one key, in the sealed parts of the index, before the writer sees them.
 //!
 //! The sealed parts never change, so this needs no lock and runs beside the writer, which then looks only where
 //! this could not.
@@ -6,12 +6,12 @@
 use tokio::sync::oneshot;
 
 use super::{
-    PublishError,
+    PublishError, ReadError,
     budget::Share,
     request::{Answer, Message, Rejection, Request},
 };
 use crate::{
-    event::{Event, FIRST_SEQUENCE, Sequence},
+    event::{Event, FIRST_SEQUENCE, Key, Sequence},
     index::{Entry, IndexError, IndexReader, KeyHash, Secret, View},
 };
 
@@ -129,5 +129,47 @@ impl LookedUp {
             reply,
         };
         (Message::Publish(request), answer)
+    }
+}
+
+/// What the writer finds.
+pub(crate) type Found = oneshot::Receiver<Result<Option<Entry>, ReadError>>;
+
+/// A key to find: first in the sealed parts, then by the writer.
+pub(crate) struct Find {
+    key: Key,
+    hash: KeyHash,
+    view: View,
+}
+
+impl Find {
+    pub fn new(index: &IndexReader, key: Key) -> Self {
+        Self {
+            hash: index.secret().key_hash(&key),
+            view: index.view(),
+            key,
+        }
+    }
+
+    /// Whether [`Find::run`] reads the disk: not for async workers then. If not, no sealed part has the key.
+    pub fn reads_disk(&self) -> bool {
+        self.view.may_contain(&self.key, self.hash)
+    }
+
+    /// Looks in the sealed parts. A filter may have been wrong: the writer knows what this does not find.
+    pub fn run(&self) -> Result<Option<Entry>, IndexError> {
+        self.view.get(&self.key, self.hash)
+    }
+
+    /// What the writer is told, and where it answers.
+    pub(super) fn into_message(self) -> (Message, Found) {
+        let (reply, found) = oneshot::channel();
+        let find = Message::Find {
+            key: self.key,
+            hash: self.hash,
+            looked_to: self.view.sealed_to(),
+            reply,
+        };
+        (find, found)
     }
 }

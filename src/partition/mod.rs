@@ -43,7 +43,7 @@ use tokio::{
 
 pub(crate) use self::lanes::ChunkShare;
 #[cfg(not(any(test, feature = "simulation")))]
-use self::look_up::LookUp;
+use self::look_up::{Find, LookUp};
 pub use self::{
     budget::{Account, Budget, Hand, SMALL_BYTES_MAX, Share},
     cursor::CursorError,
@@ -57,16 +57,18 @@ pub use self::{
     stats::{Counters, CountersError, Snapshot, TopicCounters},
     writer::BatchLimits,
 };
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) use self::{
+    cursor::forged,
+    look_up::{Find, Found, LookUp, LookedUp},
+    open::{open_files, open_locked},
+    spawn::SAVE_INTERVAL,
+};
 use self::{
     lanes::Lanes,
     request::Message,
     stats::{Dropped, Stats},
     tail::DurableTail,
-};
-#[cfg(any(test, feature = "simulation"))]
-pub(crate) use self::{
-    look_up::{LookUp, LookedUp},
-    open::{open_files, open_locked},
 };
 use crate::{
     event::{Event, Key, Sequence, StoredEvent, Topic},
@@ -171,28 +173,37 @@ impl Partition {
     }
 
     async fn find(&self, key: Key) -> Result<Option<Entry>, ReadError> {
-        let view = self.0.index.view();
-        let looked_to = view.sealed_to();
-        let hash = self.0.index.secret().key_hash(&key);
-        if view.may_contain(&key, hash) {
-            let key = key.clone();
-            let found = self.0.lanes.get(move || view.get(&key, hash)).await?;
-            if let Some(entry) = found? {
+        let mut find = Find::new(&self.0.index, key);
+        if find.reads_disk() {
+            let looked = self.0.lanes.get(move || {
+                let sealed = find.run();
+                (find, sealed)
+            });
+            let (rest, sealed) = looked.await?;
+            if let Some(entry) = sealed? {
                 return Ok(Some(entry));
             }
+            find = rest;
         }
-        let (reply, found) = oneshot::channel();
-        let find = Message::Find {
-            key,
-            hash,
-            looked_to,
-            reply,
-        };
-        let sent = self.0.queue.send(find).await;
+        let (message, found) = find.into_message();
+        let sent = self.0.queue.send(message).await;
         sent.map_err(|_| self.gone(ReadError::Bug, ReadError::Stopping))?;
         // The writer answers everyone, unless it panicked.
-        let found = found.await.map_err(|_| ReadError::Bug)??;
-        Ok(found.filter(|entry| entry.sequence < self.durable_tail()))
+        found.await.map_err(|_| ReadError::Bug)?
+    }
+
+    /// Begins to find a key, for who does it step by step.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn look_for(&self, key: Key) -> Find {
+        Find::new(&self.0.index, key)
+    }
+
+    /// Asks the writer for what is not sealed, or returns none if the queue is full or closed.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn try_find(&self, find: Find) -> Option<Found> {
+        let (message, found) = find.into_message();
+        self.0.queue.try_send(message).ok()?;
+        Some(found)
     }
 
     /// Why the writer takes no more messages.
@@ -203,7 +214,15 @@ impl Partition {
         }
     }
 
-    fn read_event(&self, key: &Key, at: Sequence) -> Result<Option<StoredEvent>, ReadError> {
+    /// The event that was found at a sequence, if it is durable. Blocks on the disk.
+    pub(crate) fn read_event(
+        &self,
+        key: &Key,
+        at: Sequence,
+    ) -> Result<Option<StoredEvent>, ReadError> {
+        if at >= self.durable_tail() {
+            return Ok(None);
+        }
         let topic = Topic::new(key.topic()).expect("a key is made of valid names");
         let batch = match self.0.tail.recent(at) {
             Some(batch) => Some(batch),

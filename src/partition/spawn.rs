@@ -37,7 +37,8 @@ const QUEUE_REQUESTS_MAX: usize = 4096;
 /// How often the writer is asked to look whether what had publishes refused has passed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the counters are saved while the partition runs.
-const SAVE_INTERVAL: Duration = Duration::from_secs(30);
+pub(crate) const SAVE_INTERVAL: Duration = Duration::from_secs(30);
+
 /// The threads behind a partition, and the lock on its data directory.
 pub struct Threads {
     queue: mpsc::Sender<Message>,
@@ -107,6 +108,7 @@ pub(super) fn spawn<L: Log>(
         Arc::clone(&stats),
         durable_tail,
         monitor.clone(),
+        Arc::clone(&platform.jobs),
     );
     let (syncer, syncer_job) = hand_over(syncer, queue.downgrade());
     let writer = Writer {

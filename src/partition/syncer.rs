@@ -23,6 +23,7 @@ use crate::{
     event::Sequence,
     index::SliceWriter,
     log::{AppendError, Batch, Log},
+    platform::Jobs,
 };
 
 /// A batch, if there is anything new, and the requests that wait for it.
@@ -79,6 +80,7 @@ pub(super) struct Syncer<L> {
     stats: Arc<Stats>,
     tail: Arc<DurableTail>,
     monitor: Monitor,
+    jobs: Arc<dyn Jobs>,
     /// Oldest first. The batch of each is at the log.
     in_flight: VecDeque<Work>,
     /// How many failures there were.
@@ -94,6 +96,7 @@ impl<L: Log> Syncer<L> {
         stats: Arc<Stats>,
         tail: Arc<DurableTail>,
         monitor: Monitor,
+        jobs: Arc<dyn Jobs>,
     ) -> Self {
         Self {
             log,
@@ -101,6 +104,7 @@ impl<L: Log> Syncer<L> {
             stats,
             tail,
             monitor,
+            jobs,
             in_flight: VecDeque::new(),
             attempt: 0,
             failure: None,
@@ -172,8 +176,11 @@ impl<L: Log> Syncer<L> {
         if let Some(batch) = batch {
             let topics = batch.topics().map(|(topic, _)| topic);
             self.slices.add_batch(topics, batch.first_sequence());
+            self.jobs.make_way();
             self.stats.add_batch(&batch);
+            self.jobs.make_way();
             self.tail.advance(batch);
+            self.jobs.make_way();
         }
         self.stats.add_dropped(dropped);
     }

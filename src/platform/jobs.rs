@@ -36,6 +36,9 @@ pub trait Jobs: Send + Sync + 'static {
     /// Called before blocking for another job within a step. If jobs share this thread, one of them makes a step,
     /// and the answer is true: look again before blocking.
     fn help(&self) -> bool;
+    /// Marks a place between two changes that others may see. Jobs that share a thread may go on here; threads of
+    /// their own need no such place.
+    fn make_way(&self) {}
     /// The time for delays.
     fn now(&self) -> Instant;
     /// How many things this is worth doing at a time.

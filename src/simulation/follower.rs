@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     event::{FIRST_SEQUENCE, Sequence, StoredEvent, Topic},
-    partition::{Partition, ReadError, Reader, Start},
+    partition::{CursorError, Partition, ReadError, Reader, Start, forged},
 };
 
 /// Reads one topic, or all.
@@ -33,6 +33,39 @@ impl Follower {
     /// Lets go of the reader; the next step resumes.
     pub fn disconnect(&mut self) {
         self.reader = None;
+    }
+
+    /// Tries a cursor that is of what the server does not have. It must be refused.
+    pub fn forge(&self, partition: &Partition, chance: &mut Chance) -> Result<(), ReadError> {
+        let Start::After(cursor) = &self.start else {
+            return Ok(());
+        };
+        let tail = partition.durable_tail();
+        let kind = chance.below(3);
+        let distance = 1 + chance.below(3);
+        let mut is_at_start = false;
+        let cursor = forged(cursor, |log_id, mark| match kind {
+            0 => *log_id ^= distance,
+            1 => mark.sequence = tail - 1 + distance,
+            _ => {
+                is_at_start = mark.sequence == 0;
+                mark.checksum ^= 1 << distance;
+            }
+        });
+        if is_at_start {
+            return Ok(());
+        }
+        let start = Start::After(cursor.expect("a cursor that was given out"));
+        let expected = match kind {
+            0 => CursorError::OtherLog,
+            1 => CursorError::PastTail,
+            _ => CursorError::OtherHistory,
+        };
+        match partition.reader_here(None, &start).map(drop) {
+            Err(ReadError::Cursor(error)) if error == expected => Ok(()),
+            Ok(()) => panic!("a forged cursor is taken, and should be refused with: {expected}"),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads some events. Returns how many, and whether there are more.

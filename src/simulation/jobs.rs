@@ -20,6 +20,8 @@ use crate::{
 const STACK_WORDS: usize = 64 * 1024;
 /// Others go on at so many of a hundred operations of what is no job.
 const PAUSE_PERCENT: u64 = 30;
+/// Others go on at so many of a hundred places between two changes.
+const MAKES_WAY_PERCENT: u64 = 30;
 /// After so many turns without anything done, whoever waits waits for ever.
 const TURNS_MAX: u64 = 20_000;
 
@@ -111,6 +113,20 @@ fn resume(at: usize) -> Option<Step> {
     step
 }
 
+/// Lets all jobs do what there is to do now.
+pub(super) fn settle() {
+    let mut was_idle = false;
+    for _ in 0..TURNS_MAX {
+        let count = SLOTS.with_borrow(|slots| slots.len());
+        let is_idle = (0..count).filter_map(resume).all(|step| step == Step::Idle);
+        if is_idle && was_idle {
+            return;
+        }
+        was_idle = is_idle;
+    }
+    panic!("the jobs always have something to do");
+}
+
 /// After a crash or a stop: lets all jobs do what they still can, and then come to their end.
 pub(super) fn end() {
     ENDING.set(true);
@@ -170,6 +186,13 @@ impl Jobs for SimJobs {
         }
         assert!(turn(), "who waits, waits for ever");
         true
+    }
+
+    fn make_way(&self) {
+        let makes_way = CHANCE.with_borrow_mut(|chance| chance.percent(MAKES_WAY_PERCENT));
+        if makes_way && !ENDING.get() && !thread::panicking() && generator::is_generator() {
+            make_way(Step::Worked);
+        }
     }
 
     fn now(&self) -> Instant {

@@ -9,6 +9,7 @@
 mod chance;
 mod disk;
 mod follower;
+mod get;
 mod jobs;
 mod lie;
 mod log;

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::{
-    event::{Event, EventView, FIRST_SEQUENCE, Sequence, StoredEvent},
-    partition::Outcome,
+    event::{Event, EventView, FIRST_SEQUENCE, Key, Sequence, StoredEvent, Topic},
+    partition::{Counters, Outcome, Partition, TopicCounters},
     proto::v1,
 };
 
@@ -27,12 +27,85 @@ pub(super) struct Sent {
     pub content: u8,
 }
 
-/// Duplicates, conflicts and rejections that were answered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Answered {
-    pub duplicates: u64,
+/// Duplicates, conflicts and rejections: of answers, or counted by a server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Dropped {
+    /// By topic; none is 0.
+    pub duplicates: BTreeMap<u8, u64>,
     pub conflicts: u64,
     pub rejected: u64,
+}
+
+impl Dropped {
+    /// What a server has counted, all of which must balance.
+    pub fn counted(partition: &Partition) -> Self {
+        let (counters, topics_len) = partition.totals();
+        let Counters {
+            received,
+            unique_processed,
+            duplicate_dropped,
+            conflicts,
+            rejected,
+        } = counters;
+        assert_eq!(
+            unique_processed,
+            partition.durable_tail() - FIRST_SEQUENCE,
+            "unique events are those of the log"
+        );
+        assert_eq!(
+            received,
+            unique_processed + duplicate_dropped + rejected,
+            "the counters do not balance: {counters:?}"
+        );
+        assert!(conflicts <= duplicate_dropped, "{counters:?}");
+        let topics = partition.topics("", usize::MAX);
+        assert_eq!(topics.len(), topics_len, "the number of topics");
+        let stored: u64 = topics.iter().map(|(_, topic)| topic.unique_processed).sum();
+        assert_eq!(stored, unique_processed, "the topics do not balance");
+        let duplicates: BTreeMap<u8, u64> = topics
+            .iter()
+            .filter(|(_, topic)| topic.duplicate_dropped > 0)
+            .map(|(topic, counters)| {
+                let topic = parse_topic(topic.as_str()).expect("a topic that was sent");
+                (topic, counters.duplicate_dropped)
+            })
+            .collect();
+        assert!(
+            duplicates.values().sum::<u64>() <= duplicate_dropped,
+            "the topics have more duplicates than there are"
+        );
+        Self {
+            duplicates,
+            conflicts,
+            rejected,
+        }
+    }
+
+    pub fn count_duplicate(&mut self, topic: u8) {
+        *self.duplicates.entry(topic).or_default() += 1;
+    }
+
+    /// Both together.
+    pub fn plus(&self, more: &Self) -> Self {
+        let mut sum = self.clone();
+        for (topic, duplicates) in &more.duplicates {
+            *sum.duplicates.entry(*topic).or_default() += duplicates;
+        }
+        sum.conflicts += more.conflicts;
+        sum.rejected += more.rejected;
+        sum
+    }
+
+    /// Whether nothing here is missing there.
+    pub fn is_within(&self, other: &Self) -> bool {
+        let duplicates = |topic| other.duplicates.get(topic).copied().unwrap_or_default();
+        self.conflicts <= other.conflicts
+            && self.rejected <= other.rejected
+            && self
+                .duplicates
+                .iter()
+                .all(|(topic, count)| *count <= duplicates(topic))
+    }
 }
 
 /// What is known of the event at a sequence.
@@ -50,7 +123,19 @@ pub(super) struct Model {
     /// How many sendings of an event may have stored it.
     sendings: BTreeMap<Sent, u64>,
     /// In this life of the server.
-    pub answered: Answered,
+    pub answered: Dropped,
+}
+
+impl Name {
+    pub fn key(self) -> Key {
+        Sent {
+            name: self,
+            content: 0,
+        }
+        .event()
+        .key()
+        .clone()
+    }
 }
 
 /// One name is the front of another, and their keys differ only far behind.
@@ -148,6 +233,23 @@ impl Model {
         Some(fact.name)
     }
 
+    /// Where this name is known to be stored.
+    pub fn place(&self, name: Name) -> Option<Sequence> {
+        self.places.get(&name).copied()
+    }
+
+    /// A name was looked for, which was known to be stored at `known` when that began.
+    pub fn got(&mut self, name: Name, known: Option<Sequence>, got: Option<&StoredEvent>) {
+        match got {
+            Some(stored) => {
+                let sent = Sent::of(stored);
+                assert_eq!(sent.name, name, "another event than was asked for");
+                self.learn(stored.sequence, sent);
+            }
+            None => assert_eq!(known, None, "{name:?} is stored, and not found"),
+        }
+    }
+
     pub fn names(&self) -> impl Iterator<Item = Name> {
         self.places.keys().copied()
     }
@@ -176,11 +278,11 @@ impl Model {
                     self.learn(sequence, *sent);
                 }
                 Outcome::Duplicate(sequence) => {
-                    self.answered.duplicates += 1;
+                    self.answered.count_duplicate(sent.name.topic);
                     self.learn(sequence, *sent);
                 }
                 Outcome::Conflict(sequence) => {
-                    self.answered.duplicates += 1;
+                    self.answered.count_duplicate(sent.name.topic);
                     self.answered.conflicts += 1;
                     let fact = self.fact(sequence, sent.name);
                     assert_ne!(fact.is, Some(sent.content), "{sent:?} is no conflict");
@@ -224,9 +326,10 @@ impl Model {
         fact
     }
 
-    /// All that is stored, as it was read in order, agrees with all that was said.
-    pub fn check(&mut self, all: &[StoredEvent]) {
+    /// All that is stored, as it was read in order, agrees with all that was said and with what is counted.
+    pub fn check(&mut self, all: &[StoredEvent], counted: &[(Topic, TopicCounters)]) {
         let mut received_at = 0;
+        let mut topics: BTreeMap<String, TopicCounters> = BTreeMap::new();
         for (stored, sequence) in all.iter().zip(FIRST_SEQUENCE..) {
             assert_eq!(stored.sequence, sequence, "the log has a gap");
             assert!(
@@ -234,8 +337,23 @@ impl Model {
                 "time goes back at {sequence}"
             );
             received_at = stored.received_at;
-            self.learn(sequence, Sent::of(stored));
+            let sent = Sent::of(stored);
+            let topic = topics.entry(topic_name(sent.name.topic)).or_default();
+            topic.unique_processed += 1;
+            topic.last_received_at = received_at;
+            self.learn(sequence, sent);
         }
+        let counted: BTreeMap<String, TopicCounters> = counted
+            .iter()
+            .map(|(topic, counters)| {
+                let of_log = TopicCounters {
+                    duplicate_dropped: 0,
+                    ..*counters
+                };
+                (topic.as_str().to_owned(), of_log)
+            })
+            .collect();
+        assert_eq!(counted, topics, "the topics are counted as they are stored");
         let lost = self
             .facts
             .range(FIRST_SEQUENCE + all.len() as Sequence..)

@@ -77,6 +77,17 @@ impl Request {
         None
     }
 
+    /// Whether nothing was done for it.
+    pub fn is_new(&self) -> bool {
+        matches!(self.stage, Stage::LookUp(_))
+    }
+
+    /// Looks up, and no more: whoever brings it is slow.
+    pub fn hold(&mut self, partition: &Partition) {
+        self.step(partition);
+        assert!(matches!(self.stage, Stage::LookedUp(_)), "it is looked up");
+    }
+
     /// The answer that came before the server ended.
     pub fn end(mut self, partition: &Partition) -> (Vec<Sent>, Sequence, Answer) {
         let answer = match self.stage {

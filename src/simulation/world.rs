@@ -2,17 +2,18 @@
 //!
 //! Owns what happens next and what goes wrong, from the seed. Whether that is right is for the [model](super::model).
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use super::{
     Figures,
     chance::Chance,
     disk::{Faults, SimDisk},
     follower::Follower,
+    get::{Get, Got},
     jobs::{self, SimJobs},
     lie::Lie,
     log::LateLog,
-    model::{Answered, Model, Name, Sent},
+    model::{Dropped, Model, Name, Sent},
     request::{Answer, Request},
 };
 use crate::{
@@ -20,8 +21,8 @@ use crate::{
     index::{IndexOptions, RunLimits},
     log::{self, FileLogOptions, OpenError as LogOpenError, ReadError as LogReadError},
     partition::{
-        BatchLimits, Counters, Health, OpenError, Partition, PartitionOptions, PublishError,
-        ReadError, Recovery, Rejection, Start, Threads, open_files, open_locked,
+        BatchLimits, Health, OpenError, Outcome, Partition, PartitionOptions, PublishError,
+        ReadError, Recovery, Rejection, SAVE_INTERVAL, Start, Threads, open_files, open_locked,
     },
     platform::Platform,
 };
@@ -29,6 +30,10 @@ use crate::{
 const DATA_DIR: &str = "/data";
 /// Requests on their way at a time.
 const REQUESTS_MAX: usize = 5;
+/// Requests that are looked up and not submitted yet, for long.
+const HELD_MAX: usize = 3;
+/// Events that are looked for by their key, at a time.
+const GETS_MAX: usize = 3;
 /// Events of most requests, and of the few that the writer does not sync itself.
 const REQUEST_EVENTS_MAX: u64 = 8;
 const LARGE_REQUEST_EVENTS: u64 = 70;
@@ -56,13 +61,14 @@ pub(super) struct World {
     figures: Figures,
 }
 
-#[derive(Clone, Copy)]
 struct Before {
-    counters: Counters,
-    /// Whether they were saved at the end.
+    dropped: Dropped,
+    /// Whether it was saved at the end.
     saved: bool,
-    /// The duplicates when they were saved last.
-    duplicates_min: u64,
+    /// When the counters were surely saved last.
+    dropped_min: Dropped,
+    /// How many events the log had at the end.
+    stored: u64,
 }
 
 /// A server and the requests on their way to it.
@@ -70,17 +76,21 @@ struct Server {
     partition: Partition,
     threads: Threads,
     requests: Vec<Request>,
-    opened_with: Counters,
+    held: Vec<Request>,
+    gets: Vec<Get>,
+    opened_with: Dropped,
+    /// When the counters were surely saved last, if they were in this life.
+    saved: Option<Dropped>,
 }
 
 impl World {
     pub fn new(mut chance: Chance, lie: Option<Lie>) -> Self {
         jobs::reset(Chance::new(chance.next()));
         let disk = SimDisk::new(Chance::new(chance.next()), lie);
-        let topics = 2 + chance.below(4);
+        let topics = 2 + chance.below(6);
         let options = PartitionOptions {
-            topics_max: if chance.percent(20) {
-                topics as usize - 1
+            topics_max: if chance.percent(30) {
+                1 + chance.place(topics as usize - 1)
             } else {
                 100
             },
@@ -143,7 +153,7 @@ impl World {
     pub fn run(mut self) -> Figures {
         for _ in 0..1 + self.chance.below(5) {
             self.life();
-            if self.before.is_some_and(|before| before.saved) && self.chance.percent(15) {
+            if self.before.as_ref().is_some_and(|before| before.saved) && self.chance.percent(15) {
                 self.turn_a_bit();
             }
         }
@@ -207,7 +217,10 @@ impl World {
                         partition,
                         threads,
                         requests: Vec::new(),
+                        held: Vec::new(),
+                        gets: Vec::new(),
                         opened_with,
+                        saved: None,
                     };
                 }
                 Err(error) => {
@@ -246,37 +259,37 @@ impl World {
     }
 
     /// What a server that was just opened knows is what it should know.
-    fn check_opened(&mut self, partition: &Partition) -> Counters {
+    fn check_opened(&mut self, partition: &Partition) -> Dropped {
         let tail = partition.durable_tail();
         assert!(
             tail >= self.model.tail(),
             "the log ends at {tail}, below what was promised"
         );
-        let (counters, _) = partition.totals();
-        check_counters(partition);
-        if let Some(before) = self.before {
+        let dropped = Dropped::counted(partition);
+        if let Some(before) = &self.before {
             if before.saved {
-                assert_eq!(counters, before.counters, "a clean stop keeps all counters");
+                assert_eq!(dropped, before.dropped, "a clean stop keeps all counters");
             }
-            let duplicates = before.duplicates_min..=before.counters.duplicate_dropped;
             assert!(
-                duplicates.contains(&counters.duplicate_dropped),
-                "{} duplicates are counted, not {duplicates:?}",
-                counters.duplicate_dropped
+                before.dropped_min.is_within(&dropped) && dropped.is_within(&before.dropped),
+                "counted are {dropped:?}, saved {:?}, and at the end {:?}",
+                before.dropped_min,
+                before.dropped
             );
         }
-        self.model.answered = Answered::default();
+        self.model.answered = Dropped::default();
         self.has_failed = false;
-        counters
+        dropped
     }
 
     /// Somebody does something.
     fn step(&mut self, server: &mut Server) {
-        match self.chance.below(20) {
+        match self.chance.below(22) {
             0..=2 => {
                 if server.requests.len() < REQUESTS_MAX {
                     self.send(server);
                 }
+                self.hold_or_release(server);
             }
             3..=9 => {
                 if !server.requests.is_empty() {
@@ -290,6 +303,9 @@ impl World {
             }
             13 => jobs::pass(Duration::from_millis(1 << self.chance.below(16))),
             14 if self.chance.percent(5) => self.disk.make_space(),
+            15 if self.chance.percent(10) => self.wait_for_save(server),
+            20 => self.get(server),
+            21 if self.chance.percent(30) => self.forge(server),
             _ => _ = jobs::turn(),
         }
     }
@@ -327,10 +343,105 @@ impl World {
         self.begin(server, sent, rejection);
     }
 
+    /// A publisher is so slow that much happens between the look-up and the decision, or goes on at last. It gives up
+    /// waiting for an answer, and sends the same again.
+    fn hold_or_release(&mut self, server: &mut Server) {
+        if server.held.len() < HELD_MAX && self.chance.percent(10) {
+            if let Some(mut request) = server.requests.pop_if(|request| request.is_new()) {
+                request.hold(&server.partition);
+                self.unanswered.extend(request.sent.iter().copied());
+                server.held.push(request);
+            }
+        } else if !server.held.is_empty() && self.chance.percent(10) {
+            let at = self.chance.place(server.held.len());
+            server.requests.push(server.held.swap_remove(at));
+        }
+    }
+
+    /// Somebody looks for an event by its key: for one that is stored, in flight, or neither.
+    fn get(&mut self, server: &mut Server) {
+        if server.gets.len() < GETS_MAX && self.chance.percent(40) {
+            let in_flight = server.requests.last().map(|request| request.sent[0].name);
+            let name = match self.chance.below(4) {
+                0 => Some(Name {
+                    topic: self.chance.below(self.topics) as u8,
+                    id: self.names + 1,
+                }),
+                1 => in_flight,
+                _ => self.model.stored(self.chance.next()),
+            };
+            if let Some(name) = name {
+                let known = self.model.place(name);
+                server.gets.push(Get::begin(&server.partition, name, known));
+            }
+        }
+        if !server.gets.is_empty() {
+            let at = self.chance.place(server.gets.len());
+            if let Some(got) = server.gets[at].step(&server.partition) {
+                let get = server.gets.swap_remove(at);
+                self.got(&get, got);
+            }
+        }
+    }
+
+    fn got(&mut self, get: &Get, got: Got) {
+        let is_excused = self.disk.has_crashed() || self.disk.has_faulted();
+        match got {
+            Some(Ok(got)) => self.model.got(get.name, get.known, got.as_ref()),
+            Some(Err(error)) => assert!(is_excused, "nothing is found: {error}"),
+            None => assert!(is_excused, "a question is not answered"),
+        }
+    }
+
+    fn forge(&mut self, server: &Server) {
+        let at = self.chance.place(self.followers.len());
+        if let Err(error) = self.followers[at].forge(&server.partition, &mut self.chance) {
+            let is_excused = self.disk.has_crashed() || self.disk.has_faulted();
+            assert!(
+                is_excused,
+                "a cursor cannot be held against the log: {error}"
+            );
+        }
+    }
+
+    /// The time passes after which the counters are saved.
+    fn wait_for_save(&mut self, server: &mut Server) {
+        jobs::settle();
+        if self.disk.has_crashed() {
+            return;
+        }
+        let dropped = Dropped::counted(&server.partition);
+        let (faults, _) = self.disk.counts();
+        jobs::pass(SAVE_INTERVAL);
+        jobs::settle();
+        let has_faulted = self.disk.counts().0 > faults;
+        if !self.disk.has_crashed() && !has_faulted {
+            server.saved = Some(dropped);
+        }
+    }
+
+    /// What the health of a server must be now.
+    fn check_health(&self, partition: &Partition) {
+        if self.disk.has_crashed() {
+            return;
+        }
+        let health = *partition.health().borrow();
+        assert!(
+            self.disk.has_faulted() || health == Health::Serving,
+            "nothing has failed, and its health is {health:?}"
+        );
+        assert!(
+            !self.has_failed || matches!(health, Health::Failed(_)),
+            "it failed, and its health is {health:?}"
+        );
+    }
+
     fn new_event(&mut self) -> Sent {
         self.names += 1;
+        // Some topics begin late.
+        let topics = 1 + self.chance.below(self.topics);
         let name = Name {
-            topic: self.chance.below(self.topics) as u8,
+            topic: self.chance.below(topics) as u8,
             id: self.names,
         };
         Sent { name, content: 0 }
@@ -348,14 +459,35 @@ impl World {
     fn go_on(&mut self, server: &mut Server, at: usize) {
         if let Some(answer) = server.requests[at].step(&server.partition) {
             let request = server.requests.swap_remove(at);
-            self.answered(request.sent, request.asked_at, answer);
+            self.answered(&server.partition, request.sent, request.asked_at, answer);
+            self.check_health(&server.partition);
         }
     }
 
-    fn answered(&mut self, sent: Vec<Sent>, asked_at: Sequence, answer: Answer) {
+    fn answered(
+        &mut self,
+        partition: &Partition,
+        sent: Vec<Sent>,
+        asked_at: Sequence,
+        answer: Answer,
+    ) {
+        // What takes a place of the limit is durable before who is beyond it knows.
+        let (_, topics) = partition.totals();
         match answer {
-            Answer::Outcomes(outcomes) => return self.model.answered(&sent, &outcomes, asked_at),
+            Answer::Outcomes(outcomes) => {
+                let is_beyond = outcomes.contains(&Outcome::TopicLimit);
+                assert!(
+                    !is_beyond || topics >= self.options.topics_max,
+                    "{topics} topics are beyond the limit"
+                );
+                return self.model.answered(&sent, &outcomes, asked_at);
+            }
             Answer::Error(PublishError::TopicLimit { .. }) => {
+                let begun: BTreeSet<u8> = sent.iter().map(|sent| sent.name.topic).collect();
+                assert!(
+                    topics + begun.len() > self.options.topics_max,
+                    "{topics} topics and {begun:?} are beyond the limit"
+                );
                 self.model.answered.rejected += sent.len() as u64;
                 self.model.refused(&sent);
             }
@@ -401,6 +533,7 @@ impl World {
 
     /// Resends until everything is answered.
     fn drain(&mut self, server: &mut Server) {
+        server.requests.append(&mut server.held);
         for _ in 0..STEPS_MAX {
             if server.requests.len() < REQUESTS_MAX && !self.unanswered.is_empty() {
                 let count = self.unanswered.len().min(REQUEST_EVENTS_MAX as usize);
@@ -429,8 +562,11 @@ impl World {
         let Server {
             partition,
             threads,
-            requests,
+            mut requests,
+            mut held,
+            gets: _,
             opened_with,
+            saved: saved_at,
         } = server;
         self.followers.iter_mut().for_each(Follower::disconnect);
         let stops = !self.disk.has_crashed() && self.chance.percent(50);
@@ -454,39 +590,28 @@ impl World {
             false
         };
         jobs::end();
+        requests.append(&mut held);
         for request in requests {
             let (sent, asked_at, answer) = request.end(&partition);
-            self.answered(sent, asked_at, answer);
+            self.answered(&partition, sent, asked_at, answer);
         }
-        check_counters(&partition);
-        let (counters, _) = partition.totals();
-        let Answered {
-            duplicates,
-            conflicts,
-            rejected,
-        } = self.model.answered;
+        let dropped = Dropped::counted(&partition);
         assert_eq!(
-            (
-                counters.duplicate_dropped,
-                counters.conflicts,
-                counters.rejected
-            ),
-            (
-                opened_with.duplicate_dropped + duplicates,
-                opened_with.conflicts + conflicts,
-                opened_with.rejected + rejected
-            ),
+            dropped,
+            opened_with.plus(&self.model.answered),
             "what was answered is counted once"
         );
-        let duplicates_min = match self.before {
-            _ if saved => counters.duplicate_dropped,
-            Some(before) => before.duplicates_min,
-            None => 0,
+        let dropped_min = match (saved, saved_at, self.before.take()) {
+            (true, ..) => dropped.clone(),
+            (false, Some(saved), _) => saved,
+            (false, None, Some(before)) => before.dropped_min,
+            (false, None, None) => Dropped::default(),
         };
         self.before = Some(Before {
-            counters,
+            dropped,
             saved,
-            duplicates_min,
+            dropped_min,
+            stored: partition.durable_tail() - FIRST_SEQUENCE,
         });
         drop(partition);
         if saved {
@@ -512,24 +637,26 @@ impl World {
         let all = self
             .read_all(&server.partition)
             .expect("everything can be read");
-        self.check_all(&all);
+        self.check_all(&all, &server.partition);
         self.figures.stored = all.len() as u64;
-        let (counters, _) = server.partition.totals();
+        let dropped = Dropped::counted(&server.partition);
         drop(server.partition);
         server.threads.stop().expect("the counters are saved");
         jobs::end();
         self.check_log();
         self.restart();
         self.before = Some(Before {
-            counters,
+            dropped_min: dropped.clone(),
+            dropped,
             saved: true,
-            duplicates_min: counters.duplicate_dropped,
+            stored: all.len() as u64,
         });
         let server = self.open();
         let again = self
             .read_all(&server.partition)
             .expect("everything can be read");
         assert_eq!(all, again, "a restart changes the log");
+        self.check_all(&again, &server.partition);
         drop(server.partition);
         server.threads.stop().expect("the counters are saved");
         jobs::end();
@@ -552,8 +679,8 @@ impl World {
         );
     }
 
-    fn check_all(&mut self, all: &[StoredEvent]) {
-        self.model.check(all);
+    fn check_all(&mut self, all: &[StoredEvent], partition: &Partition) {
+        self.model.check(all, &partition.topics("", usize::MAX));
         for follower in &self.followers {
             follower.check(all);
         }
@@ -582,7 +709,8 @@ impl World {
             let tail = partition.durable_tail();
             let known = self
                 .before
-                .map(|before| before.counters.unique_processed + FIRST_SEQUENCE);
+                .as_ref()
+                .map(|before| before.stored + FIRST_SEQUENCE);
             assert_eq!(Some(tail), known, "the end of the log is not where it was");
             self.read_damaged(&partition);
             self.resend_damaged(&partition);
@@ -637,32 +765,6 @@ impl World {
             }
         }
     }
-}
-
-/// The counters agree with each other and with the log.
-fn check_counters(partition: &Partition) {
-    let (counters, _) = partition.totals();
-    let Counters {
-        received,
-        unique_processed,
-        duplicate_dropped,
-        conflicts,
-        rejected,
-    } = counters;
-    assert_eq!(
-        unique_processed,
-        partition.durable_tail() - FIRST_SEQUENCE,
-        "unique events are those of the log"
-    );
-    assert_eq!(
-        received,
-        unique_processed + duplicate_dropped + rejected,
-        "the counters do not balance: {counters:?}"
-    );
-    assert!(conflicts <= duplicate_dropped, "{counters:?}");
-    let topics = partition.topics("", usize::MAX);
-    let stored: u64 = topics.iter().map(|(_, topic)| topic.unique_processed).sum();
-    assert_eq!(stored, unique_processed, "the topics do not balance");
 }
 
 fn is_damage(error: &OpenError) -> bool {
