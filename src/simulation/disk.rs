@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    ops::Range,
     path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -17,6 +18,10 @@ use crate::platform::{Disk, DiskDir, DiskFile};
 
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR_BYTES: u64 = 512;
+/// What a file system or a disk may lose at once, of all that was not synced, in bytes.
+const EXTENT_BYTES: [u64; 2] = [4 * 1024, 64 * 1024];
+/// How often a file loses extents and not sectors.
+const EXTENTS_PERCENT: u64 = 30;
 /// How often a read returns less than it could.
 const SHORT_READS_PERCENT: u64 = 10;
 /// A simulation that does more without a crash does not end.
@@ -44,6 +49,9 @@ pub(super) struct Faults {
 #[derive(Clone)]
 pub(crate) struct SimDisk(Arc<Mutex<State>>);
 
+/// All that is on a disk.
+pub(crate) struct Content(Vec<Node>);
+
 struct State {
     nodes: Vec<Node>,
     chance: Chance,
@@ -58,12 +66,13 @@ struct State {
     faults_met_before: u64,
 }
 
+#[derive(Clone)]
 enum Node {
     File(File),
     Folder(Folder),
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct File {
     /// Its last name.
     name: String,
@@ -73,7 +82,7 @@ struct File {
     writes: Vec<(u64, Vec<u8>)>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Folder {
     now: BTreeMap<String, usize>,
     durable: BTreeMap<String, usize>,
@@ -104,23 +113,55 @@ impl File {
         }
     }
 
-    /// Some sectors of some of what was not synced, in any order.
+    /// Some of what was not synced.
     fn sync_some(&mut self, chance: &mut Chance) {
-        let mut writes = std::mem::take(&mut self.writes);
+        let writes = std::mem::take(&mut self.writes);
+        if chance.percent(EXTENTS_PERCENT) {
+            self.sync_extents(writes, chance);
+        } else {
+            self.sync_sectors(writes, chance);
+        }
+    }
+
+    /// Some sectors of some writes, in any order.
+    fn sync_sectors(&mut self, mut writes: Vec<(u64, Vec<u8>)>, chance: &mut Chance) {
         while !writes.is_empty() {
             let (offset, bytes) = writes.swap_remove(chance.place(writes.len()));
             let fate = chance.below(3);
-            let mut at = 0;
-            while at < bytes.len() {
-                let end = (offset + at as u64 + 1).next_multiple_of(SECTOR_BYTES) - offset;
-                let end = bytes.len().min(end as usize);
+            for piece in pieces(offset, bytes.len(), SECTOR_BYTES) {
                 if fate == 1 || (fate == 2 && chance.percent(50)) {
-                    Self::write(&mut self.durable, offset + at as u64, &bytes[at..end]);
+                    let at = offset + piece.start as u64;
+                    Self::write(&mut self.durable, at, &bytes[piece]);
                 }
-                at = end;
             }
         }
     }
+
+    /// Some extents, each with all writes or with none.
+    fn sync_extents(&mut self, writes: Vec<(u64, Vec<u8>)>, chance: &mut Chance) {
+        let extent_bytes = EXTENT_BYTES[chance.place(EXTENT_BYTES.len())];
+        let mut is_kept: BTreeMap<u64, bool> = BTreeMap::new();
+        for (offset, bytes) in writes {
+            for piece in pieces(offset, bytes.len(), extent_bytes) {
+                let at = offset + piece.start as u64;
+                let is_kept = is_kept.entry(at / extent_bytes);
+                if *is_kept.or_insert_with(|| chance.percent(50)) {
+                    Self::write(&mut self.durable, at, &bytes[piece]);
+                }
+            }
+        }
+    }
+}
+
+/// The pieces of a write of `len` bytes that lie in one unit of the disk each.
+fn pieces(offset: u64, len: usize, unit_bytes: u64) -> impl Iterator<Item = Range<usize>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let end = (offset + at as u64 + 1).next_multiple_of(unit_bytes) - offset;
+        let piece = at..len.min(end as usize);
+        at = piece.end;
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 impl Folder {
@@ -238,38 +279,40 @@ impl SimDisk {
         state.operations_before += std::mem::take(&mut state.operations);
     }
 
-    /// Turns a bit of a file below `dir`, if there is one with content; the same call with the place it returns turns it
-    /// back.
-    pub fn turn_a_bit(
-        &self,
-        dir: &Path,
-        again: Option<(usize, usize, u8)>,
-    ) -> Option<(usize, usize, u8)> {
+    /// All that is on the disk now, for [`SimDisk::put_back`].
+    pub fn content(&self) -> Content {
+        Content(self.state().nodes.clone())
+    }
+
+    /// Makes the disk what it was.
+    pub fn put_back(&self, content: Content) {
+        self.state().nodes = content.0;
+    }
+
+    /// Turns a bit of a file below `dir`. False if there is none with content.
+    pub fn turn_a_bit(&self, dir: &Path) -> bool {
         let mut state = self.state();
-        let place = match again {
-            Some(place) => place,
-            None => {
-                let dir = state.find(dir).ok()?;
-                let mut files = Vec::new();
-                state.files(dir, &mut files);
-                files.retain(|file| !state.file(*file).now.is_empty());
-                if files.is_empty() {
-                    return None;
-                }
-                let node = files[state.chance.place(files.len())];
-                let len = state.file(node).now.len();
-                // Most of a segment is space for what comes.
-                let used = state.file(node).now.iter().rposition(|byte| *byte != 0);
-                let at = state.chance.place(used.map_or(len, |used| used + 1));
-                (node, at, 1 << state.chance.below(8))
-            }
+        let Ok(dir) = state.find(dir) else {
+            return false;
         };
-        let file = state.file(place.0);
-        file.now[place.1] ^= place.2;
-        if let Some(byte) = file.durable.get_mut(place.1) {
-            *byte ^= place.2;
+        let mut files = Vec::new();
+        state.files(dir, &mut files);
+        files.retain(|file| !state.file(*file).now.is_empty());
+        if files.is_empty() {
+            return false;
         }
-        Some(place)
+        let node = files[state.chance.place(files.len())];
+        let len = state.file(node).now.len();
+        // Most of a segment is space for what comes.
+        let used = state.file(node).now.iter().rposition(|byte| *byte != 0);
+        let at = state.chance.place(used.map_or(len, |used| used + 1));
+        let bit = 1 << state.chance.below(8);
+        let file = state.file(node);
+        file.now[at] ^= bit;
+        if let Some(byte) = file.durable.get_mut(at) {
+            *byte ^= bit;
+        }
+        true
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
