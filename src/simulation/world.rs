@@ -345,8 +345,12 @@ impl World {
     /// waiting for an answer, and sends the same again.
     fn hold_or_release(&mut self, server: &mut Server) {
         if server.held.len() < HELD_MAX && self.chance.percent(10) {
-            if let Some(mut request) = server.requests.pop_if(|request| request.is_new()) {
-                request.hold(&server.partition);
+            if !server.requests.last().is_some_and(Request::is_new) {
+                return;
+            }
+            let at = server.requests.len() - 1;
+            self.go_on(server, at);
+            if let Some(request) = server.requests.pop_if(|request| request.is_looked_up()) {
                 self.unanswered.extend(request.sent.iter().copied());
                 server.held.push(request);
             }
