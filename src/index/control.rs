@@ -10,7 +10,7 @@ use std::{
 use super::error::IndexError;
 use crate::platform::Jobs;
 
-/// Shared by the writer, the sealer and the merger.
+/// Shared by the writer, the sealer and the mergers.
 #[derive(Default)]
 pub(super) struct Control {
     state: Mutex<State>,

@@ -1,4 +1,5 @@
-//! Merger: the thread that merges generations, beside the one that seals them.
+//! Merger: the thread that merges the generations of one tier, beside the one that seals them and those of the other
+//! tiers, so that no merge waits for a greater one.
 //!
 //! Owns when a merge is tried, and the removal of the generations that it replaced once no view shows them.
 
@@ -9,13 +10,13 @@ use std::{
 };
 
 use super::{
-    IndexOptions,
     builder::caught,
     control::Control,
     error::{BuildError, IndexError},
     folder::Folder,
     generation::Generation,
-    merge,
+    merge::merge,
+    merges::Merges,
     parts::Parts,
 };
 use crate::platform::{Job, Jobs, Step};
@@ -29,8 +30,9 @@ const LOOK_AFTER: Duration = Duration::from_secs(1);
 pub(super) struct Merger {
     jobs: Arc<dyn Jobs>,
     folder: Folder,
-    options: IndexOptions,
+    tier: usize,
     parts: Arc<Parts>,
+    merges: Arc<Merges>,
     control: Arc<Control>,
     /// Replaced generations that a view may still show.
     retired: Vec<Arc<Generation>>,
@@ -51,18 +53,24 @@ impl Job for Merger {
         if self.retry_at.is_some_and(|at| self.jobs.now() < at) {
             return Step::Idle;
         }
-        self.retry_at = None;
-        match caught(|| self.merge_next()) {
+        if self.retry_at.take().is_some() {
+            self.merges.set_able(self.tier, true);
+        }
+        let step = match caught(|| self.merge_next()) {
+            Ok(false) => return Step::Idle,
             // The damaged parent is a candidate no more.
             Ok(true) | Err(BuildError::Parent(IndexError::Damaged { .. })) => Step::Worked,
-            Ok(false) => Step::Idle,
             Err(BuildError::Stopped) => Step::Ended,
             Err(error @ (BuildError::Parent(_) | BuildError::Io(_))) => {
                 tracing::warn!(%error, "merging failed; trying again later");
                 self.retry_at = Some(self.jobs.now() + RETRY_AFTER);
+                self.merges.set_able(self.tier, false);
                 Step::Idle
             }
-        }
+        };
+        // A greater tier may have enough now, and a seal may wait for the end of this merge.
+        self.control.wake();
+        step
     }
 
     fn wait(&mut self) {
@@ -76,15 +84,17 @@ impl Merger {
     pub(super) fn new(
         jobs: Arc<dyn Jobs>,
         folder: Folder,
-        options: IndexOptions,
+        tier: usize,
         parts: Arc<Parts>,
+        merges: Arc<Merges>,
         control: Arc<Control>,
     ) -> Self {
         Self {
             jobs,
             folder,
-            options,
+            tier,
             parts,
+            merges,
             control,
             retired: Vec::new(),
             wakes: 0,
@@ -94,7 +104,7 @@ impl Merger {
 
     /// Merges what is to be merged next. False if nothing is.
     fn merge_next(&mut self) -> Result<bool, BuildError> {
-        let Some(parents) = merge::candidates(&self.parts.view(), self.options) else {
+        let Some(claim) = self.merges.claim(self.tier) else {
             return Ok(false);
         };
         let go_on = || {
@@ -107,10 +117,10 @@ impl Merger {
             }
             Ok(())
         };
-        let merged = merge::merge(&self.folder, &parents, go_on)?;
+        let merged = merge(&self.folder, claim.parents(), go_on)?;
         merged.log("merged");
         self.parts.publish(Arc::new(merged));
-        self.retired.extend(parents);
+        self.retired.extend_from_slice(claim.parents());
         Ok(true)
     }
 
@@ -127,5 +137,13 @@ impl Merger {
                 Err(seen) => self.retired.push(seen),
             }
         }
+    }
+}
+
+impl Drop for Merger {
+    fn drop(&mut self) {
+        // However it ends, no seal waits for it.
+        self.merges.set_able(self.tier, false);
+        self.control.wake();
     }
 }

@@ -12,6 +12,10 @@
 //! ```text
 //! generation [1, 400) | generation [400, 500) | frozen [500, 600) | recent [600, ...)
 //! ```
+//!
+//! The number of generations is bounded, and with it the file descriptors: [`tiers`] has the formula, and a seal
+//! waits for a merge when the bound is reached. With the defaults there are at most 32, and one more for every 134
+//! million keys; each has three files open.
 
 mod builder;
 mod control;
@@ -26,6 +30,7 @@ mod generation;
 mod manifest;
 mod merge;
 mod merger;
+mod merges;
 mod parts;
 #[cfg(any(test, feature = "simulation"))]
 mod plain;
@@ -39,6 +44,7 @@ mod slices;
 mod store;
 mod survey;
 mod threads;
+mod tiers;
 
 use std::{ops::Range, path::Path, sync::Arc};
 
@@ -77,6 +83,10 @@ pub struct IndexOptions {
     pub keys_per_generation: usize,
     /// How many adjacent generations of one tier are merged into one of the next; at least 2.
     pub merge_fanout: usize,
+    /// How many tiers are merged, each by a thread of its own; at least 1. A generation that has come through all of
+    /// them stays as it is: with the defaults at 256 times `keys_per_generation`, 134 million keys, which limits how
+    /// long a merge takes and what is lost when one is interrupted.
+    pub merge_tiers: usize,
     /// How many frozen parts may wait to be sealed before the writer has to; at least 1.
     pub frozen_max: usize,
     /// How much is read for one lookup.
@@ -88,6 +98,7 @@ impl Default for IndexOptions {
         Self {
             keys_per_generation: 512 * 1024,
             merge_fanout: 4,
+            merge_tiers: 4,
             frozen_max: 2,
             runs: RunLimits::default(),
         }
@@ -161,6 +172,7 @@ impl Index {
         let disk = &*platform.disk;
         assert!(options.keys_per_generation > 0, "a generation holds keys");
         assert!(options.merge_fanout >= 2, "a merge has two parents or more");
+        assert!(options.merge_tiers > 0, "the smallest tier is merged");
         assert!(
             options.frozen_max > 0,
             "a part is frozen before it is sealed"

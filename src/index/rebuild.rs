@@ -71,6 +71,7 @@ impl<'a> Rebuild<'a> {
 
     /// Builds the generation of what was added, which ends at `end`.
     fn build(&mut self, end: Sequence) -> Result<(), IndexError> {
+        self.index.threads.wait_for_merges()?;
         let folder = &self.index.folder;
         let capacity = self.index.options.keys_per_generation;
         let frozen = Frozen {

@@ -1,6 +1,7 @@
 //! Sealer: the thread that turns frozen parts into generations.
 //!
-//! Owns building a generation from memory, and what the writer waits for.
+//! Owns building a generation from memory, and what the writer waits for. Waits itself while there are as many
+//! generations as there may be and a merge makes them fewer.
 
 use std::{
     io,
@@ -14,6 +15,7 @@ use super::{
     error::{BuildError, IndexError},
     folder::Folder,
     generation::Generation,
+    merges::Merges,
     parts::{Frozen, Parts},
 };
 use crate::platform::{Job, Jobs, Step};
@@ -49,6 +51,7 @@ pub(super) struct Sealer {
     jobs: Arc<dyn Jobs>,
     folder: Folder,
     parts: Arc<Parts>,
+    merges: Arc<Merges>,
     control: Arc<Control>,
     /// How often the threads had been woken when this one last looked for work.
     wakes: u64,
@@ -89,23 +92,28 @@ impl Sealer {
         jobs: Arc<dyn Jobs>,
         folder: Folder,
         parts: Arc<Parts>,
+        merges: Arc<Merges>,
         control: Arc<Control>,
     ) -> Self {
         Self {
             jobs,
             folder,
             parts,
+            merges,
             control,
             wakes: 0,
             retry_at: None,
         }
     }
 
-    /// Seals the oldest frozen part. False if there is none.
+    /// Seals the oldest frozen part. False if there is none, or a merge has to go first: it wakes this thread.
     fn seal_oldest(&self) -> Result<bool, BuildError> {
         let Some(frozen) = self.parts.oldest_frozen() else {
             return Ok(false);
         };
+        if self.merges.must_go_first() {
+            return Ok(false);
+        }
         let go_on = || {
             if self.control.is_stopping() {
                 return Err(BuildError::Stopped);

@@ -16,6 +16,7 @@ use super::{
     testing::{SECRET, batch_of, build, entry, key_at, platform, topic, topic_at},
     *,
 };
+use crate::platform::faulty::FaultyDisk;
 
 /// Batches have this many events.
 const BATCH: Sequence = 2;
@@ -31,6 +32,23 @@ fn options() -> IndexOptions {
 
 fn dir() -> TempDir {
     tempfile::tempdir().expect("a folder")
+}
+
+/// An empty index in `dir` on `disk`, whose merge of the generation `range` waits.
+fn open_held(disk: &FaultyDisk, dir: &Path, range: &Range<Sequence>) -> Index {
+    let name = format!("{}.tmp", disk::folder_name(range));
+    disk.hold_folder(Some(&name));
+    let platform = Platform {
+        disk: Arc::new(disk.clone()),
+        ..platform()
+    };
+    Index::open(&platform, dir, options(), 1).expect("opens")
+}
+
+fn await_held(disk: &FaultyDisk) {
+    while !disk.is_held() {
+        thread::yield_now();
+    }
 }
 
 /// An index in `dir` of the events below `tail`, with nothing missing.
@@ -186,6 +204,95 @@ fn generations_are_merged_in_tiers_and_their_folders_removed() {
         2,
         "what no view shows is removed at the latest when the thread stops"
     );
+}
+
+#[test]
+fn a_great_merge_blocks_no_smaller_one() {
+    let (dir, disk) = (dir(), FaultyDisk::default());
+    let mut index = open_held(&disk, dir.path(), &(1..901));
+    store(&mut index, 1..901);
+    index.seal_now(901).expect("sealed");
+    await_held(&disk);
+    store(&mut index, 901..4_901);
+    index.seal_now(4_901).expect("sealed");
+    let threes = (1..4_801).step_by(300).map(|from| from..from + 300);
+    let expected: Vec<_> = threes.chain(std::iter::once(4_801..4_901)).collect();
+    await_ranges(&index, &expected);
+    check_keys(&index, 4_901);
+    disk.hold_folder(None);
+    await_ranges(
+        &index,
+        &[
+            1..2_701,
+            2_701..3_601,
+            3_601..4_501,
+            4_501..4_801,
+            4_801..4_901,
+        ],
+    );
+    check_keys(&index, 4_901);
+    check_slices(&index, 4_901);
+    #[cfg(target_os = "linux")]
+    {
+        let opened = fs::read_dir("/proc/self/fd").expect("listed");
+        let opened = opened.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        let last = dir.path().join(disk::folder_name(&(4_801..4_901)));
+        assert_eq!(opened.filter(|file| file.starts_with(&last)).count(), 3);
+    }
+}
+
+#[test]
+fn a_seal_waits_for_a_merge_rather_than_pass_the_bound() {
+    let (dir, disk) = (dir(), FaultyDisk::default());
+    let mut index = open_held(&disk, dir.path(), &(1..901));
+    let (reader, tail) = (index.reader(), 12_001);
+    let bound = tiers::generations_max(0, options());
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            store(&mut index, 1..tail);
+            index.seal_now(tail).expect("sealed");
+        });
+        while reader.generations().len() < bound {
+            assert!(!writer.is_finished());
+            thread::yield_now();
+        }
+        // Nothing is merged but what is held: all else is too small, or of the held tier.
+        for _ in 0..200 {
+            assert!(reader.generations().len() <= bound);
+            thread::park_timeout(Duration::from_millis(1));
+        }
+        assert!(!writer.is_finished());
+        disk.hold_folder(None);
+        while !writer.is_finished() {
+            let keys = reader.generations().iter().map(|(_, keys)| keys).sum();
+            let bound = tiers::generations_max(keys, options());
+            assert!(reader.generations().len() <= bound);
+            thread::yield_now();
+        }
+    });
+    check_keys(&index, tail);
+}
+
+#[test]
+fn a_merge_that_is_interrupted_leaves_nothing() {
+    let (dir, disk) = (dir(), FaultyDisk::default());
+    let mut index = open_held(&disk, dir.path(), &(1..301));
+    store(&mut index, 1..301);
+    index.seal_now(301).expect("sealed");
+    await_held(&disk);
+    index.threads.control().stop();
+    disk.hold_folder(None);
+    drop(index);
+    let mut names: Vec<_> = fs::read_dir(dir.path())
+        .expect("listed")
+        .map(|found| found.expect("listed").file_name().into_string())
+        .map(|name| name.expect("UTF-8"))
+        .collect();
+    names.sort();
+    let parents = [1..101, 101..201, 201..301].map(|range| disk::folder_name(&range));
+    assert_eq!(names[..3], parents);
+    assert_eq!(names[3..], ["secret"]);
+    check_keys(&open(dir.path(), 301), 301);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::{io, sync::Arc};
 
 use super::{
-    IndexOptions, control::Control, folder::Folder, merger::Merger, parts::Parts, sealer::Sealer,
+    IndexError, IndexOptions, control::Control, folder::Folder, merger::Merger, merges::Merges,
+    parts::Parts, sealer::Sealer,
 };
 use crate::platform::{Job, Jobs, Running};
 
@@ -11,6 +12,7 @@ use crate::platform::{Job, Jobs, Running};
 pub(super) struct Threads {
     jobs: Arc<dyn Jobs>,
     control: Arc<Control>,
+    merges: Arc<Merges>,
     running: Vec<Box<dyn Running>>,
 }
 
@@ -22,26 +24,32 @@ impl Threads {
         parts: &Arc<Parts>,
     ) -> io::Result<Self> {
         let control = Arc::<Control>::default();
+        let merges = Arc::new(Merges::new(options, Arc::clone(parts)));
         let mut threads = Self {
             jobs: Arc::clone(jobs),
             control: Arc::clone(&control),
+            merges: Arc::clone(&merges),
             running: Vec::new(),
         };
         let sealer = Sealer::new(
             Arc::clone(jobs),
             folder.clone(),
             Arc::clone(parts),
+            Arc::clone(&merges),
             Arc::clone(&control),
         );
-        let merger = Merger::new(
-            Arc::clone(jobs),
-            folder.clone(),
-            options,
-            Arc::clone(parts),
-            control,
-        );
         threads.add("index-sealer", sealer)?;
-        threads.add("index-merger", merger)?;
+        for tier in 0..options.merge_tiers {
+            let merger = Merger::new(
+                Arc::clone(jobs),
+                folder.clone(),
+                tier,
+                Arc::clone(parts),
+                Arc::clone(&merges),
+                Arc::clone(&control),
+            );
+            threads.add(&format!("index-merger-{tier}"), merger)?;
+        }
         Ok(threads)
     }
 
@@ -55,8 +63,13 @@ impl Threads {
     }
 
     /// Blocks while `waits`, which a thread ends before it wakes. Fails when the last seal failed.
-    pub(super) fn wait_while(&self, waits: impl Fn() -> bool) -> Result<(), super::IndexError> {
+    pub(super) fn wait_while(&self, waits: impl Fn() -> bool) -> Result<(), IndexError> {
         self.control.wait_while(&*self.jobs, waits)
+    }
+
+    /// Blocks while there are as many generations as there may be and a merge makes them fewer.
+    pub(super) fn wait_for_merges(&self) -> Result<(), IndexError> {
+        self.wait_while(|| self.merges.must_go_first())
     }
 }
 

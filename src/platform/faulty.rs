@@ -6,7 +6,7 @@ use std::{
     io,
     path::Path,
     sync::{
-        Arc,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
 };
@@ -32,6 +32,16 @@ struct Switches {
     no_files: AtomicBool,
     panic_in_syncs: AtomicBool,
     data_syncs: AtomicU64,
+    /// The folder that nobody may create now.
+    held: Mutex<Held>,
+    released: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    name: Option<String>,
+    /// Whether somebody waits.
+    is_reached: bool,
 }
 
 struct FaultyDir {
@@ -88,6 +98,24 @@ impl FaultyDisk {
         self.switches.panic_in_syncs.store(on, SeqCst);
     }
 
+    /// Lets whoever creates a folder of this name wait until none or another is held.
+    pub fn hold_folder(&self, name: Option<&str>) {
+        let name = name.map(str::to_owned);
+        let is_reached = false;
+        *self.held() = Held { name, is_reached };
+        self.switches.released.notify_all();
+    }
+
+    /// Whether somebody waits for the folder that is held.
+    pub fn is_held(&self) -> bool {
+        self.held().is_reached
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        let held = self.switches.held.lock();
+        held.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How often a file's data were synced, failures included.
     pub fn data_syncs(&self) -> u64 {
         self.switches.data_syncs.load(SeqCst)
@@ -140,6 +168,17 @@ fn fail_if(fails: bool, kind: io::ErrorKind) -> io::Result<()> {
 
 impl Disk for FaultyDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut held = self.held();
+        while held
+            .name
+            .as_deref()
+            .is_some_and(|name| path.ends_with(name))
+        {
+            held.is_reached = true;
+            let next = self.switches.released.wait(held);
+            held = next.unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(held);
         OsDisk.create_dir(path)
     }
 

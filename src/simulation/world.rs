@@ -101,6 +101,7 @@ impl World {
             index: IndexOptions {
                 keys_per_generation: 4 + chance.place(30),
                 merge_fanout: 2 + chance.place(2),
+                merge_tiers: chance.up_to(4),
                 frozen_max: chance.up_to(2),
                 runs: RunLimits {
                     keys_max: chance.up_to(6),
