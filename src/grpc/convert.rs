@@ -227,16 +227,16 @@ fn any_event(
         Some(AnyPayload::Data(_)) | None => None,
     };
     let json = json.map(|(field, json)| {
-        json.map_err(|error| match error {
-            // As a Struct it takes more bytes than as text: nobody knows how many before it is written.
-            JsonError::TooLarge => Violation::new(
-                "event",
-                format!(
-                    "more than {bytes_max} bytes as json, in which it is stored; the limit is {bytes_max} bytes \
-                     (--max-event-bytes)"
-                ),
-            ),
-            error => Violation::new(field, error.to_string()),
+        json.map_err(|error| {
+            if !matches!(error, JsonError::TooLarge) {
+                return Violation::new(field, error.to_string());
+            }
+            // A Struct takes more bytes than its text; how many is known only once it is written.
+            let description = format!(
+                "more than {bytes_max} bytes as json, in which it is stored; the limit is {bytes_max} bytes \
+                 (--max-event-bytes)"
+            );
+            Violation::new("event", description)
         })
     });
     let json = json.transpose()?;

@@ -226,9 +226,11 @@ impl Members<'_> {
             (Some(_), Some(_)) => Err(Flaw::of("data", "given beside payload; give one of them")),
             (Some(json), None) if json.get().starts_with('{') => {
                 let json = Json::from_text(json.get(), bytes_max);
-                let json = json.map_err(|error| match error {
-                    JsonError::TooLarge => too_large(bytes_max),
-                    error => Flaw::of("payload", error.to_string()),
+                let json = json.map_err(|error| {
+                    if matches!(error, JsonError::TooLarge) {
+                        return too_large(bytes_max);
+                    }
+                    Flaw::of("payload", error.to_string())
                 })?;
                 Ok(Some(Content::Json(json)))
             }

@@ -209,11 +209,11 @@ impl<L: Log> Writer<L> {
             match self.decide(event, sealed, request.looked_to) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(error) => {
-                    // The events before it are in the batch.
-                    let error = match self.after_index_error(&error) {
-                        PublishError::Failed => PublishError::MaybeStored,
-                        error => error,
-                    };
+                    let mut error = self.after_index_error(&error);
+                    if matches!(error, PublishError::Failed) {
+                        // The events before it are in the batch.
+                        error = PublishError::MaybeStored;
+                    }
                     _ = request.reply.send(Err(error));
                     return;
                 }
@@ -346,11 +346,11 @@ impl<L: Log> Writer<L> {
         self.index.truncate(self.durable_tail);
         let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
         batch.refuse(error);
-        match error {
+        if matches!(error, PublishError::MaybeStored) {
             // What comes from now on is not stored.
-            PublishError::MaybeStored => self.failed = Some(PublishError::Failed),
-            error if error.passes() => {}
-            error => self.failed = Some(error),
+            self.failed = Some(PublishError::Failed);
+        } else if !error.passes() {
+            self.failed = Some(error);
         }
     }
 
