@@ -266,9 +266,10 @@ impl Endpoint {
     }
 
     async fn attack_streams(&self, way: Way, sent: &Sent, server: SocketAddr) -> io::Result<()> {
-        let reads = match way {
-            Way::NeverReads => Reads::Byte,
-            _ => Reads::All,
+        let reads = if way == Way::NeverReads {
+            Reads::Byte
+        } else {
+            Reads::All
         };
         let mut fields = frames::request_fields(self.method, self.path);
         fields.extend(frames::fields(self.fields));
@@ -276,14 +277,12 @@ impl Endpoint {
             fields.extend(frames::field(name, value));
         }
         let mut connection = Connection::open(server, reads).await?;
-        let count = match way {
-            Way::Thousands => THOUSANDS_OF_STREAMS,
-            _ => STREAMS,
+        let count = if way == Way::Thousands {
+            THOUSANDS_OF_STREAMS
+        } else {
+            STREAMS
         };
-        let at_once = match way {
-            Way::Drips => 1,
-            _ => usize::MAX,
-        };
+        let at_once = if way == Way::Drips { 1 } else { usize::MAX };
         // The number of the stream, if it is open, and how much of its body is sent.
         let mut open = vec![(0, 0); count];
         loop {
@@ -323,9 +322,10 @@ impl Endpoint {
             head += &format!("{name}: {value}\r\n");
         }
         let request = Bytes::from([head.as_bytes(), b"\r\n", &sent.body].concat());
-        let count = match way {
-            Way::Thousands => THOUSANDS_OF_CONNECTIONS,
-            _ => STREAMS,
+        let count = if way == Way::Thousands {
+            THOUSANDS_OF_CONNECTIONS
+        } else {
+            STREAMS
         };
         let mut connections = JoinSet::new();
         for _ in 0..count {
@@ -344,7 +344,11 @@ impl Endpoint {
                             sleep(TICK).await;
                         }
                     }
-                    _ => connection.write_all(&request).await?,
+                    Way::StopsHalfway
+                    | Way::GzipBomb
+                    | Way::ZstdBomb
+                    | Way::Cancels
+                    | Way::Thousands => connection.write_all(&request).await?,
                 }
                 if way != Way::Cancels {
                     std::future::pending::<()>().await;
