@@ -202,6 +202,7 @@ mod tests {
     /// What the headers of 10 TB take to read: run it with --nocapture.
     #[test]
     #[ignore = "a measurement, not a test"]
+    #[expect(clippy::print_stdout, reason = "it is run for what it prints")]
     fn the_time_of_many_headers() {
         let dir = tempfile::tempdir().expect("a directory");
         let names = segments(dir.path(), 80_000);

@@ -394,6 +394,7 @@ mod tests {
     /// What a log of 1 GB to 10 TB takes in memory: run it with --nocapture.
     #[test]
     #[ignore = "a measurement, not a test"]
+    #[expect(clippy::print_stdout, reason = "it is run for what it prints")]
     fn the_memory_of_a_long_log() {
         const BYTES: u64 = 128 * 1024 * 1024;
         let resident = || {
@@ -415,7 +416,7 @@ mod tests {
                 }
                 println!(
                     "{} GB in {} segments, at most {places_max} places: {} known, {} KiB",
-                    segments.len() as u64 * BYTES >> 30,
+                    (segments.len() as u64 * BYTES) >> 30,
                     segments.len(),
                     places.known(),
                     resident().saturating_sub(before) / 1024
