@@ -23,7 +23,9 @@ use thiserror::Error;
 
 pub use batch::Batch;
 pub use builder::{BATCH_BYTES_MAX, BatchBuilder};
-pub use files::{Checked, Damage, FileLog, FileLogOptions, FileReader, OpenError, check};
+pub use files::{
+    Checked, Damage, FileLog, FileLogOptions, FileReader, OpenError, ReadWindows, check,
+};
 pub use header::NotABatch;
 
 use crate::event::{Sequence, Topic};

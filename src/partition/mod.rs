@@ -53,6 +53,7 @@ pub use self::{
     reader::{Chunk, Reader, Start},
     recover::Recovery,
     request::{Outcome, Outcomes, Rejection},
+    scan::ReadLimits,
     spawn::Threads,
     stats::{Counters, CountersError, Snapshot, TopicCounters},
     writer::BatchLimits,
@@ -89,6 +90,7 @@ struct Shared {
     health: watch::Receiver<Health>,
     ingest: Budget,
     lanes: Lanes,
+    reads: ReadLimits,
 }
 
 /// The outcomes of a submitted request, one per event in order, once all of them are durable.

@@ -16,6 +16,7 @@ use thiserror::Error;
 use super::{
     Partition,
     recover::{self, Recovery},
+    scan::ReadLimits,
     spawn::{self, Threads},
     stats::CountersError,
     writer::BatchLimits,
@@ -54,6 +55,8 @@ pub struct PartitionOptions {
     /// The most bytes of batches that are kept in memory for those who follow. The newest batch is kept
     /// whatever its size.
     pub tail_cache_bytes_max: usize,
+    /// How much a reader is given at a time.
+    pub reads: ReadLimits,
     /// The sizes of log segments.
     pub log: FileLogOptions,
     /// The sizes of generations.
@@ -71,6 +74,7 @@ impl PartitionOptions {
             ingest_bytes_max: INGEST_BYTES_MAX,
             batch: BatchLimits::default(),
             tail_cache_bytes_max: TAIL_CACHE_BYTES_MAX,
+            reads: ReadLimits::default(),
             log: FileLogOptions::default(),
             index: IndexOptions::default(),
             platform: Platform::default(),

@@ -13,29 +13,44 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{
-    ReadError, Shared,
-    cursor::Mark,
-    lanes::{ChunkShare, Lanes},
-};
+use super::{ReadError, Shared, cursor::Mark, lanes::ChunkShare};
 use crate::{
     event::{Sequence, StoredEvent, Topic},
     log::{Batch, LogReader},
 };
 
-/// A chunk ends with the first batch that brings it to this many bytes.
-const CHUNK_BYTES: usize = 128 * 1024;
-/// A chunk ends within a batch before the event that would bring it over this many bytes, unless that
-/// is its first. Holds a full batch, so that few are read twice.
+/// The default of [`ReadLimits::chunk_bytes_max`]: holds a full batch, so that few are read twice.
 const CHUNK_BYTES_MAX: usize = 768 * 1024;
-/// The same two when the memory for chunks is short.
-const SMALL_CHUNK_BYTES: usize = 16 * 1024;
+
+/// How much a reader is given at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadLimits {
+    /// A chunk ends with the first batch that brings it to this many bytes.
+    pub chunk_bytes: usize,
+    /// A chunk ends within a batch before the event that would bring it over this many bytes, unless that
+    /// is its first.
+    pub chunk_bytes_max: usize,
+    /// The same two when the memory for chunks is short.
+    pub small_chunk_bytes: usize,
+    /// How many batches of a topic are looked up, and at most read, in one pass; at least 2.
+    pub slices_max: usize,
+}
+
+impl Default for ReadLimits {
+    fn default() -> Self {
+        Self {
+            chunk_bytes: 128 * 1024,
+            chunk_bytes_max: CHUNK_BYTES_MAX,
+            small_chunk_bytes: 16 * 1024,
+            slices_max: 256,
+        }
+    }
+}
+
 /// What an event counts in a chunk beside its encoding: more than its place and time take when it is sent.
 const EVENT_OVERHEAD_BYTES: usize = 64;
 /// What a batch counts in a chunk beside its events.
 const BATCH_OVERHEAD_BYTES: usize = 64;
-/// How many batches of a topic are looked up, and at most read, in one pass.
-pub(super) const SLICES_MAX: usize = 256;
 
 /// How many bytes a chunk may have.
 struct Room {
@@ -46,16 +61,17 @@ struct Room {
 }
 
 impl Room {
-    fn take(lanes: &Lanes) -> Self {
-        match lanes.chunk(CHUNK_BYTES_MAX) {
+    fn take(shared: &Shared) -> Self {
+        let limits = &shared.reads;
+        match shared.lanes.chunk(limits.chunk_bytes_max) {
             Some(share) => Self {
-                bytes: CHUNK_BYTES,
-                bytes_max: CHUNK_BYTES_MAX,
+                bytes: limits.chunk_bytes,
+                bytes_max: limits.chunk_bytes_max,
                 share: Some(share),
             },
             None => Self {
-                bytes: SMALL_CHUNK_BYTES,
-                bytes_max: SMALL_CHUNK_BYTES,
+                bytes: limits.small_chunk_bytes,
+                bytes_max: limits.small_chunk_bytes,
                 share: None,
             },
         }
@@ -140,7 +156,7 @@ impl Scan {
     }
 
     pub fn over_memory(&mut self, shared: &Shared) {
-        self.room = Some(Room::take(&shared.lanes));
+        self.room = Some(Room::take(shared));
         let scanned = self.over(|sequence| Ok(shared.tail.recent(sequence)));
         scanned.expect("memory can be read");
         if self.events.is_empty() {
@@ -149,12 +165,13 @@ impl Scan {
     }
 
     pub fn over_log(&mut self, shared: &Shared, log: &dyn LogReader) -> Result<(), ReadError> {
-        self.room = Some(Room::take(&shared.lanes));
+        self.room = Some(Room::take(shared));
         let Some(topic) = self.topic.clone() else {
             return self.over(|sequence| Ok(log.read(sequence, None)?));
         };
-        let slices = shared.index.slices(&topic, self.at.next(), SLICES_MAX)?;
-        let is_last_page = slices.len() < SLICES_MAX;
+        let slices_max = shared.reads.slices_max;
+        let slices = shared.index.slices(&topic, self.at.next(), slices_max)?;
+        let is_last_page = slices.len() < slices_max;
         for slice in slices {
             if slice >= self.until {
                 return self.pass_to_end(shared, log);
@@ -311,7 +328,8 @@ mod tests {
     async fn a_scan_of_a_topic_ends_where_it_is_told_and_takes_a_page_at_a_time() {
         let dir = tempfile::tempdir().expect("a directory");
         let (partition, threads) = opened(dir.path()).await;
-        for id in 0..SLICES_MAX + 50 {
+        let slices_max = partition.0.reads.slices_max;
+        for id in 0..slices_max + 50 {
             store(&partition, vec![event("t", id, 0)]).await;
         }
         let log = partition.0.log.fresh();
@@ -319,12 +337,12 @@ mod tests {
             1,
             2,
             10,
-            SLICES_MAX as Sequence,
-            SLICES_MAX as Sequence + 20,
+            slices_max as Sequence,
+            slices_max as Sequence + 20,
         ] {
             let mut scan = scan(&partition, Some("t"), until);
             scan.over_log(&partition.0, &*log).expect("read");
-            let passed = until.min(SLICES_MAX as Sequence + 1);
+            let passed = until.min(slices_max as Sequence + 1);
             let scanned = scan.finish();
             assert_eq!(scanned.at.next(), passed);
             assert_eq!(scanned.events.len() as Sequence, passed - 1);
@@ -417,7 +435,7 @@ mod tests {
         loop {
             let chunk = reader.read_here(Sequence::MAX, usize::MAX).expect("reads");
             let bytes = chunk.events.iter().map(|event| event.encoded.len());
-            assert!(bytes.sum::<usize>() <= SMALL_CHUNK_BYTES);
+            assert!(bytes.sum::<usize>() <= ReadLimits::default().small_chunk_bytes);
             assert!(chunk.share.is_none());
             read += chunk.events.len();
             if chunk.caught_up {

@@ -100,6 +100,7 @@ pub(super) fn spawn<L: Log>(
         health: monitor.watch(),
         ingest: Budget::new(options.ingest_bytes_max),
         lanes: Lanes::default(),
+        reads: options.reads,
     }));
     let slices = index.take_slice_writer();
     let syncer = Syncer::new(

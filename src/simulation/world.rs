@@ -19,10 +19,14 @@ use super::{
 use crate::{
     event::{FIRST_SEQUENCE, Sequence, StoredEvent},
     index::{IndexOptions, RunLimits},
-    log::{self, Batch, FileLogOptions, OpenError as LogOpenError, ReadError as LogReadError},
+    log::{
+        self, Batch, FileLogOptions, OpenError as LogOpenError, ReadError as LogReadError,
+        ReadWindows,
+    },
     partition::{
         BatchLimits, Health, OpenError, Outcome, Partition, PartitionOptions, PublishError,
-        ReadError, Recovery, Rejection, SAVE_INTERVAL, Start, Threads, open_files, open_locked,
+        ReadError, ReadLimits, Recovery, Rejection, SAVE_INTERVAL, Start, Threads, open_files,
+        open_locked,
     },
     platform::Platform,
 };
@@ -96,6 +100,12 @@ impl World {
                 segment_bytes_min: 4096,
                 segment_bytes_max: 4096 << chance.below(3),
                 retry_after: Duration::from_millis(500),
+                windows: ReadWindows {
+                    random_bytes: chance.up_to(2000),
+                    sequential_bytes: chance.up_to(4000),
+                    scan_bytes: chance.up_to(4000),
+                },
+                place_spacing_bytes: chance.below(2000),
                 ..FileLogOptions::default()
             },
             index: IndexOptions {
@@ -115,6 +125,12 @@ impl World {
                 lone_events_max: chance.place(12),
             },
             tail_cache_bytes_max: chance.place(5000),
+            reads: ReadLimits {
+                chunk_bytes: chance.up_to(3000),
+                chunk_bytes_max: chance.up_to(3000),
+                small_chunk_bytes: chance.up_to(3000),
+                slices_max: 1 + chance.up_to(6),
+            },
             platform: Platform {
                 disk: Arc::new(disk.clone()),
                 jobs: Arc::new(SimJobs),

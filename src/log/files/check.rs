@@ -10,9 +10,9 @@ use std::{
 };
 
 use super::{
-    OpenError, directory,
+    OpenError, ReadWindows, directory,
     segment::{SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path},
-    walk::{RunEnd, SCAN_BYTES, Walk},
+    walk::{RunEnd, Walk},
 };
 use crate::{
     event::{FIRST_SEQUENCE, Sequence},
@@ -119,7 +119,7 @@ impl Checked {
         let path = segment.path.clone();
         let mut offset = SEGMENT_HEADER_BYTES as u64;
         let mut sequence = segment.header.first_sequence;
-        let mut walk = Walk::open(segment, disk, SCAN_BYTES)?;
+        let mut walk = Walk::open(segment, disk, ReadWindows::default().scan_bytes)?;
         loop {
             let run = walk.run(offset, sequence, |batch| {
                 self.tail = batch.end_sequence();

@@ -21,7 +21,9 @@ use super::{
     prepare::{NotPrepared, Prepared, Preparer},
     reader::Shared,
     recovery::{self, at},
-    segment::{Places, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path},
+    segment::{
+        PLACE_SPACING_BYTES, Places, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path,
+    },
 };
 use crate::{
     event::{FIRST_SEQUENCE, Sequence},
@@ -51,6 +53,31 @@ pub struct FileLogOptions {
     pub tail_min: Sequence,
     /// How long after a full disk it is tried again.
     pub retry_after: Duration,
+    /// How much is read at a time.
+    pub windows: ReadWindows,
+    /// How much of a segment lies at least between two batches whose place is remembered, in bytes.
+    pub place_spacing_bytes: u64,
+}
+
+/// How much of a log is read at a time, in bytes. A batch is always read whole.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadWindows {
+    /// At a place that was not expected: small batches whole.
+    pub random_bytes: usize,
+    /// When the log is read in order.
+    pub sequential_bytes: usize,
+    /// When a segment is read whole, to open or check the log.
+    pub scan_bytes: usize,
+}
+
+impl Default for ReadWindows {
+    fn default() -> Self {
+        Self {
+            random_bytes: 16 * 1024,
+            sequential_bytes: 128 * 1024,
+            scan_bytes: 1024 * 1024,
+        }
+    }
 }
 
 impl Default for FileLogOptions {
@@ -60,6 +87,8 @@ impl Default for FileLogOptions {
             segment_bytes_max: 128 * 1024 * 1024,
             tail_min: FIRST_SEQUENCE,
             retry_after: Duration::from_secs(1),
+            windows: ReadWindows::default(),
+            place_spacing_bytes: PLACE_SPACING_BYTES,
         }
     }
 }
@@ -106,7 +135,7 @@ impl FileLog {
         );
         disk.create_dir(dir).map_err(at(dir))?;
         let names = disk.open_dir(dir).map_err(at(dir))?;
-        let mut recovered = recovery::recover(disk, dir, options.tail_min)?;
+        let mut recovered = recovery::recover(disk, dir, options)?;
         let file_bytes = recovered.segments.iter().map(|s| s.header.file_bytes);
         let storage_bytes = Arc::new(AtomicU64::new(file_bytes.sum()));
         let mut preparer =
@@ -149,6 +178,7 @@ impl FileLog {
                 segments: RwLock::new(recovered.segments),
                 places: recovered.places,
                 places_max: PLACES_MAX,
+                windows: options.windows,
                 tail: AtomicU64::new(recovered.tail),
                 storage_bytes,
             }),

@@ -5,11 +5,11 @@ use std::{path::Path, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    Checked, OpenError, check,
+    Checked, FileLogOptions, OpenError, ReadWindows, check,
     frame::{Frame, HEAD_BYTES, PREFIX_BYTES},
     recovery::{self, Recovered},
     segment::{BadHeader, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path},
-    walk::{SCAN_BYTES, Walk},
+    walk::Walk,
 };
 use crate::{
     event::{FIRST_SEQUENCE, Topic},
@@ -92,7 +92,7 @@ fn repair_frames(file: &mut [u8]) {
 fn recover_and_check(file: &[u8]) {
     let disk = disk_of(file);
     let (checked, batches) = check_all(&disk);
-    let recovered = match recovery::recover(&disk, Path::new(DIR), FIRST_SEQUENCE) {
+    let recovered = match recovery::recover(&disk, Path::new(DIR), &FileLogOptions::default()) {
         Ok(recovered) => recovered,
         Err(error) => {
             assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
@@ -111,7 +111,11 @@ fn recover_and_check(file: &[u8]) {
     read_by_topic(&recovered, &disk);
 
     let repaired = file_of(&disk);
-    let twice = recovery::recover(&disk, Path::new(DIR), recovered.tail).expect("whole");
+    let options = FileLogOptions {
+        tail_min: recovered.tail,
+        ..FileLogOptions::default()
+    };
+    let twice = recovery::recover(&disk, Path::new(DIR), &options).expect("whole");
     assert_eq!(twice.tail, recovered.tail);
     assert_eq!(file_of(&disk), repaired);
 }
@@ -129,7 +133,8 @@ fn check_all(disk: &SimDisk) -> (Checked, Vec<Bytes>) {
 /// Each topic read by itself is what it is in the whole batch.
 fn read_by_topic(recovered: &Recovered, disk: &SimDisk) {
     for segment in &recovered.segments {
-        let mut walk = Walk::open(Arc::clone(segment), disk, SCAN_BYTES).expect("memory");
+        let mut walk = Walk::open(Arc::clone(segment), disk, ReadWindows::default().scan_bytes)
+            .expect("memory");
         let mut offset = SEGMENT_HEADER_BYTES as u64;
         while let Ok(frame) = walk.frame(offset) {
             let whole = walk.batch(&frame).expect("recovered");

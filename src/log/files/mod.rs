@@ -22,7 +22,7 @@ use std::{io, path::PathBuf, sync::Arc};
 use thiserror::Error;
 
 pub use check::{Checked, Damage, check};
-pub use file::{FileLog, FileLogOptions};
+pub use file::{FileLog, FileLogOptions, ReadWindows};
 pub use reader::FileReader;
 
 /// Why an append could not be done: what the file system said, and where.

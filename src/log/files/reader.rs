@@ -13,6 +13,7 @@ use std::{
 };
 
 use super::{
+    ReadWindows,
     frame::Frame,
     segment::{Places, Segment},
     walk::{NoBatch, Walk},
@@ -23,11 +24,6 @@ use crate::{
     platform::Disk,
 };
 
-/// What is read at once at a place of the log that was not expected, in bytes: small batches whole.
-const RANDOM_BYTES: usize = 16 * 1024;
-/// What is read at once when the log is read in order, in bytes.
-const SEQUENTIAL_BYTES: usize = 128 * 1024;
-
 /// What the writer of a log and its readers share.
 pub(super) struct Shared {
     pub disk: Arc<dyn Disk>,
@@ -37,6 +33,7 @@ pub(super) struct Shared {
     pub places: Arc<Places>,
     /// How many places of batches may be known.
     pub places_max: usize,
+    pub windows: ReadWindows,
     pub tail: AtomicU64,
     pub storage_bytes: Arc<AtomicU64>,
 }
@@ -66,6 +63,7 @@ pub struct FileReader {
 /// The end of the batch that was read last.
 struct Position {
     walk: Walk,
+    windows: ReadWindows,
     sequence: Sequence,
     offset: u64,
 }
@@ -95,13 +93,16 @@ impl FileReader {
             };
             return Ok(Position {
                 walk: last.walk,
+                windows: last.windows,
                 sequence,
                 offset,
             });
         }
         let (sequence, offset) = segment.nearest(sequence);
+        let windows = self.shared.windows;
         Ok(Position {
-            walk: Walk::open(segment, &*self.shared.disk, RANDOM_BYTES)?,
+            walk: Walk::open(segment, &*self.shared.disk, windows.random_bytes)?,
+            windows,
             sequence,
             offset,
         })
@@ -160,9 +161,9 @@ impl Position {
     fn read(&mut self, sequence: Sequence, topic: Option<&Topic>) -> Result<Batch, NoBatch> {
         let in_order = topic.is_none() && self.sequence == sequence;
         self.walk.ahead = if in_order {
-            SEQUENTIAL_BYTES
+            self.windows.sequential_bytes
         } else {
-            RANDOM_BYTES
+            self.windows.random_bytes
         };
         let frame = self.find(sequence)?;
         let batch = match topic {
@@ -175,7 +176,7 @@ impl Position {
     }
 
     fn batch_checksum(&mut self, sequence: Sequence) -> Result<u32, NoBatch> {
-        self.walk.ahead = RANDOM_BYTES;
+        self.walk.ahead = self.windows.random_bytes;
         let frame = self.find(sequence)?;
         Ok(frame.fixed.header_crc)
     }
@@ -323,7 +324,7 @@ mod tests {
             let position = reader.position.lock().expect("no panic");
             let position = position.as_ref().expect("was read");
             assert_eq!(position.sequence, sequence);
-            assert_eq!(position.walk.ahead, SEQUENTIAL_BYTES);
+            assert_eq!(position.walk.ahead, ReadWindows::default().sequential_bytes);
         }
         assert_eq!(sequence, log.tail());
         let segment = log.reader().shared.segment_of(1).expect("is there");

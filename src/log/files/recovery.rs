@@ -7,10 +7,10 @@
 use std::{io, path::Path, sync::Arc};
 
 use super::{
-    OpenError,
+    FileLogOptions, OpenError,
     directory::{self, NEXT_NAME},
     segment::{Places, SEGMENT_HEADER_BYTES, Segment, segment_path},
-    walk::{RunEnd, SCAN_BYTES, Walk},
+    walk::{RunEnd, Walk},
 };
 use crate::{
     event::{FIRST_SEQUENCE, Sequence},
@@ -31,15 +31,17 @@ pub(super) struct Recovered {
     pub tail: Sequence,
 }
 
-/// Recovers the log in `dir`, everything below `tail_min` of which was durable once.
+/// Recovers the log in `dir`, everything below `tail_min` of the options of which was durable once.
 pub(super) fn recover(
     disk: &dyn Disk,
     dir: &Path,
-    tail_min: Sequence,
+    options: &FileLogOptions,
 ) -> Result<Recovered, OpenError> {
+    let tail_min = options.tail_min;
+    let scan_bytes = options.windows.scan_bytes;
     let listing = directory::list(disk, dir)?;
     let mut segments: Vec<Arc<Segment>> = Vec::with_capacity(listing.segments.len());
-    let places = Arc::<Places>::default();
+    let places = Arc::new(Places::new(options.place_spacing_bytes));
     let headers = directory::read_headers(disk, dir, &listing.segments);
     for (first_sequence, header) in listing.segments.into_iter().zip(headers) {
         let path = segment_path(dir, first_sequence);
@@ -62,7 +64,7 @@ pub(super) fn recover(
             tail: FIRST_SEQUENCE,
         });
     };
-    let mut walk = Walk::open(last.clone(), disk, SCAN_BYTES).map_err(at(&last.path))?;
+    let mut walk = Walk::open(last.clone(), disk, scan_bytes).map_err(at(&last.path))?;
     let run = run_all(&mut walk).map_err(at(&last.path))?;
     let rest = walk.rest(&run).map_err(at(&last.path))?;
     if let Some(frame) = rest.frame {
@@ -78,7 +80,7 @@ pub(super) fn recover(
     if run.sequence == last.header.first_sequence
         && let [.., previous, _] = &segments[..]
     {
-        check_end(disk, previous, run.sequence)?;
+        check_end(disk, previous, run.sequence, scan_bytes)?;
     }
     check_tail(&last.path, run.offset, run.sequence, tail_min)?;
     remove_leftover(disk, dir, listing.has_leftover)?;
@@ -117,8 +119,13 @@ fn run_all(walk: &mut Walk) -> io::Result<RunEnd> {
 }
 
 /// Checks that a segment that is full ends where the next begins.
-fn check_end(disk: &dyn Disk, segment: &Arc<Segment>, end: Sequence) -> Result<(), OpenError> {
-    let run = Walk::open(segment.clone(), disk, SCAN_BYTES)
+fn check_end(
+    disk: &dyn Disk,
+    segment: &Arc<Segment>,
+    end: Sequence,
+    scan_bytes: usize,
+) -> Result<(), OpenError> {
+    let run = Walk::open(segment.clone(), disk, scan_bytes)
         .and_then(|mut walk| run_all(&mut walk))
         .map_err(at(&segment.path))?;
     if run.sequence == end {

@@ -35,8 +35,8 @@ pub(super) const FORMAT_VERSION: u32 = 1;
 /// The bytes of a segment's header, behind which batches begin.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 64;
 const MAGIC: &[u8; 8] = b"oncelog\n";
-/// How much of a segment lies at least between two entries of its index, in bytes.
-const INDEX_SPACING_BYTES: u64 = 64 * 1024;
+/// The default of how much of a segment lies at least between two entries of its index, in bytes.
+pub(super) const PLACE_SPACING_BYTES: u64 = 64 * 1024;
 
 /// What a segment says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,14 +97,30 @@ impl SegmentHeader {
 
 /// How many places of batches are known in all segments of a log: memory that grows with the log, unless it is kept
 /// within a limit.
-#[derive(Default)]
 pub(super) struct Places {
     known: AtomicUsize,
     /// Counts the uses of all segments.
     uses: AtomicU64,
+    /// How much of a segment lies at least between two of them.
+    spacing_bytes: u64,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self::new(PLACE_SPACING_BYTES)
+    }
 }
 
 impl Places {
+    /// With none known, which will lie at least `spacing_bytes` apart.
+    pub fn new(spacing_bytes: u64) -> Self {
+        Self {
+            known: AtomicUsize::new(0),
+            uses: AtomicU64::new(0),
+            spacing_bytes,
+        }
+    }
+
     /// The places that are known, beside the beginning of each segment.
     pub fn known(&self) -> usize {
         self.known.load(Ordering::Relaxed)
@@ -201,12 +217,13 @@ impl Segment {
 
     /// Remembers where a batch begins, if that is far from those known.
     pub fn note(&self, first_sequence: Sequence, offset: u64) {
+        let spacing_bytes = self.places.spacing_bytes;
         // Where it goes.
         let place = |index: &[(Sequence, u64)]| {
             let at = index.partition_point(|(_, known)| *known <= offset);
             let (before, after) = (index[..at].last(), index.get(at));
-            let is_far = before.is_none_or(|(_, known)| offset >= known + INDEX_SPACING_BYTES)
-                && after.is_none_or(|(_, known)| *known >= offset + INDEX_SPACING_BYTES);
+            let is_far = before.is_none_or(|(_, known)| offset >= known + spacing_bytes)
+                && after.is_none_or(|(_, known)| *known >= offset + spacing_bytes);
             is_far.then_some(at)
         };
         if place(&self.index.read().expect("no one panics with it")).is_none() {
@@ -331,11 +348,11 @@ mod tests {
     fn the_index_is_sparse() {
         let segment = Segment::new(PathBuf::new(), HEADER);
         for batch in 0..100 {
-            segment.note(3 + batch, 64 + batch * INDEX_SPACING_BYTES / 4);
+            segment.note(3 + batch, 64 + batch * PLACE_SPACING_BYTES / 4);
         }
         assert_eq!(segment.noted(), 25);
         assert_eq!(segment.nearest(3), (3, 64));
-        assert_eq!(segment.nearest(10), (7, 64 + INDEX_SPACING_BYTES));
+        assert_eq!(segment.nearest(10), (7, 64 + PLACE_SPACING_BYTES));
     }
 
     /// Segments with places as dense as they get.
@@ -353,14 +370,14 @@ mod tests {
 
     fn note_all(segment: &Segment, bytes: u64) {
         let first = segment.header.first_sequence;
-        for offset in (0..bytes).step_by(INDEX_SPACING_BYTES as usize) {
+        for offset in (0..bytes).step_by(PLACE_SPACING_BYTES as usize) {
             segment.note(first + offset, 64 + offset);
         }
     }
 
     #[test]
     fn places_stay_within_their_limit_and_come_back() {
-        const BYTES: u64 = 64 * INDEX_SPACING_BYTES;
+        const BYTES: u64 = 64 * PLACE_SPACING_BYTES;
         const PLACES_MAX: usize = 160;
         let places = Arc::default();
         let segments = full(&places, 10, BYTES);

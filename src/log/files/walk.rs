@@ -20,8 +20,6 @@ use crate::{
     platform::{Disk, DiskFile},
 };
 
-/// What is read ahead when all of a file is read, in bytes.
-pub(super) const SCAN_BYTES: usize = 1024 * 1024;
 /// Zeros are skipped in steps of this many bytes.
 const STEP_BYTES: usize = 4096;
 const ZEROS: [u8; STEP_BYTES] = [0; STEP_BYTES];
