@@ -59,7 +59,9 @@ fn in_lines(listing: &Listing, part: Part) -> Bytes {
 }
 
 /// The text of a part, together with the memory it holds.
-fn covered(text: Vec<u8>, part: Part) -> Bytes {
+fn covered(mut text: Vec<u8>, part: Part) -> Bytes {
+    // It may stay for long.
+    text.shrink_to_fit();
     answer::covered(text.into(), part.share)
 }
 

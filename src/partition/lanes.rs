@@ -19,7 +19,7 @@ pub(super) const SCANS_MAX: usize = 32;
 /// How many events are looked up by their key at a time.
 pub(super) const GETS_MAX: usize = 64;
 /// The memory of chunks of the usual size, in bytes. Beyond, chunks are small.
-const CHUNKS_BYTES_MAX: usize = 64 * 1024 * 1024;
+const CHUNKS_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Some of the memory of chunks; given back when it is dropped.
 pub(crate) type ChunkShare = OwnedSemaphorePermit;

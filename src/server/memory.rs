@@ -36,7 +36,8 @@ pub(super) async fn give_back(stopping: CancellationToken) {
 fn trim(left: usize) -> usize {
     let free = unused_bytes();
     if free < left + FREED_BYTES_MIN {
-        return left.min(free);
+        // What could not be given back while it lay between what was used may be free now.
+        return left.min(free) / 4 * 3;
     }
     // SAFETY: malloc_trim may be called at any time, from any thread.
     unsafe { libc::malloc_trim(0) };
