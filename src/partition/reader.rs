@@ -237,8 +237,15 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
+    use futures_util::FutureExt as _;
+
     use super::*;
-    use crate::partition::support::{event, opened, stop, store};
+    use crate::partition::{
+        PartitionOptions,
+        support::{event, opened, opened_with, soon, stop, store},
+    };
 
     #[tokio::test]
     async fn a_cursor_beyond_the_tail_is_refused() {
@@ -269,6 +276,61 @@ mod tests {
         tail_is(0);
         store(&partition, vec![event("t", 1, 1), event("t", 2, 1)]).await;
         tail_is(2);
+        stop(threads).await;
+    }
+
+    #[tokio::test]
+    async fn a_cursor_is_proven_wherever_its_batch_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = PartitionOptions {
+            tail_cache_bytes_max: 1000,
+            ..PartitionOptions::new(dir.path())
+        };
+        let (partition, threads) = opened_with(options).await;
+        for id in 1..=8 {
+            store(&partition, vec![event("t", id, 200)]).await;
+        }
+        let shared = &partition.0;
+        assert!(shared.tail.recent(1).is_none() && shared.tail.recent(7).is_some());
+        for sequence in [1, 7, 8] {
+            let log = shared.log.fresh();
+            let mark = shared.mark(sequence, &*log).expect("read");
+            let at = |checksum| {
+                let mark = Mark { checksum, ..mark };
+                let cursor = cursor::encode(shared.log.id(), mark);
+                partition.reader_here(None, &Start::After(cursor))
+            };
+            let taken = at(mark.checksum).expect("of this history");
+            assert_eq!(taken.next_sequence(), sequence + 1);
+            let refused = at(!mark.checksum).err().expect("of another history");
+            assert!(
+                matches!(refused, ReadError::Cursor(CursorError::OtherHistory)),
+                "{sequence}: {refused}"
+            );
+        }
+        stop(threads).await;
+    }
+
+    #[tokio::test]
+    async fn a_reader_takes_as_many_as_it_is_told_and_waits_at_the_tail() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened(dir.path()).await;
+        let events = |ids: Range<usize>| ids.map(|id| event("t", id, 1)).collect();
+        store(&partition, events(0..3)).await;
+        store(&partition, events(3..6)).await;
+        for topic in [None, Some(Topic::new("t").expect("valid"))] {
+            let mut reader = partition
+                .reader_here(topic, &Start::Earliest)
+                .expect("begins");
+            for (events_max, next) in [(1, 2), (2, 4), (2, 6), (9, 7)] {
+                soon(reader.wait()).await;
+                let chunk = reader.read_here(Sequence::MAX, events_max).expect("reads");
+                assert!(chunk.events.len() <= events_max);
+                assert_eq!(reader.next_sequence(), next);
+                assert_eq!(chunk.caught_up, next == 7);
+            }
+            assert!(reader.wait().now_or_never().is_none(), "there is no more");
+        }
         stop(threads).await;
     }
 }

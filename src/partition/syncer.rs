@@ -220,24 +220,29 @@ impl<L: Log> Syncer<L> {
 #[cfg(test)]
 mod tests {
     use std::{
-        pin::pin,
+        future::Future as _,
+        pin::{Pin, pin},
         sync::Mutex,
         task::{Wake, Waker},
     };
+
+    use tokio::sync::Notify;
 
     use super::*;
     use crate::{
         event::Topic,
         partition::{
-            Partition,
-            support::{event, opened, stop, store},
+            Account, Partition, PartitionOptions, PendingOutcomes, Rejection,
+            support::{Gate, event, soon, stop},
         },
     };
 
     /// Looks at a partition when the tail moves, on the thread that moves it.
     struct Look {
         partition: Partition,
+        request: Mutex<PendingOutcomes>,
         seen: Mutex<Option<Seen>>,
+        moved: Notify,
     }
 
     #[derive(Clone, Debug, PartialEq)]
@@ -246,29 +251,41 @@ mod tests {
         slices: Vec<Sequence>,
         unique: u64,
         is_recent: bool,
+        is_answered: bool,
     }
 
     impl Wake for Look {
         fn wake(self: Arc<Self>) {
             let shared = &self.partition.0;
             let topic = Topic::new("t").expect("valid");
+            let mut request = self.request.lock().expect("no panic");
+            let answer = Pin::new(&mut *request).poll(&mut Context::from_waker(Waker::noop()));
             let slices = shared.index.slices(&topic, 1, 16).expect("in memory");
             *self.seen.lock().expect("no panic") = Some(Seen {
                 tail: shared.tail.get(),
                 slices,
                 unique: self.partition.totals().0.unique_processed,
                 is_recent: shared.tail.recent(1).is_some(),
+                is_answered: answer.is_ready(),
             });
+            self.moved.notify_one();
         }
     }
 
     #[tokio::test]
     async fn when_the_tail_moves_all_that_readers_need_is_there() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (partition, threads) = opened(dir.path()).await;
+        let gate = Gate::default();
+        let (partition, threads) = gate.open(PartitionOptions::new(dir.path())).await;
+        let share = partition.ingest().share(&Account::default(), 0);
+        let request = partition.submit(vec![event("t", 1, 1)], Rejection::OfEvent, share);
+        let request = request.await.expect("queued");
+        gate.await_begun(1);
         let look = Arc::new(Look {
             partition: partition.clone(),
+            request: Mutex::new(request),
             seen: Mutex::default(),
+            moved: Notify::new(),
         });
         let mut tail = partition.0.tail.watch();
         {
@@ -276,13 +293,15 @@ mod tests {
             let waker = Waker::from(Arc::clone(&look));
             let polled = moved.as_mut().poll(&mut Context::from_waker(&waker));
             assert!(polled.is_pending());
-            store(&partition, vec![event("t", 1, 1)]).await;
+            gate.end(Ok(()));
+            soon(look.moved.notified()).await;
         }
         let expected = Seen {
             tail: 2,
             slices: vec![1],
             unique: 1,
             is_recent: true,
+            is_answered: false,
         };
         let seen = look.seen.lock().expect("no panic").clone();
         assert_eq!(seen, Some(expected));
