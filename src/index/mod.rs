@@ -13,7 +13,7 @@
 //! generation [1, 400) | generation [400, 500) | frozen [500, 600) | recent [600, ...)
 //! ```
 //!
-//! The number of generations is bounded, and with it the file descriptors: [`tiers`] has the formula, and a seal
+//! The number of generations is bounded, and with it the file descriptors: `tiers.rs` has the formula, and a seal
 //! waits for a merge when the bound is reached. With the defaults there are at most 32, and one more for every 134
 //! million keys; each has three files open.
 
