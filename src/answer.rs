@@ -19,7 +19,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{sync::Notify, time::timeout};
 
-use crate::aggregator::SHARE_WAIT_SECONDS_MAX;
+use crate::{aggregator::SHARE_WAIT_SECONDS_MAX, covered::covered};
 
 /// The memory of all large answers, in bytes.
 const ANSWERS_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -133,17 +133,6 @@ impl AnswerShare {
     }
 }
 
-struct Held<T> {
-    bytes: Bytes,
-    _share: T,
-}
-
-impl<T> AsRef<[u8]> for Held<T> {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
 /// What the answers to the connection of a request take.
 pub(crate) fn unread(extensions: &Extensions) -> Unread {
     let unread = extensions.get::<Unread>();
@@ -154,17 +143,6 @@ pub(crate) fn unread(extensions: &Extensions) -> Unread {
 pub(crate) fn held(bytes: Vec<u8>, reserved: Reserved) -> Bytes {
     let share = AnswerShare::keep(reserved, bytes.len());
     covered(bytes.into(), Some(share))
-}
-
-/// Bytes that hold a share of any kind, if there is one, until they have left.
-pub(crate) fn covered<T: Send + 'static>(bytes: Bytes, share: Option<T>) -> Bytes {
-    match share {
-        Some(share) => Bytes::from_owner(Held {
-            bytes,
-            _share: share,
-        }),
-        None => bytes,
-    }
 }
 
 /// Lets the body of a response hold the share that is in its extensions. A gRPC body ends with a frame of trailers, which

@@ -19,7 +19,7 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
 use crate::{
-    answer,
+    covered::covered,
     partition::{Account, ChunkShare, Share},
 };
 
@@ -93,8 +93,8 @@ impl Call {
 
     /// The bytes of an answer, together with the shares that cover them.
     pub fn covered(&self, bytes: Bytes) -> Bytes {
-        let bytes = answer::covered(bytes, lock(&self.0.leaving).take());
-        answer::covered(bytes, lock(&self.0.leaving_chunk).take())
+        let bytes = covered(bytes, lock(&self.0.leaving).take());
+        covered(bytes, lock(&self.0.leaving_chunk).take())
     }
 }
 

@@ -44,6 +44,7 @@ mod call;
 pub mod cli;
 pub mod client;
 pub mod config;
+mod covered;
 pub mod event;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -22,7 +22,7 @@ const FILE_LINES_MAX: usize = 400;
 /// The modules of the crate, lowest first: each imports only from rows below its own (here: above it).
 const LAYERS: [&[&str]; 12] = [
     &["event", "proto"],
-    &["json", "platform"],
+    &["covered", "json", "platform"],
     &["log", "index"],
     &["partition"],
     &["call"],

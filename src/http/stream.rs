@@ -16,7 +16,8 @@ use futures_util::stream::unfold;
 
 use super::{accept::Format, error::Failure};
 use crate::{
-    answer, json,
+    covered::covered,
+    json,
     listing::{Listing, Part},
     partition::ReadError,
 };
@@ -55,14 +56,14 @@ fn in_lines(listing: &Listing, part: Part) -> Bytes {
         json::listed::write(stored, Some(&cursor), &mut text);
         text.push(b'\n');
     }
-    covered(text, part)
+    with_memory_of(part, text)
 }
 
 /// The text of a part, together with the memory it holds.
-fn covered(mut text: Vec<u8>, part: Part) -> Bytes {
+fn with_memory_of(part: Part, mut text: Vec<u8>) -> Bytes {
     // It may stay for long.
     text.shrink_to_fit();
-    answer::covered(text.into(), part.share)
+    covered(text.into(), part.share)
 }
 
 fn encoded_bytes(part: &Part) -> usize {
@@ -102,7 +103,7 @@ fn in_event_stream(listing: &Listing, part: Part) -> Bytes {
         let place = if part.caught_up { "caught up" } else { "go on" };
         write!(text, ": {place}\nid: {}\n\n", part.cursor).expect("a Vec takes everything");
     }
-    covered(text, part)
+    with_memory_of(part, text)
 }
 
 fn response(format: Format, body: Body) -> Response {

@@ -22,7 +22,7 @@ use super::admission::Peer;
 
 /// How long a connection may take to tell its protocol.
 const GREETING_SECONDS_MAX: u64 = 30;
-/// The preface of HTTP/2. What is as long tells the protocol. RFC 9113, section 3.4.
+/// The preface of HTTP/2. A greeting this long identifies the protocol. RFC 9113, section 3.4.
 const GREETING_BYTES: usize = 24;
 
 /// A connection that ends if it does not greet.
@@ -92,7 +92,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        // Who is answered has told its protocol.
+        // A response means that the protocol is known.
         self.greeting = None;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

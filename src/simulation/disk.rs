@@ -233,10 +233,8 @@ impl SimDisk {
     /// Faults met and operations, so far.
     pub fn counts(&self) -> (u64, u64) {
         let state = self.state();
-        (
-            state.faults_met_before + state.faults_met,
-            state.operations_before + state.operations,
-        )
+        let faults = state.faults_met_before + state.faults_met;
+        (faults, state.operations_before + state.operations)
     }
 
     pub fn has_crashed(&self) -> bool {
@@ -599,10 +597,8 @@ impl Disk for SimDisk {
         let node = state.find(dir)?;
         let mut files = Vec::new();
         state.files(node, &mut files);
-        Ok(files
-            .iter()
-            .map(|file| state.file(*file).now.len() as u64)
-            .sum())
+        let bytes = |file: &usize| state.file(*file).now.len() as u64;
+        Ok(files.iter().map(bytes).sum())
     }
 
     fn is_of_os(&self) -> bool {

@@ -2,8 +2,12 @@
 //!
 //! Owns what happens next and what goes wrong, from the seed. Whether that is right is for the [model](super::model).
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+mod checks;
+mod damage;
 
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use self::damage::is_damage;
 use super::{
     Figures,
     chance::Chance,
@@ -17,12 +21,9 @@ use super::{
     request::{Answer, Request},
 };
 use crate::{
-    event::{FIRST_SEQUENCE, Sequence, StoredEvent},
+    event::Sequence,
     index::{IndexOptions, RunLimits},
-    log::{
-        self, Batch, FileLogOptions, OpenError as LogOpenError, ReadError as LogReadError,
-        ReadWindows,
-    },
+    log::{FileLogOptions, ReadWindows},
     partition::{
         BatchLimits, Health, OpenError, Outcome, Partition, PartitionOptions, PublishError,
         ReadError, ReadLimits, Recovery, Rejection, SAVE_INTERVAL, Start, Threads, open_files,
@@ -273,30 +274,6 @@ impl World {
         self.disk.restart(power_lost);
     }
 
-    /// What a server that was just opened knows is what it should know.
-    fn check_opened(&mut self, partition: &Partition) -> Dropped {
-        let tail = partition.durable_tail();
-        assert!(
-            tail >= self.model.tail(),
-            "the log ends at {tail}, below what was promised"
-        );
-        let dropped = Dropped::counted(partition);
-        if let Some(before) = &self.before {
-            if before.saved {
-                assert_eq!(dropped, before.dropped, "a clean stop keeps all counters");
-            }
-            assert!(
-                before.dropped_min.is_within(&dropped) && dropped.is_within(&before.dropped),
-                "counted are {dropped:?}, saved {:?}, and at the end {:?}",
-                before.dropped_min,
-                before.dropped
-            );
-        }
-        self.model.answered = Dropped::default();
-        self.has_failed = false;
-        dropped
-    }
-
     /// Somebody does something.
     fn step(&mut self, server: &mut Server) {
         match self.chance.below(22) {
@@ -439,22 +416,6 @@ impl World {
         }
     }
 
-    /// What the health of a server must be now.
-    fn check_health(&self, partition: &Partition) {
-        if self.disk.has_crashed() {
-            return;
-        }
-        let health = *partition.health().borrow();
-        assert!(
-            self.disk.has_faulted() || health == Health::Serving,
-            "nothing has failed, and its health is {health:?}"
-        );
-        assert!(
-            !self.has_failed || matches!(health, Health::Failed(_)),
-            "it failed, and its health is {health:?}"
-        );
-    }
-
     fn new_event(&mut self) -> Sent {
         self.names += 1;
         // Some topics begin late.
@@ -490,7 +451,7 @@ impl World {
         asked_at: Sequence,
         answer: Answer,
     ) {
-        // What takes a place of the limit is durable before who is beyond it knows.
+        // The topics that fill the limit are durable before a rejection is answered.
         let (_, topics) = partition.totals();
         match answer {
             Answer::Outcomes(outcomes) => {
@@ -678,142 +639,4 @@ impl World {
         server.threads.stop().expect("the counters are saved");
         jobs::end();
     }
-
-    /// The log of a server that stopped is whole, and ends with its last batch.
-    fn check_log(&self) {
-        let log_dir = Path::new(DATA_DIR).join("log");
-        let checked = log::check(&log_dir, &*self.options.platform.disk, |_| ());
-        let checked = checked.expect("the log can be checked");
-        assert!(
-            checked.damage.is_empty(),
-            "the log is damaged: {:?}",
-            checked.damage
-        );
-        assert!(
-            checked.unfinished.is_none(),
-            "behind the log: {:?}",
-            checked.unfinished
-        );
-    }
-
-    fn check_all(&mut self, all: &[StoredEvent], partition: &Partition) {
-        self.model.check(all, &partition.topics("", usize::MAX));
-        for follower in &self.followers {
-            follower.check(all);
-        }
-    }
-
-    fn read_all(&mut self, partition: &Partition) -> Result<Vec<StoredEvent>, ReadError> {
-        let mut reader = partition.reader_here(None, &Start::Earliest)?;
-        let mut all = Vec::new();
-        loop {
-            let chunk = reader.read_here(Sequence::MAX, usize::MAX)?;
-            all.extend(chunk.events);
-            if chunk.caught_up {
-                return Ok(all);
-            }
-        }
-    }
-
-    /// A bit of a file is turned while the server does not run: what it then says is right, or it says nothing. The
-    /// disk is as it was afterwards.
-    fn turn_a_bit(&mut self) {
-        let log_dir = Path::new(DATA_DIR).join("log");
-        let mut last = FIRST_SEQUENCE;
-        let on_batch = |batch: &Batch| last = batch.first_sequence();
-        let Ok(checked) = log::check(&log_dir, &*self.options.platform.disk, on_batch) else {
-            return;
-        };
-        // A last batch with a bit turned looks like one that was not written whole, if nothing else knows of it.
-        let is_saved = self.before.as_ref().is_some_and(|before| before.saved);
-        let tail_min = if is_saved { checked.tail } else { last };
-        let content = self.disk.content();
-        let dir = if self.chance.percent(50) {
-            &log_dir
-        } else {
-            Path::new(DATA_DIR)
-        };
-        if !self.disk.turn_a_bit(dir) {
-            return;
-        }
-        self.figures.turned_bits += 1;
-        self.figures.lives += 1;
-        if let Ok((partition, threads, _)) = self.try_open() {
-            let tail = partition.durable_tail();
-            assert!(
-                tail == checked.tail || tail == tail_min,
-                "the log ended at {}, its last batch began at {last}, and after a turned bit it ends at {tail}",
-                checked.tail
-            );
-            self.read_damaged(&partition);
-            if tail == checked.tail {
-                self.resend_damaged(&partition);
-            }
-            drop(partition);
-            // It may be the counters that are damaged.
-            _ = threads.stop();
-        }
-        jobs::end();
-        self.disk.put_back(content);
-        self.disk.restart(false);
-    }
-
-    fn read_damaged(&mut self, partition: &Partition) {
-        for topic in 0..=self.topics {
-            let topic = topic.checked_sub(1).map(|topic| topic as u8);
-            let mut follower = Follower::new(topic, Start::Earliest);
-            loop {
-                match follower.step(partition, &mut self.model, &mut self.chance) {
-                    Ok((_, true)) => {}
-                    Ok((_, false)) => break,
-                    Err(error) => {
-                        let is_io = matches!(&error, ReadError::LogUnreadable);
-                        assert!(!is_io, "a turned bit makes {error}");
-                        break;
-                    }
-                }
-            }
-        }
-    }
-
-    fn resend_damaged(&mut self, partition: &Partition) {
-        let names: Vec<Name> = self.model.names().collect();
-        for names in names.chunks(REQUEST_EVENTS_MAX as usize) {
-            let sent: Vec<Sent> = names
-                .iter()
-                .map(|&name| Sent { name, content: 0 })
-                .collect();
-            sent.iter().for_each(|sent| self.model.send(*sent));
-            let mut request = Request::begin(partition, sent, Rejection::OfEvent);
-            let answer = (0..STEPS_MAX).find_map(|_| {
-                jobs::turn();
-                request.step(partition)
-            });
-            match answer.expect("a request is answered") {
-                Answer::Outcomes(outcomes) => {
-                    self.model
-                        .answered(&request.sent, &outcomes, request.asked_at);
-                }
-                // It refuses all from now on.
-                Answer::Error(_) | Answer::None => return,
-            }
-        }
-    }
-}
-
-fn is_damage(error: &OpenError) -> bool {
-    match error {
-        OpenError::Log(error) => !matches!(error, LogOpenError::Io { .. }),
-        OpenError::Read(error) => is_damaged(error),
-        OpenError::Locked { .. }
-        | OpenError::Io { .. }
-        | OpenError::Thread(_)
-        | OpenError::Index(_)
-        | OpenError::Rebuild(_)
-        | OpenError::Counters(_) => false,
-    }
-}
-
-fn is_damaged(error: &LogReadError) -> bool {
-    matches!(error, LogReadError::Damaged { .. })
 }

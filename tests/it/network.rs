@@ -365,7 +365,7 @@ async fn connections_beyond_the_limit_are_closed() {
     for _ in 0..CONNECTIONS_MAX {
         Peer::greet(address).await.err().expect("closed");
     }
-    // Who is in is served, and the place of who leaves is free.
+    // Open connections are served, and a closed one frees its place.
     let [(Outcome::Stored, _)] = stream.publish(events("a", 0..1)).await[..] else {
         panic!("not stored");
     };
