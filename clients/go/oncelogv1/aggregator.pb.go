@@ -666,7 +666,11 @@ type ListEventsRequest struct {
 	// stream waits for its first event.
 	Topic string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
 	// Resume after the position of this cursor, taken from a ListEventsResponse. Opaque; valid with any
-	// topic for as long as the log exists. Empty: begin at start.
+	// topic for as long as the log exists. Empty: begin at start. A cursor proves what was read before
+	// it: if that is not what this server has, because its data directory was restored, copied or lost
+	// its end, the cursor is refused with INVALID_ARGUMENT and the reason CURSOR_OF_ANOTHER_HISTORY.
+	// Then read from the start, or from an earlier cursor that is taken, and skip by topic and event_id
+	// what is there already.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// Where to begin without a cursor; not looked at with one.
 	Start StartPosition `protobuf:"varint,3,opt,name=start,proto3,enum=oncelog.v1.StartPosition" json:"start,omitempty"`
@@ -915,7 +919,8 @@ type GetStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only list topics whose name begins with this; empty for all.
 	TopicPrefix string `protobuf:"bytes,1,opt,name=topic_prefix,json=topicPrefix,proto3" json:"topic_prefix,omitempty"`
-	// How many topics to list at most, the first by name; 0 for 1000.
+	// How many topics to list at most, the first by name; 0 for 1000, and
+	// at most 10,000. topic_count says how many there are.
 	MaxTopics     uint32 `protobuf:"varint,2,opt,name=max_topics,json=maxTopics,proto3" json:"max_topics,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -52,9 +52,11 @@ const (
 // google.rpc.RetryInfo says after how long:
 //
 //	INVALID_FIELD     no: a field of the request breaks a limit.
+//	CURSOR_OF_ANOTHER_HISTORY  no: what was read before the cursor is not what this server has.
 //	INVALID_EVENT     no: an event breaks a limit; the metadata says which, counted from 0.
 //	INVALID_REQUEST   no: a publish request as a whole breaks a limit.
 //	TOO_MANY_TOPICS   no, not before somebody raises --max-topics.
+//	TOO_MANY_CALLS    later: as many calls are open as may be; one connection should have few.
 //	TOO_MANY_READERS  later: as many streams of stored events are open as --max-readers allows.
 //	DISK_FULL         later: there is no disk space; heals when there is.
 //	OVERLOADED        soon: there was no room for the request within --max-ingest-bytes.
@@ -181,9 +183,11 @@ func (c *aggregatorServiceClient) GetStats(ctx context.Context, in *GetStatsRequ
 // google.rpc.RetryInfo says after how long:
 //
 //	INVALID_FIELD     no: a field of the request breaks a limit.
+//	CURSOR_OF_ANOTHER_HISTORY  no: what was read before the cursor is not what this server has.
 //	INVALID_EVENT     no: an event breaks a limit; the metadata says which, counted from 0.
 //	INVALID_REQUEST   no: a publish request as a whole breaks a limit.
 //	TOO_MANY_TOPICS   no, not before somebody raises --max-topics.
+//	TOO_MANY_CALLS    later: as many calls are open as may be; one connection should have few.
 //	TOO_MANY_READERS  later: as many streams of stored events are open as --max-readers allows.
 //	DISK_FULL         later: there is no disk space; heals when there is.
 //	OVERLOADED        soon: there was no room for the request within --max-ingest-bytes.
