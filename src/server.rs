@@ -34,6 +34,7 @@ use tonic::{
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::incoming::incoming;
+pub use self::memory::limit_arenas;
 use crate::{
     aggregator::{Aggregator, Limits},
     answer,

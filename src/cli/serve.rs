@@ -22,7 +22,7 @@ use crate::{
     config::{LogFormat, ServeArgs},
     partition::PartitionOptions,
     platform,
-    server::{Server, ServerError, ServerOptions},
+    server::{Server, ServerError, ServerOptions, limit_arenas},
 };
 
 /// What Linux sends a process that writes past its limit on file sizes. Without a handler it kills.
@@ -31,6 +31,7 @@ const SIGXFSZ: i32 = 25;
 pub(super) fn run(args: ServeArgs) -> Outcome {
     log_to_stderr(&args);
     log_panics();
+    limit_arenas();
     let runtime = Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(args));
     // Whatever still runs was given its time.

@@ -1,7 +1,8 @@
-//! Gives memory back to the system that is not used any more.
+//! Keeps the C library from holding memory that is not used any more.
 //!
 //! glibc keeps what was freed between what is still used, for as long as the process lives: after ten thousand
-//! connections, or one client whose requests were large, that is hundreds of MiB. See malloc_trim(3).
+//! connections, or one client whose requests were large, that is hundreds of MiB. It also spreads allocations over an
+//! arena for each of the first threads, eight for each processor, and each keeps its own. See malloc_trim(3), mallopt(3).
 
 use std::time::Duration;
 
@@ -13,6 +14,26 @@ const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
 /// How much must be free beside what the last time left: giving it back takes some milliseconds in which nothing can be
 /// allocated.
 const FREED_BYTES_MIN: usize = 32 * 1024 * 1024;
+
+/// The arenas of the C library. With 16 of them, one rude client left 75 MiB that could not be given back; with 2, at the
+/// same speed, 10.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const ARENAS_MAX: i32 = 2;
+
+/// Limits the arenas of the C library. For the start of a program that serves: arenas that exist already stay.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[expect(
+    unsafe_code,
+    reason = "the C library has it, and no library offers it as safe"
+)]
+pub fn limit_arenas() {
+    // SAFETY: mallopt may be called at any time, from any thread.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS_MAX) };
+}
+
+/// Other allocators have no such option.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn limit_arenas() {}
 
 /// Works until the server stops.
 pub(super) async fn give_back(stopping: CancellationToken) {
