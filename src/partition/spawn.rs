@@ -126,7 +126,7 @@ pub(super) fn spawn<L: Log>(
         monitor: monitor.clone(),
     };
     let saver = Saver {
-        saved: stats.snapshot(),
+        saved: None,
         stats: Arc::clone(&stats),
         platform: platform.clone(),
         data_dir: options.data_dir.clone(),
@@ -156,7 +156,8 @@ struct Saver {
     stats: Arc<Stats>,
     platform: Platform,
     data_dir: PathBuf,
-    saved: Snapshot,
+    /// As this process saved them. What it found may be a file whose new name was never synced.
+    saved: Option<Snapshot>,
     save_at: Instant,
     probe_at: Instant,
     writer: mpsc::WeakSender<Message>,
@@ -179,9 +180,9 @@ impl Job for Saver {
         }
         self.save_at = now + SAVE_INTERVAL;
         let snapshot = self.stats.snapshot();
-        if snapshot != self.saved {
+        if self.saved.as_ref() != Some(&snapshot) {
             match snapshot.save(&*self.platform.disk, &self.data_dir) {
-                Ok(()) => self.saved = snapshot,
+                Ok(()) => self.saved = Some(snapshot),
                 Err(error) => {
                     tracing::warn!(%error, "the counters are not saved; trying again later");
                 }
@@ -297,7 +298,7 @@ mod tests {
         let monitor = Monitor::new();
         let later = platform.jobs.now() + 100 * SAVE_INTERVAL;
         let mut saver = Saver {
-            saved: stats.snapshot(),
+            saved: None,
             stats: Arc::clone(&stats),
             platform: platform.clone(),
             data_dir: data_dir.clone(),
@@ -313,12 +314,15 @@ mod tests {
             assert_eq!(saver.step(), Step::Worked);
             assert!(saver.save_at > platform.jobs.now() + SAVE_INTERVAL / 2);
         };
-        reject(&stats);
         assert_eq!(saver.step(), Step::Idle);
         // There is no folder: it is tried again.
         save(&mut saver);
         fs::create_dir(&data_dir).expect("created");
         assert_eq!(load(), None);
+        // What it was opened with may not be durable, and is saved as well.
+        save(&mut saver);
+        assert_eq!(load(), Some(stats.snapshot()));
+        reject(&stats);
         save(&mut saver);
         assert_eq!(load(), Some(stats.snapshot()));
         // Nothing has changed.
