@@ -287,6 +287,11 @@ impl SimDisk {
         self.state().nodes = content.0;
     }
 
+    /// Makes all that is on the disk durable.
+    pub fn sync_everything(&self) {
+        self.state().sync_tree(ROOT);
+    }
+
     /// Turns a bit of a file below `dir`. False if there is none with content.
     pub fn turn_a_bit(&self, dir: &Path) -> bool {
         let mut state = self.state();

@@ -39,7 +39,9 @@ impl World {
         }
         self.figures.turned_bits += 1;
         self.figures.lives += 1;
-        if let Ok((partition, threads, _)) = self.try_open() {
+        let opened = self.try_open();
+        let was_opened = opened.is_ok();
+        if let Ok((partition, threads, _)) = opened {
             let tail = partition.durable_tail();
             assert!(
                 tail == checked.tail || tail == tail_min,
@@ -56,6 +58,10 @@ impl World {
         }
         jobs::end();
         self.disk.put_back(content);
+        if was_opened {
+            // What it was opened with it made durable, and answered for.
+            self.disk.sync_everything();
+        }
         self.disk.restart(false);
     }
 
