@@ -9,7 +9,7 @@ pub use crate::{
     event::fuzzing::{event, json_text},
     grpc::fuzzing::{grpc_publish, grpc_queries},
     http::fuzzing::{http_json, http_ndjson, http_query},
-    index::fuzzing::{filter, manifest, run, slices},
+    index::fuzzing::{filter, manifest, positions, run},
     log::fuzzing::{batch, segment},
     partition::fuzzing::{counters, cursor},
 };
@@ -57,7 +57,7 @@ mod tests {
         manifest: index::manifests,
         run: index::runs,
         segment: log::segments,
-        slices: index::slices,
+        positions: index::positions,
     };
 
     fn folder() -> PathBuf {

@@ -18,7 +18,7 @@ use crate::{
 /// Events are looked up in groups of this many, sorted by key, so that the index is read in order.
 const LOOKUP_EVENTS: usize = 256 * 1024;
 /// As few batches of a topic as can be asked for.
-const SLICES_MIN: usize = 2;
+const POSITIONS_MIN: usize = 2;
 /// How many wrong entries of the index are told one by one.
 const TOLD_MAX: u64 = 100;
 
@@ -206,9 +206,9 @@ impl IndexCheck {
                 ));
                 continue;
             };
-            match self.index.slices(&topic, first, SLICES_MIN) {
+            match self.index.positions(&topic, first, POSITIONS_MIN) {
                 Err(error) => report.wrong_entry(format!("index: {error}")),
-                Ok(slices) if slices.first() == Some(&first) => {}
+                Ok(positions) if positions.first() == Some(&first) => {}
                 Ok(_) => report.wrong_entry(format!(
                     "sequence {first}: its batch is not in the index under topic {name:?}"
                 )),

@@ -16,11 +16,11 @@ use super::{
     fence::FencedWriter,
     filter::Filter,
     folder::Folder,
-    generation::{FILTER_FILE, Generation, KEYS_TREE, SLICES_TREE},
+    generation::{FILTER_FILE, Generation, KEYS_TREE, POSITIONS_TREE},
     manifest::Manifest,
+    positions::PositionRunWriter,
     run::RunWriter,
     secret::KeyHash,
-    slices::SlicesWriter,
     store::{Store, close},
 };
 use crate::event::Sequence;
@@ -32,11 +32,11 @@ pub(super) struct Builder {
     run: RunWriter,
     /// The hashes of the keys in the run.
     hashes: Vec<KeyHash>,
-    slices_run: SlicesWriter,
+    positions_run: PositionRunWriter,
     key_count: u64,
     // The store, declared before its folder: it is closed before the folder is removed.
     keys: FencedWriter,
-    slices: FencedWriter,
+    positions: FencedWriter,
     store: Store,
     temp: TempFolder,
     folder: Folder,
@@ -61,10 +61,10 @@ impl Builder {
             filter: Filter::with_capacity(keys_max),
             run: RunWriter::new(range.start, limits),
             hashes: Vec::with_capacity(limits.keys_max),
-            slices_run: SlicesWriter::new(limits.slices_max),
+            positions_run: PositionRunWriter::new(limits.positions_max),
             key_count: 0,
             keys: runs(KEYS_TREE)?,
-            slices: runs(SLICES_TREE)?,
+            positions: runs(POSITIONS_TREE)?,
             range,
             store,
             temp,
@@ -95,17 +95,17 @@ impl Builder {
         Ok(full)
     }
 
-    /// Adds slices, ascending and by topic in ascending order.
-    pub(super) fn push_slices(
+    /// Adds positions, ascending and by topic in ascending order.
+    pub(super) fn push_positions(
         &mut self,
         topic: &str,
-        slices: &[Sequence],
+        positions: &[Sequence],
     ) -> Result<(), BuildError> {
-        for &slice in slices {
-            if self.slices_run.is_full_for(topic) {
-                self.put_slices_run()?;
+        for &position in positions {
+            if self.positions_run.is_full_for(topic) {
+                self.put_positions_run()?;
             }
-            self.slices_run.push(topic, slice);
+            self.positions_run.push(topic, position);
         }
         Ok(())
     }
@@ -113,7 +113,7 @@ impl Builder {
     /// Makes it durable, gives it its name and opens it.
     pub(super) fn finish(mut self) -> Result<Generation, BuildError> {
         self.put_run()?;
-        self.put_slices_run()?;
+        self.put_positions_run()?;
         // The folder first: of what is left when something fails, the last is dropped first.
         let Self {
             temp,
@@ -122,12 +122,12 @@ impl Builder {
             key_count,
             store,
             keys,
-            slices,
+            positions,
             folder,
             ..
         } = self;
         let disk = &*folder.disk;
-        let (key_runs, slice_runs) = (keys.finish()?, slices.finish()?);
+        let (key_runs, position_runs) = (keys.finish()?, positions.finish()?);
         store.flush()?;
         close(store)?;
         filter.save(disk, &temp.path().join(FILTER_FILE))?;
@@ -137,7 +137,7 @@ impl Builder {
             range.clone(),
             key_count,
             key_runs,
-            slice_runs,
+            position_runs,
             store_bytes,
             secret,
         )
@@ -158,9 +158,9 @@ impl Builder {
         Ok(())
     }
 
-    fn put_slices_run(&mut self) -> Result<(), BuildError> {
-        if let Some((key, body)) = self.slices_run.take() {
-            self.slices.put(&key, &body)?;
+    fn put_positions_run(&mut self) -> Result<(), BuildError> {
+        if let Some((key, body)) = self.positions_run.take() {
+            self.positions.put(&key, &body)?;
         }
         Ok(())
     }

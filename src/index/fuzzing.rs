@@ -1,4 +1,4 @@
-//! What is fuzzed of the index: runs of keys and their fences, runs of slices, filters, manifests.
+//! What is fuzzed of the index: runs of keys and their fences, runs of positions, filters, manifests.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use super::{
     fence::{Place, Run},
     filter::Filter,
     manifest::Manifest,
+    positions::{self, PositionRunWriter},
     run::{RunCursor, RunWriter, find},
     secret::{KeyHash, Secret},
-    slices::{self, SlicesWriter},
 };
 use crate::event::Sequence;
 
@@ -153,34 +153,34 @@ fn pack_and_find(probe: &[u8], text: &[u8]) {
     assert_eq!(items, keys.len());
 }
 
-/// Reads a run of slices. The input is the length (u8) of its key, the key, and the run.
-pub fn slices(data: &[u8]) {
+/// Reads a run of positions. The input is the length (u8) of its key, the key, and the run.
+pub fn positions(data: &[u8]) {
     let Some((key_len, rest)) = data.split_first() else {
         return;
     };
     let (key, body) = split(rest, *key_len);
-    let Ok((topic, decoded)) = slices::decode(key, body) else {
+    let Ok((topic, decoded)) = positions::decode(key, body) else {
         return;
     };
     assert!(decoded.is_sorted());
     assert!(decoded.len() <= body.len() + 1);
     for from in [0, decoded[0], decoded[decoded.len() / 2], Sequence::MAX] {
         for max in [1, 2, usize::MAX] {
-            let page = slices::page(&decoded, from, max);
+            let page = positions::page(&decoded, from, max);
             assert!((1..=max).contains(&page.len()));
             assert!(page[0] <= from || page[0] == decoded[0]);
         }
     }
-    assert_eq!(slices::run_key(topic, decoded[0]), key);
+    assert_eq!(positions::run_key(topic, decoded[0]), key);
     if !decoded.is_sorted_by(|a, b| a < b) {
         return;
     }
-    let mut writer = SlicesWriter::new(RunLimits::default().slices_max);
-    for &slice in &decoded {
+    let mut writer = PositionRunWriter::new(RunLimits::default().positions_max);
+    for &position in &decoded {
         if writer.is_full_for(topic) {
             return;
         }
-        writer.push(topic, slice);
+        writer.push(topic, position);
     }
     assert_eq!(writer.take(), Some((key.to_vec(), body.to_vec())));
 }
@@ -265,13 +265,13 @@ pub(crate) mod seeds {
         ]
     }
 
-    pub(crate) fn slices() -> Vec<(&'static str, Vec<u8>)> {
-        let seed = |topic: &str, slices: &[Sequence]| {
-            let mut writer = SlicesWriter::new(RunLimits::default().slices_max);
-            for &slice in slices {
-                writer.push(topic, slice);
+    pub(crate) fn positions() -> Vec<(&'static str, Vec<u8>)> {
+        let seed = |topic: &str, positions: &[Sequence]| {
+            let mut writer = PositionRunWriter::new(RunLimits::default().positions_max);
+            for &position in positions {
+                writer.push(topic, position);
             }
-            let (key, body) = writer.take().expect("holds slices");
+            let (key, body) = writer.take().expect("holds positions");
             let len = u8::try_from(key.len()).expect("short");
             [&[len][..], &key, &body].concat()
         };
@@ -297,8 +297,8 @@ pub(crate) mod seeds {
             first: first.to_vec(),
             bytes,
         };
-        let (keys, slices) = (runs(b"a\0b", 5000), runs(b"a\0\0\x01", 70));
-        let manifest = Manifest::new(1..100, 99, keys, slices, 4096, 7);
+        let (keys, positions) = (runs(b"a\0b", 5000), runs(b"a\0\0\x01", 70));
+        let manifest = Manifest::new(1..100, 99, keys, positions, 4096, 7);
         vec![
             ("whole", manifest.json()),
             ("folder", disk::folder_name(&(1..100)).into_bytes()),

@@ -1,7 +1,7 @@
 //! Generation: a sealed, immutable part of the index, in a folder of its own: a sled database, the files of
 //! runs that it leads to, and a filter.
 //!
-//! Owns reading one: the checks when it is opened, exact lookups, slices, and what happens when it turns out
+//! Owns reading one: the checks when it is opened, exact lookups, positions, and what happens when it turns out
 //! damaged. Nothing is ever written into one, except what sled writes for itself and the mark that it is
 //! damaged. Building is [`Builder`](super::builder::Builder)'s.
 
@@ -20,9 +20,8 @@ use super::{
     filter::Filter,
     folder::Folder,
     manifest::{Manifest, Runs},
-    run,
+    positions, run,
     secret::KeyHash,
-    slices,
     store::{Store, close},
 };
 use crate::{
@@ -33,7 +32,8 @@ use crate::{
 pub(super) const FILTER_FILE: &str = "filter";
 /// Names of trees, each of which leads to the runs in the file of its name.
 pub(super) const KEYS_TREE: &str = "keys";
-pub(super) const SLICES_TREE: &str = "slices";
+/// The name on disk.
+pub(super) const POSITIONS_TREE: &str = "slices";
 /// Written when a generation turns out damaged, so that the next start removes it. Holds the reason.
 const DAMAGED_FILE: &str = "damaged";
 
@@ -55,7 +55,7 @@ pub(super) struct Generation {
 /// The store and the files that it leads into.
 struct Opened {
     keys: Fenced,
-    slices: Fenced,
+    positions: Fenced,
 }
 
 impl Opened {
@@ -74,10 +74,10 @@ impl Opened {
         };
         let opened = Self {
             keys: runs(KEYS_TREE, &manifest.key_runs)?,
-            slices: runs(SLICES_TREE, &manifest.slice_runs)?,
+            positions: runs(POSITIONS_TREE, &manifest.position_runs)?,
         };
         opened.keys.first().map_err(Trouble::settled)?;
-        opened.slices.first().map_err(Trouble::settled)?;
+        opened.positions.first().map_err(Trouble::settled)?;
         Ok(opened)
     }
 }
@@ -155,31 +155,31 @@ impl Generation {
         })
     }
 
-    /// Appends to `page` the last slice of `topic` at or below `from` and those that follow, until it has
+    /// Appends to `page` the last position of `topic` at or below `from` and those that follow, until it has
     /// `max`.
-    pub(super) fn slices(
+    pub(super) fn positions(
         &self,
         topic: &str,
         from: Sequence,
         max: usize,
         page: &mut Vec<Sequence>,
     ) -> Result<(), IndexError> {
-        let prefix = slices::topic_prefix(topic);
+        let prefix = positions::topic_prefix(topic);
         let of_topic = |run: &Run| run.key().starts_with(&prefix);
         let before = page.len();
         self.read(|this| {
             // What a failed attempt has read is read again.
             page.truncate(before);
-            let mut next = match this.slices.floor(&slices::run_key(topic, from))? {
-                // The topic's slices begin above `from`: with the run that follows, or there are none.
-                Some(run) if !of_topic(&run) => this.slices.after(&run)?,
+            let mut next = match this.positions.floor(&positions::run_key(topic, from))? {
+                // The topic's positions begin above `from`: with the run that follows, or there are none.
+                Some(run) if !of_topic(&run) => this.positions.after(&run)?,
                 Some(run) => Some(run),
-                None => this.slices.first()?,
+                None => this.positions.first()?,
             };
             while let Some(run) = next.filter(|run| page.len() < max && of_topic(run)) {
-                let (_, slices) = slices::decode(run.key(), run.body())?;
-                page.extend_from_slice(slices::page(&slices, from, max - page.len()));
-                next = this.slices.after(&run)?;
+                let (_, positions) = positions::decode(run.key(), run.body())?;
+                page.extend_from_slice(positions::page(&positions, from, max - page.len()));
+                next = this.positions.after(&run)?;
             }
             Ok(())
         })
@@ -195,14 +195,14 @@ impl Generation {
         self.read(|this| this.keys.after(run))
     }
 
-    /// The first run of slices.
-    pub(super) fn first_slices(&self) -> Result<Option<Run>, IndexError> {
-        self.read(|this| this.slices.first())
+    /// The first run of positions.
+    pub(super) fn first_positions(&self) -> Result<Option<Run>, IndexError> {
+        self.read(|this| this.positions.first())
     }
 
-    /// The run of slices that follows.
-    pub(super) fn slices_after(&self, run: &Run) -> Result<Option<Run>, IndexError> {
-        self.read(|this| this.slices.after(run))
+    /// The run of positions that follows.
+    pub(super) fn positions_after(&self, run: &Run) -> Result<Option<Run>, IndexError> {
+        self.read(|this| this.positions.after(run))
     }
 
     /// Tells the operator what was done to make it.
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_are_complete_from_any_sequence() {
+    fn positions_are_complete_from_any_sequence() {
         let (_dir, generation) = built();
         for topic in ["orders", "orders eu", "payments", "order", "a", "z"] {
             let mut all: Vec<_> = RANGE
@@ -407,9 +407,13 @@ mod tests {
                 for max in [2, 100, 10_000] {
                     let mut page = Vec::new();
                     generation
-                        .slices(topic, from, max, &mut page)
+                        .positions(topic, from, max, &mut page)
                         .expect("readable");
-                    assert_eq!(page, slices::page(&all, from, max), "{topic} from {from}");
+                    assert_eq!(
+                        page,
+                        positions::page(&all, from, max),
+                        "{topic} from {from}"
+                    );
                 }
             }
         }
@@ -417,12 +421,12 @@ mod tests {
 
     #[test]
     fn a_lost_run_is_noticed_and_the_generation_marked() {
-        for slices in [false, true] {
+        for positions in [false, true] {
             let (_dir, generation) = built();
             let path = generation.path().to_owned();
             drop(generation);
             let db = sled::open(path.join("sled")).expect("open");
-            let tree = db.open_tree(if slices { SLICES_TREE } else { KEYS_TREE });
+            let tree = db.open_tree(if positions { POSITIONS_TREE } else { KEYS_TREE });
             let tree = tree.expect("a tree");
             let (lost, _) = tree.iter().nth(2).expect("some runs").expect("readable");
             tree.remove(lost).expect("removed");
@@ -432,9 +436,9 @@ mod tests {
             let generation = open(&path).unwrap_or_else(|_| panic!("opens"));
             let mut failed = false;
             for sequence in RANGE {
-                let outcome = if slices {
+                let outcome = if positions {
                     let (mut page, from) = (Vec::new(), sequence);
-                    generation.slices(topic_at(sequence), from, 2, &mut page)
+                    generation.positions(topic_at(sequence), from, 2, &mut page)
                 } else {
                     let found = get(&generation, sequence);
                     found.map(|found| assert_eq!(found, Some(entry(sequence))))
@@ -530,7 +534,7 @@ mod tests {
         let failed = get(&generation, 200).expect_err("it cannot be read");
         assert!(matches!(failed, IndexError::Unreadable { .. }), "{failed}");
         let mut page = Vec::new();
-        let failed = generation.slices("orders", 200, 2, &mut page);
+        let failed = generation.positions("orders", 200, 2, &mut page);
         assert!(matches!(failed, Err(IndexError::Unreadable { .. })));
         let opened = Generation::open(&folder, RANGE);
         assert!(matches!(opened, Err(Trouble::Unreadable(_))));

@@ -36,7 +36,8 @@ pub(super) struct Manifest {
     end: Sequence,
     pub(super) keys: u64,
     pub(super) key_runs: Runs,
-    pub(super) slice_runs: Runs,
+    #[serde(rename = "slice_runs")]
+    pub(super) position_runs: Runs,
     /// The length of the store's main file, which never gets shorter.
     pub(super) store_bytes: u64,
     /// Which secret its hashes are of.
@@ -57,7 +58,7 @@ impl Manifest {
         range: Range<Sequence>,
         keys: u64,
         key_runs: Runs,
-        slice_runs: Runs,
+        position_runs: Runs,
         store_bytes: u64,
         secret: u64,
     ) -> Self {
@@ -67,7 +68,7 @@ impl Manifest {
             end: range.end,
             keys,
             key_runs,
-            slice_runs,
+            position_runs,
             store_bytes,
             secret,
             crc32c: 0,
@@ -156,8 +157,8 @@ mod tests {
             at in any::<prop::sample::Index>(),
             digit in b'0'..=b'9',
         ) {
-            let [key_runs, slice_runs] = runs;
-            let manifest = Manifest::new(range.clone(), keys, key_runs, slice_runs, store_bytes, secret);
+            let [key_runs, position_runs] = runs;
+            let manifest = Manifest::new(range.clone(), keys, key_runs, position_runs, store_bytes, secret);
             prop_assert_eq!(manifest.range(), range);
             let json = manifest.json();
             prop_assert_eq!(&Manifest::parse(&json).expect("whole"), &manifest);
@@ -174,8 +175,8 @@ mod tests {
             first: first.to_vec(),
             bytes,
         };
-        let (keys, slices) = (runs(b"a\0b", 5000), runs(b"a\0\0\x01", 70));
-        let manifest = Manifest::new(1..100, 99, keys, slices, 4096, 7);
+        let (keys, positions) = (runs(b"a\0b", 5000), runs(b"a\0\0\x01", 70));
+        let manifest = Manifest::new(1..100, 99, keys, positions, 4096, 7);
         let json = manifest.json();
         assert_eq!(Manifest::parse(&json).expect("whole"), manifest);
         for at in 0..json.len() {

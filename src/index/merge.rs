@@ -1,6 +1,6 @@
 //! Merge: makes one generation of several that are adjacent.
 //!
-//! Owns the order in which keys and slices of the parents are read. Which generations are merged is decided in
+//! Owns the order in which keys and positions of the parents are read. Which generations are merged is decided in
 //! [`tiers`](super::tiers).
 
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use super::{
     fence::Run,
     folder::Folder,
     generation::Generation,
+    positions,
     run::RunCursor,
-    slices,
 };
 /// Merges adjacent `parents` into one generation. Calls `go_on` between runs; an error of it ends the merge.
 pub(super) fn merge(
@@ -31,7 +31,7 @@ pub(super) fn merge(
     let keys_max = parents.iter().map(|parent| parent.key_count()).sum();
     let mut builder = Builder::create(folder, range, keys_max)?;
     merge_keys(folder, parents, &mut builder, &mut go_on)?;
-    merge_slices(parents, &mut builder, &mut go_on)?;
+    merge_positions(parents, &mut builder, &mut go_on)?;
     builder.finish()
 }
 
@@ -110,24 +110,24 @@ impl<'a> KeySource<'a> {
     }
 }
 
-/// Runs of slices sort by topic and sequence, and no sequences of two parents interleave.
-fn merge_slices(
+/// Runs of positions sort by topic and sequence, and no sequences of two parents interleave.
+fn merge_positions(
     parents: &[Arc<Generation>],
     builder: &mut Builder,
     go_on: &mut impl FnMut() -> Result<(), BuildError>,
 ) -> Result<(), BuildError> {
     let mut sources = Vec::with_capacity(parents.len());
     for parent in parents {
-        sources.extend(parent.first_slices()?.map(|run| (parent, run)));
+        sources.extend(parent.first_positions()?.map(|run| (parent, run)));
     }
     while let Some(at) =
         (0..sources.len()).min_by(|&one, &other| sources[one].1.key().cmp(sources[other].1.key()))
     {
         let (parent, run) = &sources[at];
-        let (topic, slices) = parent.check(slices::decode(run.key(), run.body()))?;
-        builder.push_slices(topic, &slices)?;
+        let (topic, positions) = parent.check(positions::decode(run.key(), run.body()))?;
+        builder.push_positions(topic, &positions)?;
         go_on()?;
-        match parent.slices_after(run)? {
+        match parent.positions_after(run)? {
             Some(next) => sources[at].1 = next,
             None => drop(sources.remove(at)),
         }

@@ -34,13 +34,13 @@ mod merges;
 mod parts;
 #[cfg(any(test, feature = "simulation"))]
 mod plain;
+mod positions;
 mod reader;
 mod rebuild;
 mod recent;
 mod run;
 mod sealer;
 mod secret;
-mod slices;
 mod store;
 mod survey;
 mod threads;
@@ -113,8 +113,8 @@ pub struct RunLimits {
     pub keys_max: usize,
     /// A run that holds this many bytes takes no more keys, so that long keys do not make large values.
     pub bytes_full: usize,
-    /// The most slices of a run.
-    pub slices_max: usize,
+    /// The most positions of a run.
+    pub positions_max: usize,
 }
 
 impl Default for RunLimits {
@@ -122,7 +122,7 @@ impl Default for RunLimits {
         Self {
             keys_max: 64,
             bytes_full: 8 * 1024,
-            slices_max: 128,
+            positions_max: 128,
         }
     }
 }
@@ -137,16 +137,16 @@ pub struct Index {
     /// Where the sealed parts end.
     recent_from: Sequence,
     missing: Vec<Range<Sequence>>,
-    slices: Option<SliceWriter>,
+    positions: Option<PositionsWriter>,
     threads: Threads,
 }
 
-/// Adds the slices of new batches. There is one; it goes with the end of the log.
-pub struct SliceWriter {
+/// Adds the positions of new batches. There is one; it goes with the end of the log.
+pub struct PositionsWriter {
     parts: Arc<Parts>,
 }
 
-impl SliceWriter {
+impl PositionsWriter {
     /// Adds a batch that contains `topics`, after the batch is durable and before the durable tail moves
     /// over it. Batches come in order.
     pub fn add_batch<'a>(
@@ -154,7 +154,7 @@ impl SliceWriter {
         topics: impl Iterator<Item = &'a str>,
         first_sequence: Sequence,
     ) {
-        self.parts.add_slices(topics, first_sequence);
+        self.parts.add_positions(topics, first_sequence);
     }
 }
 
@@ -209,7 +209,7 @@ impl Index {
             options,
             recent: Recent::with_capacity(options.keys_per_generation),
             recent_from: parts.view().sealed_to(),
-            slices: Some(SliceWriter {
+            positions: Some(PositionsWriter {
                 parts: Arc::clone(&parts),
             }),
             parts,
@@ -238,12 +238,12 @@ impl Index {
         self.folder.secret
     }
 
-    /// What adds the slices of new batches.
+    /// What adds the positions of new batches.
     ///
     /// # Panics
     /// If it was taken before.
-    pub fn take_slice_writer(&mut self) -> SliceWriter {
-        self.slices.take().expect("there is one")
+    pub fn take_positions_writer(&mut self) -> PositionsWriter {
+        self.positions.take().expect("there is one")
     }
 
     /// A reader of the sealed parts.
@@ -298,7 +298,7 @@ impl Index {
         self.recent.truncate(tail);
     }
 
-    /// Hands the keys below `durable_tail` to the sealer if there are enough for a generation. The slices of
+    /// Hands the keys below `durable_tail` to the sealer if there are enough for a generation. The positions of
     /// all batches below must have been added. Blocks while the sealer is two generations behind; fails
     /// when it is and cannot write, until it can again: then publishes must be refused, as memory would
     /// grow without limit. Nothing is lost by a failure.
@@ -312,7 +312,7 @@ impl Index {
         Ok(())
     }
 
-    /// Seals the keys below `durable_tail` and waits until they are on disk. The slices of all batches below
+    /// Seals the keys below `durable_tail` and waits until they are on disk. The positions of all batches below
     /// must have been added.
     #[cfg(test)]
     pub(crate) fn seal_now(&mut self, durable_tail: Sequence) -> Result<(), IndexError> {
@@ -392,8 +392,8 @@ mod testing {
     use std::{ops::Range, path::Path, sync::Arc};
 
     use super::{
-        Entry, Secret, folder::Folder, generation::Generation, parts::Frozen, recent::Recent,
-        sealer, slices::RecentSlices,
+        Entry, Secret, folder::Folder, generation::Generation, parts::Frozen,
+        positions::RecentPositions, recent::Recent, sealer,
     };
     use crate::{
         event::{EventId, Key, Sequence, Topic},
@@ -429,16 +429,16 @@ mod testing {
     /// The generation of the events `range`, in batches of two.
     pub(super) fn build(dir: &Path, range: Range<Sequence>) -> Generation {
         let mut keys = Recent::default();
-        let mut slices = RecentSlices::default();
+        let mut positions = RecentPositions::default();
         for sequence in range.clone() {
             let key = key_at(sequence);
             keys.insert(&key, SECRET.key_hash(&key), entry(sequence));
-            slices.add(topic_at(sequence), batch_of(sequence));
+            positions.add(topic_at(sequence), batch_of(sequence));
         }
         let frozen = Frozen {
             range,
             keys,
-            slices,
+            positions,
         };
         sealer::build(&folder(dir), &frozen, || Ok(())).expect("built")
     }

@@ -1,4 +1,4 @@
-//! Parts: which sealed parts the index has at a moment, and the slices that are in none yet.
+//! Parts: which sealed parts the index has at a moment, and the positions that are in none yet.
 //!
 //! Owns the one lock between the writer, the readers and the sealer, held for as long as it takes to clone
 //! or swap a pointer. What changes together for readers, changes here in one step.
@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    Entry, error::IndexError, generation::Generation, recent::Recent, secret::KeyHash,
-    slices::RecentSlices,
+    Entry, error::IndexError, generation::Generation, positions::RecentPositions, recent::Recent,
+    secret::KeyHash,
 };
 use crate::event::{FIRST_SEQUENCE, Key, Sequence};
 
@@ -19,7 +19,7 @@ pub(super) struct Frozen {
     /// The sequences it covers.
     pub(super) range: Range<Sequence>,
     pub(super) keys: Recent,
-    pub(super) slices: RecentSlices,
+    pub(super) positions: RecentPositions,
 }
 
 /// A part that does not change any more.
@@ -51,7 +51,7 @@ impl Part {
         }
     }
 
-    fn slices(
+    fn positions(
         &self,
         topic: &str,
         from: Sequence,
@@ -60,10 +60,10 @@ impl Part {
     ) -> Result<(), IndexError> {
         match self {
             Self::Frozen(frozen) => {
-                page.extend_from_slice(frozen.slices.page(topic, from, max - page.len()));
+                page.extend_from_slice(frozen.positions.page(topic, from, max - page.len()));
                 Ok(())
             }
-            Self::Generation(generation) => generation.slices(topic, from, max, page),
+            Self::Generation(generation) => generation.positions(topic, from, max, page),
         }
     }
 }
@@ -125,8 +125,8 @@ impl View {
         })
     }
 
-    /// The slices of `topic` in sealed parts, from the part on that holds `from`.
-    pub(super) fn slices(
+    /// The positions of `topic` in sealed parts, from the part on that holds `from`.
+    pub(super) fn positions(
         &self,
         topic: &str,
         from: Sequence,
@@ -138,7 +138,7 @@ impl View {
             if page.len() == max {
                 break;
             }
-            part.slices(topic, from, max, &mut page)?;
+            part.positions(topic, from, max, &mut page)?;
         }
         Ok(page)
     }
@@ -151,8 +151,8 @@ pub(super) struct Parts {
 
 struct State {
     view: View,
-    /// Slices of the batches that no sealed part covers.
-    slices: RecentSlices,
+    /// Positions of the batches that no sealed part covers.
+    positions: RecentPositions,
 }
 
 impl Parts {
@@ -161,7 +161,7 @@ impl Parts {
         Self {
             state: RwLock::new(State {
                 view: View { parts },
-                slices: RecentSlices::default(),
+                positions: RecentPositions::default(),
             }),
         }
     }
@@ -178,22 +178,22 @@ impl Parts {
         self.read().view.frozen().next().cloned()
     }
 
-    pub(super) fn add_slices<'a>(
+    pub(super) fn add_positions<'a>(
         &self,
         topics: impl Iterator<Item = &'a str>,
         first_sequence: Sequence,
     ) {
         let mut state = self.write();
-        topics.for_each(|topic| state.slices.add(topic, first_sequence));
+        topics.for_each(|topic| state.positions.add(topic, first_sequence));
     }
 
-    /// Takes the slices over from a rebuild.
-    pub(super) fn set_slices(&self, slices: RecentSlices) {
-        self.write().slices = slices;
+    /// Takes the positions over from a rebuild.
+    pub(super) fn set_positions(&self, positions: RecentPositions) {
+        self.write().positions = positions;
     }
 
-    /// A view, and the page of slices that are in none of its parts.
-    pub(super) fn view_with_slices(
+    /// A view, and the page of positions that are in none of its parts.
+    pub(super) fn view_with_positions(
         &self,
         topic: &str,
         from: Sequence,
@@ -202,17 +202,17 @@ impl Parts {
         let state = self.read();
         (
             state.view.clone(),
-            state.slices.page(topic, from, max).to_vec(),
+            state.positions.page(topic, from, max).to_vec(),
         )
     }
 
-    /// Appends a frozen part of these keys that ends at `end`, with the slices below.
+    /// Appends a frozen part of these keys that ends at `end`, with the positions below.
     pub(super) fn freeze(&self, keys: Recent, end: Sequence) {
         let mut state = self.write();
         let frozen = Arc::new(Frozen {
             range: state.view.sealed_to()..end,
             keys,
-            slices: state.slices.take_below(end),
+            positions: state.positions.take_below(end),
         });
         assert!(
             !frozen.range.is_empty(),

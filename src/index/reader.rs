@@ -41,17 +41,17 @@ impl IndexReader {
 
     /// The first sequences, ascending, of the batches that contain `topic`: the last one at or below
     /// `from`, if its batch may hold `from`, and those that follow; at most `max`, which is 2 or more, so
-    /// that a page always leads on. Continue at the end of the last batch of a page: its slice may come
+    /// that a page always leads on. Continue at the end of the last batch of a page: its position may come
     /// again, first. May read the disk: not for async workers.
-    pub fn slices(
+    pub fn positions(
         &self,
         topic: &Topic,
         from: Sequence,
         max: usize,
     ) -> Result<Vec<Sequence>, IndexError> {
         assert!(max >= 2, "a page must lead beyond the batch it begins with");
-        let (view, recent) = self.parts.view_with_slices(topic.as_str(), from, max);
-        let mut page = view.slices(topic.as_str(), from, max)?;
+        let (view, recent) = self.parts.view_with_positions(topic.as_str(), from, max);
+        let mut page = view.positions(topic.as_str(), from, max)?;
         page.extend(recent.into_iter().take(max - page.len()));
         Ok(page)
     }

@@ -5,8 +5,8 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    Entry, Index, builder::caught, error::IndexError, parts::Frozen, recent::Recent, sealer,
-    secret::KeyHash, slices::RecentSlices,
+    Entry, Index, builder::caught, error::IndexError, parts::Frozen, positions::RecentPositions,
+    recent::Recent, sealer, secret::KeyHash,
 };
 use crate::event::{Key, Sequence};
 
@@ -17,7 +17,7 @@ pub struct Rebuild<'a> {
     /// What is not built.
     range: Range<Sequence>,
     keys: Recent,
-    slices: RecentSlices,
+    positions: RecentPositions,
 }
 
 impl<'a> Rebuild<'a> {
@@ -27,7 +27,7 @@ impl<'a> Rebuild<'a> {
             index,
             range,
             keys,
-            slices: RecentSlices::default(),
+            positions: RecentPositions::default(),
         }
     }
 
@@ -44,7 +44,7 @@ impl<'a> Rebuild<'a> {
         if self.keys.len() >= self.index.options.keys_per_generation {
             self.build(first_sequence)?;
         }
-        topics.for_each(|topic| self.slices.add(topic, first_sequence));
+        topics.for_each(|topic| self.positions.add(topic, first_sequence));
         Ok(())
     }
 
@@ -62,7 +62,7 @@ impl<'a> Rebuild<'a> {
     pub fn finish(mut self) -> Result<(), IndexError> {
         if self.range.start >= self.index.parts.view().sealed_to() {
             self.index.missing.retain(|missing| *missing != self.range);
-            self.index.parts.set_slices(self.slices);
+            self.index.parts.set_positions(self.positions);
             self.index.recent = self.keys;
             return Ok(());
         }
@@ -77,7 +77,7 @@ impl<'a> Rebuild<'a> {
         let frozen = Frozen {
             range: self.range.start..end,
             keys: std::mem::replace(&mut self.keys, Recent::with_capacity(capacity)),
-            slices: std::mem::take(&mut self.slices),
+            positions: std::mem::take(&mut self.positions),
         };
         let generation = caught(|| sealer::build(folder, &frozen, || Ok(())))
             .map_err(|error| error.into_index_error(&folder.path))?;

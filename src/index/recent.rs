@@ -1,6 +1,6 @@
 //! Recent: the exact keys that are in no generation yet, in memory, in order of insertion.
 //!
-//! Owns their bytes. Knows nothing of slices, threads or files; deciding when to seal is the caller's.
+//! Owns their bytes. Knows nothing of positions, threads or files; deciding when to seal is the caller's.
 
 use std::{hint::black_box, vec};
 

@@ -40,8 +40,8 @@ pub(super) fn build(
             go_on()?;
         }
     }
-    for (topic, slices) in frozen.slices.sorted() {
-        builder.push_slices(topic, slices)?;
+    for (topic, positions) in frozen.positions.sorted() {
+        builder.push_positions(topic, positions)?;
     }
     builder.finish()
 }
@@ -165,11 +165,11 @@ mod tests {
     fn what_is_finished_is_not_built_again() {
         let dir = tempfile::tempdir().expect("a folder");
         let keys = Default::default();
-        let slices = Default::default();
+        let positions = Default::default();
         let frozen = Frozen {
             range: 1..101,
             keys,
-            slices,
+            positions,
         };
         let folder = folder(dir.path());
         // Whoever has it open holds the lock of its store.

@@ -103,7 +103,7 @@ fn store(index: &mut Index, range: Range<Sequence>) {
             insert(index, sequence);
         }
         let topics = (first..first + BATCH).map(topic_at);
-        index.parts.add_slices(topics, first);
+        index.parts.add_positions(topics, first);
         index.seal_if_full(first + BATCH).expect("sealed");
     }
 }
@@ -115,12 +115,12 @@ fn check_keys(index: &Index, tail: Sequence) {
     }
 }
 
-/// Reads all slices of a topic page by page, as a reader of that topic does.
-fn all_slices(reader: &IndexReader, name: &str, max: usize) -> Vec<Sequence> {
+/// Reads all positions of a topic page by page, as a reader of that topic does.
+fn all_positions(reader: &IndexReader, name: &str, max: usize) -> Vec<Sequence> {
     let mut all: Vec<Sequence> = Vec::new();
     let mut from = FIRST_SEQUENCE;
     loop {
-        let mut page = reader.slices(&topic(name), from, max).expect("readable");
+        let mut page = reader.positions(&topic(name), from, max).expect("readable");
         assert!(page.len() <= max);
         if page.first() == all.last() {
             page.drain(..page.len().min(1));
@@ -133,20 +133,20 @@ fn all_slices(reader: &IndexReader, name: &str, max: usize) -> Vec<Sequence> {
     }
 }
 
-fn expected_slices(name: &str, tail: Sequence) -> Vec<Sequence> {
-    let mut slices: Vec<_> = (FIRST_SEQUENCE..tail)
+fn expected_positions(name: &str, tail: Sequence) -> Vec<Sequence> {
+    let mut positions: Vec<_> = (FIRST_SEQUENCE..tail)
         .filter(|&sequence| topic_at(sequence) == name)
         .map(batch_of)
         .collect();
-    slices.dedup();
-    slices
+    positions.dedup();
+    positions
 }
 
-fn check_slices(index: &Index, tail: Sequence) {
+fn check_positions(index: &Index, tail: Sequence) {
     for name in TOPICS {
         assert_eq!(
-            all_slices(&index.reader(), name, 7),
-            expected_slices(name, tail)
+            all_positions(&index.reader(), name, 7),
+            expected_positions(name, tail)
         );
     }
 }
@@ -169,7 +169,7 @@ fn keys_are_found_wherever_they_are() {
     let mut index = open(dir.path(), 1);
     store(&mut index, 1..1_251);
     check_keys(&index, 1_251);
-    check_slices(&index, 1_251);
+    check_positions(&index, 1_251);
     index.seal_now(1_251).expect("sealed");
     assert_eq!(index.reader().sealed_to(), 1_251);
     let view = index.reader().view();
@@ -182,7 +182,7 @@ fn keys_are_found_wherever_they_are() {
     drop((view, index));
     let index = open(dir.path(), 1_251);
     check_keys(&index, 1_251);
-    check_slices(&index, 1_251);
+    check_positions(&index, 1_251);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn generations_are_merged_in_tiers_and_their_folders_removed() {
     await_ranges(&index, &[1..901, 901..1_201]);
     assert_eq!(index.reader().generations()[0], (1..901, 900));
     check_keys(&index, 1_201);
-    check_slices(&index, 1_201);
+    check_positions(&index, 1_201);
     assert_eq!(view.sealed_to(), 1);
     assert!(index.reader().storage_bytes() > 0);
     drop(index);
@@ -231,7 +231,7 @@ fn a_great_merge_blocks_no_smaller_one() {
         ],
     );
     check_keys(&index, 4_901);
-    check_slices(&index, 4_901);
+    check_positions(&index, 4_901);
     #[cfg(target_os = "linux")]
     {
         let opened = fs::read_dir("/proc/self/fd").expect("listed");
@@ -296,7 +296,7 @@ fn a_merge_that_is_interrupted_leaves_nothing() {
 }
 
 #[test]
-fn readers_see_each_slice_once_while_parts_move() {
+fn readers_see_each_position_once_while_parts_move() {
     let dir = dir();
     let mut index = open(dir.path(), 1);
     let tail = AtomicU64::new(1);
@@ -307,10 +307,10 @@ fn readers_see_each_slice_once_while_parts_move() {
             scope.spawn(move || {
                 loop {
                     let durable = tail.load(Ordering::Acquire);
-                    let mut seen = all_slices(&reader, name, 16);
+                    let mut seen = all_positions(&reader, name, 16);
                     assert!(seen.is_sorted_by(|one, other| one < other));
-                    seen.retain(|&slice| slice < durable);
-                    assert_eq!(seen, expected_slices(name, durable));
+                    seen.retain(|&position| position < durable);
+                    assert_eq!(seen, expected_positions(name, durable));
                     let view = reader.view();
                     for sequence in (1..view.sealed_to()).step_by(97) {
                         assert_eq!(get_sealed(&view, sequence), Some(entry(sequence)));
@@ -381,7 +381,7 @@ fn what_is_in_flight_stays_when_the_rest_is_sealed() {
     check_keys(&index, 51);
     store(&mut index, 51..61);
     check_keys(&index, 61);
-    check_slices(&index, 61);
+    check_positions(&index, 61);
 }
 
 #[test]
@@ -417,7 +417,7 @@ fn lost_generations_are_rebuilt() {
         "the last range is in memory"
     );
     check_keys(&index, 651);
-    check_slices(&index, 651);
+    check_positions(&index, 651);
 }
 
 #[test]
@@ -516,7 +516,7 @@ fn an_older_version_is_rebuilt() {
     }
     let index = open(dir.path(), 201);
     check_keys(&index, 201);
-    check_slices(&index, 201);
+    check_positions(&index, 201);
 }
 
 #[test]
@@ -568,12 +568,12 @@ fn an_unwritable_folder_refuses_and_heals() {
             insert(&mut index, sequence);
         }
         let topics = (first..first + BATCH).map(topic_at);
-        index.parts.add_slices(topics, first);
+        index.parts.add_positions(topics, first);
     }
     let refused = index.seal_if_full(301).expect_err("two parts wait");
     assert!(matches!(refused, IndexError::Seal { .. }), "{refused}");
     check_keys(&index, 301);
-    check_slices(&index, 301);
+    check_positions(&index, 301);
     fs::remove_file(&obstacle).expect("removed");
     while index.seal_if_full(301).is_err() {
         thread::park_timeout(Duration::from_millis(10));
@@ -652,7 +652,7 @@ proptest! {
             }
         }
         for name in TOPICS {
-            prop_assert_eq!(all_slices(&index.reader(), name, 5), expected_slices(name, tail));
+            prop_assert_eq!(all_positions(&index.reader(), name, 5), expected_positions(name, tail));
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Partition`] is a handle, cheap to clone; [`Threads`] owns what runs behind it. Events go
 //! handler -> writer -> syncer -> readers. The writer owns the keys of the index and decides what is new; the
-//! syncer owns the end of the log and all that follows an append: slices, counters, the durable tail, the answers.
+//! syncer owns the end of the log and all that follows an append: positions, counters, the durable tail, the answers.
 //! What goes between the two goes through `hand_over`, on the syncer's thread or, for a small batch that comes alone,
 //! on the writer's.
 

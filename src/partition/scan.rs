@@ -33,7 +33,7 @@ pub struct ReadLimits {
     /// The same two when the memory for chunks is short.
     pub small_chunk_bytes: usize,
     /// How many batches of a topic are looked up, and at most read, in one pass; at least 2.
-    pub slices_max: usize,
+    pub positions_max: usize,
 }
 
 impl Default for ReadLimits {
@@ -42,7 +42,7 @@ impl Default for ReadLimits {
             chunk_bytes: 128 * 1024,
             chunk_bytes_max: CHUNK_BYTES_MAX,
             small_chunk_bytes: 16 * 1024,
-            slices_max: 256,
+            positions_max: 256,
         }
     }
 }
@@ -169,17 +169,19 @@ impl Scan {
         let Some(topic) = self.topic.clone() else {
             return self.over(|sequence| Ok(log.read(sequence, None)?));
         };
-        let slices_max = shared.reads.slices_max;
-        let slices = shared.index.slices(&topic, self.at.next(), slices_max)?;
-        let is_last_page = slices.len() < slices_max;
-        for slice in slices {
-            if slice >= self.until {
+        let positions_max = shared.reads.positions_max;
+        let positions = shared
+            .index
+            .positions(&topic, self.at.next(), positions_max)?;
+        let is_last_page = positions.len() < positions_max;
+        for position in positions {
+            if position >= self.until {
                 return self.pass_to_end(shared, log);
             }
             if self.is_cancelled() {
                 return Ok(());
             }
-            let batch = log.read(slice, Some(&topic))?;
+            let batch = log.read(position, Some(&topic))?;
             let batch = batch.expect("the index does not run ahead of the durable log");
             // The first batch of a page may end before the position.
             if self.at.next() < batch.end_sequence() && !self.take(&batch) {
@@ -328,8 +330,8 @@ mod tests {
     async fn a_scan_of_a_topic_ends_where_it_is_told_and_takes_a_page_at_a_time() {
         let dir = tempfile::tempdir().expect("a directory");
         let (partition, threads) = opened(dir.path()).await;
-        let slices_max = partition.0.reads.slices_max;
-        for id in 0..slices_max + 50 {
+        let positions_max = partition.0.reads.positions_max;
+        for id in 0..positions_max + 50 {
             store(&partition, vec![event("t", id, 0)]).await;
         }
         let log = partition.0.log.fresh();
@@ -337,12 +339,12 @@ mod tests {
             1,
             2,
             10,
-            slices_max as Sequence,
-            slices_max as Sequence + 20,
+            positions_max as Sequence,
+            positions_max as Sequence + 20,
         ] {
             let mut scan = scan(&partition, Some("t"), until);
             scan.over_log(&partition.0, &*log).expect("read");
-            let passed = until.min(slices_max as Sequence + 1);
+            let passed = until.min(positions_max as Sequence + 1);
             let scanned = scan.finish();
             assert_eq!(scanned.at.next(), passed);
             assert_eq!(scanned.events.len() as Sequence, passed - 1);

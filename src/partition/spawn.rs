@@ -102,10 +102,10 @@ pub(super) fn spawn<L: Log>(
         lanes: Lanes::default(),
         reads: options.reads,
     }));
-    let slices = index.take_slice_writer();
+    let positions = index.take_positions_writer();
     let syncer = Syncer::new(
         log,
-        slices,
+        positions,
         Arc::clone(&stats),
         durable_tail,
         monitor.clone(),

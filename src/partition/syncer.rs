@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     event::Sequence,
-    index::SliceWriter,
+    index::PositionsWriter,
     log::{AppendError, Batch, Log},
     platform::Jobs,
 };
@@ -76,7 +76,7 @@ impl Reply {
 
 pub(super) struct Syncer<L> {
     log: L,
-    slices: SliceWriter,
+    positions: PositionsWriter,
     stats: Arc<Stats>,
     tail: Arc<DurableTail>,
     monitor: Monitor,
@@ -92,7 +92,7 @@ pub(super) struct Syncer<L> {
 impl<L: Log> Syncer<L> {
     pub fn new(
         log: L,
-        slices: SliceWriter,
+        positions: PositionsWriter,
         stats: Arc<Stats>,
         tail: Arc<DurableTail>,
         monitor: Monitor,
@@ -100,7 +100,7 @@ impl<L: Log> Syncer<L> {
     ) -> Self {
         Self {
             log,
-            slices,
+            positions,
             stats,
             tail,
             monitor,
@@ -175,7 +175,7 @@ impl<L: Log> Syncer<L> {
     fn publish(&mut self, batch: Option<Batch>, dropped: &Dropped) {
         if let Some(batch) = batch {
             let topics = batch.topics().map(|(topic, _)| topic);
-            self.slices.add_batch(topics, batch.first_sequence());
+            self.positions.add_batch(topics, batch.first_sequence());
             self.jobs.make_way();
             self.stats.add_batch(&batch);
             self.jobs.make_way();
@@ -248,7 +248,7 @@ mod tests {
     #[derive(Clone, Debug, PartialEq)]
     struct Seen {
         tail: Sequence,
-        slices: Vec<Sequence>,
+        positions: Vec<Sequence>,
         unique: u64,
         is_recent: bool,
         is_answered: bool,
@@ -260,10 +260,10 @@ mod tests {
             let topic = Topic::new("t").expect("valid");
             let mut request = self.request.lock().expect("no panic");
             let answer = Pin::new(&mut *request).poll(&mut Context::from_waker(Waker::noop()));
-            let slices = shared.index.slices(&topic, 1, 16).expect("in memory");
+            let positions = shared.index.positions(&topic, 1, 16).expect("in memory");
             *self.seen.lock().expect("no panic") = Some(Seen {
                 tail: shared.tail.get(),
-                slices,
+                positions,
                 unique: self.partition.totals().0.unique_processed,
                 is_recent: shared.tail.recent(1).is_some(),
                 is_answered: answer.is_ready(),
@@ -298,7 +298,7 @@ mod tests {
         }
         let expected = Seen {
             tail: 2,
-            slices: vec![1],
+            positions: vec![1],
             unique: 1,
             is_recent: true,
             is_answered: false,

@@ -117,7 +117,7 @@ impl World {
                 runs: RunLimits {
                     keys_max: chance.up_to(6),
                     bytes_full: chance.up_to(200),
-                    slices_max: chance.up_to(5),
+                    positions_max: chance.up_to(5),
                 },
             },
             batch: BatchLimits {
@@ -130,7 +130,7 @@ impl World {
                 chunk_bytes: chance.up_to(3000),
                 chunk_bytes_max: chance.up_to(3000),
                 small_chunk_bytes: chance.up_to(3000),
-                slices_max: 1 + chance.up_to(6),
+                positions_max: 1 + chance.up_to(6),
             },
             platform: Platform {
                 disk: Arc::new(disk.clone()),

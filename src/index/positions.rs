@@ -1,84 +1,84 @@
-//! Slices: in which batches a topic is.
+//! Positions: in which batches a topic is.
 //!
-//! A slice is the first sequence of a batch that contains the topic; the log finds the batch by it. Owns
-//! the slices of the newest batches in memory and the encoding of those in a generation: a run of slices of
-//! one topic has the key `topic ++ 0x00 ++ first slice (u64, big-endian)` and, as its body, each further
-//! slice as the varint of its distance to the one before.
+//! A position is the first sequence of a batch that contains the topic; the log finds the batch by it. Owns
+//! the positions of the newest batches in memory and the encoding of those in a generation: a run of positions of
+//! one topic has the key `topic ++ 0x00 ++ first position (u64, big-endian)` and, as its body, each further
+//! position as the varint of its distance to the one before.
 
 use std::collections::HashMap;
 
 use super::error::Fault;
 use crate::event::{Key, Sequence, put_varint, take_varint};
 
-/// Slices in memory, by topic.
+/// Positions in memory, by topic.
 #[derive(Default)]
-pub(super) struct RecentSlices {
+pub(super) struct RecentPositions {
     topics: HashMap<Box<str>, Vec<Sequence>>,
-    /// The greatest slice.
+    /// The greatest position.
     newest: Sequence,
 }
 
-impl RecentSlices {
+impl RecentPositions {
     /// Adds a batch that contains `topic`; naming a topic of the newest batch again changes nothing.
     pub(super) fn add(&mut self, topic: &str, first: Sequence) {
-        let slices = match self.topics.get_mut(topic) {
-            Some(slices) => slices,
+        let positions = match self.topics.get_mut(topic) {
+            Some(positions) => positions,
             None => self.topics.entry(topic.into()).or_default(),
         };
-        match slices.last() {
+        match positions.last() {
             Some(&last) if last == first => {}
             last => {
                 assert!(
                     last.is_none_or(|&last| last < first),
                     "batches come in order"
                 );
-                slices.push(first);
+                positions.push(first);
             }
         }
         self.newest = self.newest.max(first);
     }
 
-    /// Takes out the slices below `tail`.
+    /// Takes out the positions below `tail`.
     pub(super) fn take_below(&mut self, tail: Sequence) -> Self {
         if self.newest < tail {
             return std::mem::take(self);
         }
         let mut taken = Self::default();
-        self.topics.retain(|topic, slices| {
-            let kept = slices.split_off(slices.partition_point(|&slice| slice < tail));
-            let below = std::mem::replace(slices, kept);
+        self.topics.retain(|topic, positions| {
+            let kept = positions.split_off(positions.partition_point(|&position| position < tail));
+            let below = std::mem::replace(positions, kept);
             if let Some(&last) = below.last() {
                 taken.newest = taken.newest.max(last);
                 taken.topics.insert(topic.clone(), below);
             }
-            !slices.is_empty()
+            !positions.is_empty()
         });
         taken
     }
 
-    /// The slices of `topic` as [`page`] gives them.
+    /// The positions of `topic` as [`page`] gives them.
     pub(super) fn page(&self, topic: &str, from: Sequence, max: usize) -> &[Sequence] {
         self.topics
             .get(topic)
-            .map_or(&[], |slices| page(slices, from, max))
+            .map_or(&[], |positions| page(positions, from, max))
     }
 
-    /// All slices, topics in the order of their bytes.
+    /// All positions, topics in the order of their bytes.
     pub(super) fn sorted(&self) -> impl Iterator<Item = (&str, &[Sequence])> {
         let mut topics: Vec<_> = self
             .topics
             .iter()
-            .map(|(topic, slices)| (&**topic, slices.as_slice()))
+            .map(|(topic, positions)| (&**topic, positions.as_slice()))
             .collect();
         topics.sort_unstable_by_key(|&(topic, _)| topic);
         topics.into_iter()
     }
 }
 
-/// Of ascending slices, the last one at or below `from` and those that follow, at most `max`.
-pub(super) fn page(slices: &[Sequence], from: Sequence, max: usize) -> &[Sequence] {
-    let above = slices.partition_point(|&slice| slice <= from);
-    let rest = &slices[above.saturating_sub(1)..];
+/// Of ascending positions, the last one at or below `from` and those that follow, at most `max`.
+pub(super) fn page(positions: &[Sequence], from: Sequence, max: usize) -> &[Sequence] {
+    let above = positions.partition_point(|&position| position <= from);
+    let rest = &positions[above.saturating_sub(1)..];
     &rest[..rest.len().min(max)]
 }
 
@@ -97,69 +97,70 @@ pub(super) fn run_key(topic: &str, first: Sequence) -> Vec<u8> {
     key
 }
 
-/// Topic and slices of a run.
+/// Topic and positions of a run.
 pub(super) fn decode<'a>(
     key: &'a [u8],
     mut body: &[u8],
 ) -> Result<(&'a str, Vec<Sequence>), Fault> {
-    let malformed = || Fault::new("a run of slices is malformed");
+    let malformed = || Fault::new("a run of positions is malformed");
     let (topic, first) = key.split_last_chunk().ok_or_else(malformed)?;
     let topic = topic
         .strip_suffix(&[Key::SEPARATOR])
         .ok_or_else(malformed)?;
     let topic = str::from_utf8(topic).map_err(|_| malformed())?;
     let mut last = u64::from_be_bytes(*first);
-    let mut slices = vec![last];
+    let mut positions = vec![last];
     while !body.is_empty() {
         let distance = take_varint(&mut body).ok_or_else(malformed)?;
         last = last.checked_add(distance).ok_or_else(malformed)?;
-        slices.push(last);
+        positions.push(last);
     }
-    Ok((topic, slices))
+    Ok((topic, positions))
 }
 
-/// Packs slices that come by topic in ascending order, and ascending within a topic.
-pub(super) struct SlicesWriter {
+/// Packs positions that come by topic in ascending order, and ascending within a topic.
+pub(super) struct PositionRunWriter {
     topic: String,
-    slices: Vec<Sequence>,
-    /// The most slices of a run.
-    slices_max: usize,
+    positions: Vec<Sequence>,
+    /// The most positions of a run.
+    positions_max: usize,
 }
 
-impl SlicesWriter {
-    pub(super) fn new(slices_max: usize) -> Self {
+impl PositionRunWriter {
+    pub(super) fn new(positions_max: usize) -> Self {
         Self {
             topic: String::new(),
-            slices: Vec::new(),
-            slices_max,
+            positions: Vec::new(),
+            positions_max,
         }
     }
 
     /// Whether `topic` does not go into the run that is being packed.
     pub(super) fn is_full_for(&self, topic: &str) -> bool {
-        self.slices.len() >= self.slices_max || (!self.slices.is_empty() && self.topic != topic)
+        self.positions.len() >= self.positions_max
+            || (!self.positions.is_empty() && self.topic != topic)
     }
 
-    /// Adds a slice; the run must not be full for it.
-    pub(super) fn push(&mut self, topic: &str, slice: Sequence) {
-        match self.slices.last() {
-            Some(&last) => assert!(last < slice, "slices come in ascending order"),
+    /// Adds a position; the run must not be full for it.
+    pub(super) fn push(&mut self, topic: &str, position: Sequence) {
+        match self.positions.last() {
+            Some(&last) => assert!(last < position, "positions come in ascending order"),
             None => {
                 self.topic.clear();
                 self.topic.push_str(topic);
             }
         }
-        self.slices.push(slice);
+        self.positions.push(position);
     }
 
-    /// Key and body of the run, none if it holds nothing; the next slice begins a new run.
+    /// Key and body of the run, none if it holds nothing; the next position begins a new run.
     pub(super) fn take(&mut self) -> Option<(Vec<u8>, Vec<u8>)> {
-        let key = run_key(&self.topic, *self.slices.first()?);
+        let key = run_key(&self.topic, *self.positions.first()?);
         let mut body = Vec::new();
-        for pair in self.slices.windows(2) {
+        for pair in self.positions.windows(2) {
             put_varint(pair[1] - pair[0], &mut body);
         }
-        self.slices.clear();
+        self.positions.clear();
         Some((key, body))
     }
 }
@@ -173,34 +174,34 @@ mod tests {
     use super::*;
 
     fn topics() -> impl Strategy<Value = BTreeMap<String, BTreeSet<Sequence>>> {
-        let slices = prop::collection::btree_set(any::<u64>(), 1..300);
-        prop::collection::btree_map("[a-c ]{1,3}", slices, 1..5)
+        let positions = prop::collection::btree_set(any::<u64>(), 1..300);
+        prop::collection::btree_map("[a-c ]{1,3}", positions, 1..5)
     }
 
     proptest! {
         #[test]
         fn runs_round_trip_in_order(topics in topics()) {
-            let mut recent = RecentSlices::default();
-            for (topic, slices) in &topics {
-                slices.iter().for_each(|&slice| recent.add(topic, slice));
+            let mut recent = RecentPositions::default();
+            for (topic, positions) in &topics {
+                positions.iter().for_each(|&position| recent.add(topic, position));
             }
-            let mut writer = SlicesWriter::new(128);
+            let mut writer = PositionRunWriter::new(128);
             let mut runs = Vec::new();
-            for (topic, slices) in recent.sorted() {
-                for &slice in slices {
+            for (topic, positions) in recent.sorted() {
+                for &position in positions {
                     if writer.is_full_for(topic) {
                         runs.extend(writer.take());
                     }
-                    writer.push(topic, slice);
+                    writer.push(topic, position);
                 }
             }
             runs.extend(writer.take());
             prop_assert!(runs.is_sorted_by(|(one, _), (other, _)| one < other));
             let mut read: BTreeMap<String, BTreeSet<Sequence>> = BTreeMap::new();
             for (key, body) in &runs {
-                let (topic, slices) = decode(key, body).expect("well-formed");
-                prop_assert!(slices.len() <= 128);
-                read.entry(topic.to_owned()).or_default().extend(slices);
+                let (topic, positions) = decode(key, body).expect("well-formed");
+                prop_assert!(positions.len() <= 128);
+                read.entry(topic.to_owned()).or_default().extend(positions);
             }
             prop_assert_eq!(read, topics);
         }
@@ -227,10 +228,10 @@ mod tests {
     }
 
     #[test]
-    fn taking_leaves_the_newer_slices() {
-        let mut recent = RecentSlices::default();
-        for (topic, slice) in [("a", 1), ("b", 1), ("a", 1), ("a", 5), ("c", 9)] {
-            recent.add(topic, slice);
+    fn taking_leaves_the_newer_positions() {
+        let mut recent = RecentPositions::default();
+        for (topic, position) in [("a", 1), ("b", 1), ("a", 1), ("a", 5), ("c", 9)] {
+            recent.add(topic, position);
         }
         let taken = recent.take_below(5);
         assert_eq!(taken.page("a", 0, 9), [1]);
