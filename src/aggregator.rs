@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::{answer::Answers, partition::Partition};
+use crate::{partition::Partition, response::ResponseMemory};
 
 /// The most events of one request.
 pub(crate) const REQUEST_EVENTS_MAX: usize = 16_384;
@@ -58,7 +58,7 @@ pub(crate) struct Aggregator {
     pub limits: Limits,
     readers: Arc<Semaphore>,
     /// The memory of answers that are made whole.
-    pub answers: Answers,
+    pub response_memory: ResponseMemory,
     /// Cancelled when the server stops: streams end by themselves.
     pub stopping: CancellationToken,
     pub started: Instant,
@@ -74,7 +74,7 @@ impl Aggregator {
             partition,
             limits,
             readers: Arc::new(Semaphore::new(limits.readers_max)),
-            answers: Answers::default(),
+            response_memory: ResponseMemory::default(),
             stopping,
             started: Instant::now(),
         }

@@ -15,7 +15,7 @@
 //! | [`index`] | which keys are stored and where; derived from the log; the only one that names sled |
 //! | [`platform`] | the operating system as the store sees it: files, threads, the clock, chance |
 //! | [`partition`] | the write path, the durable tail, readers, counters |
-//! | `call`, `answer`, `covered` | what one request may take in memory, and its answer until it has left |
+//! | `call`, `response`, `covered` | what one request may take in memory, and its answer until it has left |
 //! | `aggregator`, `listing` | what the edges share: the partition, the limits, streams of stored events |
 //! | [`grpc`] | the RPCs, conversions, the error table; with `client` and `server` the only ones that name tonic |
 //! | `json` | the JSON of events and counters, which HTTP and the command line share |
@@ -40,7 +40,6 @@
 //! - Every queue, buffer and wait has a limit with a name.
 
 mod aggregator;
-mod answer;
 mod call;
 pub mod cli;
 pub mod client;
@@ -59,6 +58,7 @@ pub mod log;
 pub mod partition;
 pub mod platform;
 pub mod proto;
+mod response;
 pub mod server;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;

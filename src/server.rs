@@ -37,12 +37,12 @@ use self::incoming::incoming;
 pub use self::memory::limit_arenas;
 use crate::{
     aggregator::{Aggregator, Limits},
-    answer,
     call::CALL_BYTES_MAX,
     event::EVENT_BYTES_MAX,
     grpc, http,
     partition::{self, Health, OpenError, Partition, PartitionOptions, Recovery, Threads},
     proto::{FILE_DESCRIPTOR_SET, server::aggregator_service_server::SERVICE_NAME as AGGREGATOR},
+    response,
 };
 
 /// The name of the whole server for grpc.health.v1.
@@ -272,7 +272,9 @@ fn router(
         .add_service(health_service.max_decoding_message_size(CALL_BYTES_MAX))
         .add_service(v1.max_decoding_message_size(CALL_BYTES_MAX))
         .add_service(v1alpha.max_decoding_message_size(CALL_BYTES_MAX));
-    let routes = routes.into_axum_router().layer(map_response(answer::hold));
+    let routes = routes
+        .into_axum_router()
+        .layer(map_response(response::hold));
     let router = transport()
         .accept_http1(true)
         .add_routes(admission::guard(routes).into());

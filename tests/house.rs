@@ -27,7 +27,7 @@ const LAYERS: [&[&str]; 12] = [
     &["partition"],
     &["call"],
     &["aggregator"],
-    &["answer", "listing"],
+    &["response", "listing"],
     &["grpc", "http"],
     &["server", "client"],
     &["config"],

@@ -35,7 +35,7 @@ const FAILED: u8 = 2;
 /// How many batches may have been read and not been sent.
 const BATCHES_READ_MAX: usize = 4;
 /// How many answers may wait to be counted; more than a window of the publisher.
-const ANSWERS_MAX: usize = 128;
+const PENDING_MAX: usize = 128;
 
 pub(super) fn run(args: PublishArgs) -> Outcome {
     let progress = Progress::of_events();
@@ -77,7 +77,7 @@ enum Failure {
 }
 
 /// What became of a part of the input, in the order of its lines.
-enum Answer {
+enum Pending {
     Sent(Vec<u64>, PendingAck),
     Rejected(u64, String),
 }
@@ -86,25 +86,25 @@ enum Answer {
 async fn publish(args: &PublishArgs, tally: &mut Tally) -> Result<(), Failure> {
     let publisher = Publisher::connect(&args.server.server, PublisherOptions::default())?;
     let (mut items, end) = read(&args.file, args.batch_size);
-    let (answers, mut answered) = mpsc::channel(ANSWERS_MAX);
+    let (sent, mut pending) = mpsc::channel(PENDING_MAX);
     let send = async {
         while let Some(item) = items.recv().await {
-            let answer = match item {
-                Item::Batch(lines, events) => Answer::Sent(lines, publisher.send(events).await?),
-                Item::Rejected(line, reason) => Answer::Rejected(line, reason),
+            let item = match item {
+                Item::Batch(lines, events) => Pending::Sent(lines, publisher.send(events).await?),
+                Item::Rejected(line, reason) => Pending::Rejected(line, reason),
             };
-            if answers.send(answer).await.is_err() {
+            if sent.send(item).await.is_err() {
                 break;
             }
         }
-        drop(answers);
+        drop(sent);
         Ok(publisher.finish().await?)
     };
     let count = async {
-        while let Some(answer) = answered.recv().await {
-            match answer {
-                Answer::Sent(lines, ack) => tally.count(&lines, ack.await?),
-                Answer::Rejected(line, reason) => tally.reject(line, &reason),
+        while let Some(item) = pending.recv().await {
+            match item {
+                Pending::Sent(lines, ack) => tally.count(&lines, ack.await?),
+                Pending::Rejected(line, reason) => tally.reject(line, &reason),
             }
         }
         Ok::<_, Failure>(())

@@ -5,15 +5,15 @@ use tonic::{Request, Response, Status};
 
 use super::{Aggregator, convert, status};
 use crate::{
-    answer::{self, AnswerShare},
     proto::v1,
+    response::{self, ResponseShare},
 };
 
 pub(super) async fn get_event(
     aggregator: &Aggregator,
     request: Request<v1::GetEventRequest>,
 ) -> Result<Response<v1::GetEventResponse>, Status> {
-    let unread = answer::unread(request.extensions());
+    let unread = response::unread(request.extensions());
     let key = convert::key(&request.into_inner())
         .map_err(|violation| status::invalid_field(&violation))?;
     let event = aggregator.partition.get(key).await;
@@ -23,10 +23,10 @@ pub(super) async fn get_event(
                 event: Some(convert::stored_event(&event)),
             };
             let bytes = found.encoded_len();
-            let reserved = aggregator.answers.reserve(&unread, bytes).await;
-            let reserved = reserved.map_err(|_| status::too_many_answers())?;
+            let reserved = aggregator.response_memory.reserve(&unread, bytes).await;
+            let reserved = reserved.map_err(|_| status::too_many_unread())?;
             let mut response = Response::new(found);
-            let share = AnswerShare::keep(reserved, bytes);
+            let share = ResponseShare::keep(reserved, bytes);
             response.extensions_mut().insert(share);
             Ok(response)
         }

@@ -7,15 +7,15 @@ use tonic::{Request, Response, Status};
 use super::{Aggregator, convert, status};
 use crate::{
     aggregator::{STATS_TOPIC_BYTES_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
-    answer::{self, AnswerShare},
     proto::v1,
+    response::{self, ResponseShare},
 };
 
 pub(super) async fn get_stats(
     aggregator: &Aggregator,
     request: Request<v1::GetStatsRequest>,
 ) -> Result<Response<v1::GetStatsResponse>, Status> {
-    let unread = answer::unread(request.extensions());
+    let unread = response::unread(request.extensions());
     let request = request.into_inner();
     let partition = &aggregator.partition;
     let max_topics = match request.max_topics {
@@ -24,8 +24,8 @@ pub(super) async fn get_stats(
     };
     let (_, topic_count) = partition.totals();
     let bytes_max = STATS_TOPIC_BYTES_MAX * (1 + max_topics.min(topic_count));
-    let reserved = aggregator.answers.reserve(&unread, bytes_max).await;
-    let reserved = reserved.map_err(|_| status::too_many_answers())?;
+    let reserved = aggregator.response_memory.reserve(&unread, bytes_max).await;
+    let reserved = reserved.map_err(|_| status::too_many_unread())?;
     let files = partition.clone();
     let storage_bytes = spawn_blocking(move || files.storage_bytes()).await;
     let topics = partition.topics(&request.topic_prefix, max_topics);
@@ -39,7 +39,7 @@ pub(super) async fn get_stats(
         topic_count: topic_count as u64,
         ..convert::stats(counters)
     };
-    let share = AnswerShare::keep(reserved, stats.encoded_len());
+    let share = ResponseShare::keep(reserved, stats.encoded_len());
     let mut response = Response::new(stats);
     response.extensions_mut().insert(share);
     Ok(response)

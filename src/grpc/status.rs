@@ -90,7 +90,7 @@ pub(super) fn overloaded(seconds: u64) -> Status {
 }
 
 /// UNAVAILABLE for an answer that there is no memory for.
-pub(super) fn too_many_answers() -> Status {
+pub(super) fn too_many_unread() -> Status {
     let message = "overloaded: too many answers are in memory that nobody reads; ask again later";
     failed(Code::Unavailable, Reason::Overloaded, SOON, message)
 }

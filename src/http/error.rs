@@ -26,15 +26,15 @@ use crate::{
 /// How many flaws of a request are reported.
 pub(super) const DETAILS_MAX: usize = FLAWS_MAX;
 
-/// A step on the way to what is wrong.
+/// One part of the path to a flaw: a member name, or an index.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
-pub(super) enum Step {
+pub(super) enum LocPart {
     Name(Cow<'static, str>),
     Index(u64),
 }
 
-impl From<&'static str> for Step {
+impl From<&'static str> for LocPart {
     fn from(name: &'static str) -> Self {
         Self::Name(name.into())
     }
@@ -43,7 +43,7 @@ impl From<&'static str> for Step {
 /// One thing that is wrong, and where.
 #[derive(Debug, Serialize)]
 struct Detail {
-    loc: Vec<Step>,
+    loc: Vec<LocPart>,
     msg: String,
     /// The reason of the same error over gRPC, where a program acts on it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,14 +61,14 @@ pub(super) struct Failure {
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct ErrorBody {
     detail: Vec<Detail>,
     #[serde(flatten)]
     stored: Option<Totals>,
 }
 
 impl Failure {
-    fn new(status: StatusCode, loc: impl Into<Vec<Step>>, msg: impl Into<String>) -> Self {
+    fn new(status: StatusCode, loc: impl Into<Vec<LocPart>>, msg: impl Into<String>) -> Self {
         let detail = Detail {
             loc: loc.into(),
             msg: msg.into(),
@@ -103,13 +103,13 @@ impl Failure {
     }
 
     /// Events that break limits, by where they are.
-    pub fn events(flaws: impl IntoIterator<Item = (Vec<Step>, Flaw)>) -> Self {
+    pub fn events(flaws: impl IntoIterator<Item = (Vec<LocPart>, Flaw)>) -> Self {
         let mut too_large = false;
         let mut detail = Vec::new();
         for (mut loc, flaw) in flaws {
             too_large |= flaw.too_large;
             if detail.len() < DETAILS_MAX {
-                loc.extend(flaw.field.map(Step::Name));
+                loc.extend(flaw.field.map(LocPart::Name));
                 let msg = flaw.msg;
                 detail.push(Detail {
                     loc,
@@ -132,7 +132,7 @@ impl Failure {
 
     /// A parameter of the query.
     pub fn query(name: impl Into<Cow<'static, str>>, msg: impl Into<String>) -> Self {
-        let loc = ["query".into(), Step::Name(name.into())];
+        let loc = ["query".into(), LocPart::Name(name.into())];
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, loc, msg)
     }
 
@@ -220,7 +220,7 @@ impl Failure {
     pub fn line_too_large(line: u64, bytes_max: usize) -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            ["body".into(), Step::Index(line)],
+            ["body".into(), LocPart::Index(line)],
             format!(
                 "a line of more than {bytes_max} bytes, which is the limit (--max-request-bytes)"
             ),
@@ -260,7 +260,7 @@ impl Failure {
     }
 
     /// An answer that there is no memory for.
-    pub fn too_many_answers() -> Self {
+    pub fn too_many_unread() -> Self {
         let msg = "overloaded: too many answers are in memory that nobody reads; ask again later";
         Self::unavailable(msg, RETRY_SOON_SECONDS)
     }
@@ -329,11 +329,11 @@ impl From<&ReadError> for Failure {
 impl Failure {
     /// What went wrong, as the data of an event in a stream whose status is told already.
     pub fn into_json(self) -> String {
-        serde_json::to_string(&self.into_answer()).expect("an answer is JSON")
+        serde_json::to_string(&self.into_body()).expect("an answer is JSON")
     }
 
-    fn into_answer(self) -> Answer {
-        Answer {
+    fn into_body(self) -> ErrorBody {
+        ErrorBody {
             detail: self.detail,
             stored: self.stored,
         }
@@ -343,7 +343,7 @@ impl Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let (status, retry_after) = (self.status, self.retry_after);
-        let mut response = json_response(status, &self.into_answer());
+        let mut response = json_response(status, &self.into_body());
         if let Some(seconds) = retry_after {
             let headers = response.headers_mut();
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

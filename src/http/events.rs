@@ -12,11 +12,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::{accept::Format, error::Failure, query, stream};
 use crate::{
     aggregator::Aggregator,
-    answer::{self, Unread},
     event::{Sequence, Topic},
     json,
     listing::Listing,
     partition::{ReadError, Reader, Start},
+    response::{self, Unread},
 };
 
 /// How many events a page has at most, and when the request does not say.
@@ -116,8 +116,11 @@ async fn page(
     mut reader: Reader,
     wanted: &Wanted,
 ) -> Result<Response, Failure> {
-    let reserved = aggregator.answers.reserve(unread, PAGE_MEMORY_BYTES).await;
-    let reserved = reserved.map_err(|_| Failure::too_many_answers())?;
+    let reserved = aggregator
+        .response_memory
+        .reserve(unread, PAGE_MEMORY_BYTES)
+        .await;
+    let reserved = reserved.map_err(|_| Failure::too_many_unread())?;
     let until = aggregator.partition.durable_tail();
     let limit = wanted.limit.unwrap_or(PAGE_EVENTS_DEFAULT);
     let mut left = usize::try_from(limit.min(PAGE_EVENTS_MAX)).expect("small");
@@ -143,7 +146,7 @@ async fn page(
     let cursor = reader.cursor();
     let has_more = has_more(&mut reader, until).await;
 
-    let mut response = Body::from(answer::held(page, reserved)).into_response();
+    let mut response = Body::from(response::held(page, reserved)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, Format::Json.content_type());
     headers.insert(header::CACHE_CONTROL, stream::NO_STORE);

@@ -7,7 +7,7 @@ use super::{error::Failure, json_response};
 use crate::{aggregator::Aggregator, partition::Health};
 
 #[derive(Serialize)]
-struct Answer {
+struct HealthBody {
     status: &'static str,
 }
 
@@ -16,7 +16,7 @@ pub(super) async fn healthz(State(aggregator): State<Aggregator>) -> Result<Resp
     let health = *aggregator.partition.health().borrow();
     match health {
         Health::Serving | Health::Refusing(_) => {
-            Ok(json_response(StatusCode::OK, &Answer { status: "ok" }))
+            Ok(json_response(StatusCode::OK, &HealthBody { status: "ok" }))
         }
         Health::Failed(error) => Err((&error).into()),
     }
@@ -29,7 +29,10 @@ pub(super) async fn readyz(State(aggregator): State<Aggregator>) -> Result<Respo
     }
     let health = *aggregator.partition.health().borrow();
     match health {
-        Health::Serving => Ok(json_response(StatusCode::OK, &Answer { status: "ready" })),
+        Health::Serving => Ok(json_response(
+            StatusCode::OK,
+            &HealthBody { status: "ready" },
+        )),
         Health::Refusing(error) | Health::Failed(error) => Err((&error).into()),
     }
 }

@@ -9,7 +9,7 @@ use std::{collections::VecDeque, iter};
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    error::{Failure, Step},
+    error::{Failure, LocPart},
     totals::Totals,
     upload::Upload,
 };
@@ -177,7 +177,7 @@ impl LineStream<'_> {
         let event = parse_event(line, limits.event_bytes_max);
         event.map(Some).map_err(|flaws| {
             self.aggregator.partition.count_rejected(1);
-            let loc = || vec!["body".into(), Step::Index(self.lines)];
+            let loc = || vec!["body".into(), LocPart::Index(self.lines)];
             Failure::events(flaws.into_iter().map(|flaw| (loc(), flaw)))
         })
     }

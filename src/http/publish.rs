@@ -14,7 +14,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{
-    error::{DETAILS_MAX, Failure, Step},
+    error::{DETAILS_MAX, Failure, LocPart},
     json_response, lines,
     totals::Totals,
     upload::Upload,
@@ -33,7 +33,7 @@ const JSON: &str = "application/json";
 pub(super) const LINES: &str = "application/x-ndjson";
 
 #[derive(Serialize)]
-struct Answer {
+struct PublishBody {
     status: &'static str,
     #[serde(flatten)]
     totals: Totals,
@@ -50,7 +50,7 @@ pub(super) async fn publish(State(aggregator): State<Aggregator>, request: Reque
     match published {
         Ok(totals) => json_response(
             StatusCode::OK,
-            &Answer {
+            &PublishBody {
                 status: "ok",
                 totals,
             },
@@ -134,12 +134,12 @@ pub(super) fn parse_body(body: &[u8], event_bytes_max: usize) -> Result<Vec<Even
         return Err(Failure::body(msg).into());
     }
     let mut events = Vec::with_capacity(count);
-    let mut flawed: Vec<(Vec<Step>, Flaw)> = Vec::new();
+    let mut flawed: Vec<(Vec<LocPart>, Flaw)> = Vec::new();
     for (at, raw) in (0..).zip(first) {
         match json::parse(raw, Names::Listed, event_bytes_max) {
             Ok(event) => events.push(event),
             Err(flaws) => {
-                let loc = || vec!["body".into(), Step::Index(at)];
+                let loc = || vec!["body".into(), LocPart::Index(at)];
                 flawed.extend(flaws.into_iter().map(|flaw| (loc(), flaw)));
             }
         }

@@ -11,13 +11,13 @@ use tokio::task::spawn_blocking;
 use super::{error::Failure, query};
 use crate::{
     aggregator::{Aggregator, STATS_TOPIC_BYTES_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
-    answer::{self, Unread},
     event::Topic,
     json::{
         listed::timestamp_of,
         stats::{Stats, TopicStats},
     },
     partition::TopicCounters,
+    response::{self, Unread},
 };
 
 pub(super) async fn stats(
@@ -33,8 +33,8 @@ pub(super) async fn stats(
     let partition = aggregator.partition;
     let (_, topic_count) = partition.totals();
     let bytes_max = STATS_TOPIC_BYTES_MAX * (1 + max.min(topic_count));
-    let reserved = aggregator.answers.reserve(&unread, bytes_max).await;
-    let reserved = reserved.map_err(|_| Failure::too_many_answers())?;
+    let reserved = aggregator.response_memory.reserve(&unread, bytes_max).await;
+    let reserved = reserved.map_err(|_| Failure::too_many_unread())?;
     let files = partition.clone();
     let storage_bytes = spawn_blocking(move || files.storage_bytes()).await;
     let topics = partition.topics(&prefix.unwrap_or_default(), max);
@@ -56,7 +56,7 @@ pub(super) async fn stats(
     let json = serde_json::to_vec(&stats).expect("counters are JSON");
     Ok((
         [(header::CONTENT_TYPE, "application/json")],
-        answer::held(json, reserved),
+        response::held(json, reserved),
     )
         .into_response())
 }

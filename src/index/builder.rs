@@ -142,7 +142,7 @@ impl Builder {
             secret,
         )
         .save(disk, temp.path())?;
-        temp.publish()?;
+        temp.install()?;
         match finished(&folder, &range)? {
             Some(generation) => Ok(generation),
             None => Err(io::Error::other("what was written is damaged").into()),

@@ -42,12 +42,12 @@ fn temp_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// A folder that is being built; removed when dropped before it was published.
+/// A folder that is being built; dropped before it is installed, it is removed.
 pub(super) struct TempFolder {
     disk: Arc<dyn Disk>,
     target: PathBuf,
     path: PathBuf,
-    published: bool,
+    installed: bool,
 }
 
 impl TempFolder {
@@ -61,7 +61,7 @@ impl TempFolder {
             disk,
             target,
             path,
-            published: false,
+            installed: false,
         })
     }
 
@@ -70,17 +70,17 @@ impl TempFolder {
     }
 
     /// Makes all that is in the folder durable and gives it its name.
-    pub(super) fn publish(mut self) -> io::Result<()> {
+    pub(super) fn install(mut self) -> io::Result<()> {
         self.disk.sync_tree(&self.path)?;
         self.disk.rename(&self.path, &self.target)?;
-        self.published = true;
+        self.installed = true;
         sync_parent(&*self.disk, &self.target)
     }
 }
 
 impl Drop for TempFolder {
     fn drop(&mut self) {
-        if !self.published
+        if !self.installed
             && let Err(error) = self.disk.remove_tree(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove an unfinished folder");
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_appears_when_it_is_published() {
+    fn a_folder_appears_when_it_is_installed() {
         let dir = tempfile::tempdir().expect("a folder");
         let target = dir.path().join("target");
         let abandoned = TempFolder::create(Arc::new(OsDisk), target.clone()).expect("created");
@@ -166,7 +166,7 @@ mod tests {
         let temp = TempFolder::create(Arc::new(OsDisk), target.clone()).expect("created");
         fs::create_dir(temp.path().join("inner")).expect("created");
         fs::write(temp.path().join("inner/file"), "12345").expect("written");
-        temp.publish().expect("published");
+        temp.install().expect("installed");
         assert!(!path.exists());
         assert_eq!(OsDisk.tree_bytes(&target).expect("measured"), 5);
         remove_folder(&OsDisk, &target).expect("removed");

@@ -53,7 +53,7 @@ pub enum IndexError {
 
 /// Why an index could not be opened. Damaged generations are no reason: they are rebuilt.
 #[derive(Debug, Error)]
-pub enum OpenError {
+pub enum IndexOpenError {
     /// A folder or file cannot be read or written, for a reason that lies outside of the index, for
     /// example its owner or a reader of an earlier [`Index`](super::Index) that is still alive.
     #[error("{}: cannot open the index", path.display())]
@@ -79,7 +79,7 @@ pub enum OpenError {
     },
 }
 
-impl OpenError {
+impl IndexOpenError {
     pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
@@ -181,20 +181,20 @@ impl Trouble {
     }
 
     /// Why the index cannot be opened, if it is not damage that can be repaired; `path` is what was read.
-    pub(super) fn into_open_error(self, path: &Path) -> OpenError {
+    pub(super) fn into_open_error(self, path: &Path) -> IndexOpenError {
         let path = path.to_owned();
         match self {
             Self::Newer {
                 path,
                 version,
                 known,
-            } => OpenError::Newer {
+            } => IndexOpenError::Newer {
                 path,
                 version,
                 known,
             },
-            Self::Unreadable(source) | Self::Store(source) => OpenError::Io { path, source },
-            Self::Damage(Fault(reason)) => OpenError::Io {
+            Self::Unreadable(source) | Self::Store(source) => IndexOpenError::Io { path, source },
+            Self::Damage(Fault(reason)) => IndexOpenError::Io {
                 path,
                 source: io::Error::new(io::ErrorKind::InvalidData, &*reason),
             },

@@ -206,7 +206,7 @@ impl Generation {
     }
 
     /// Tells the operator what was done to make it.
-    pub(super) fn log(&self, what: &'static str) {
+    pub(super) fn trace(&self, what: &'static str) {
         let Range { start, end } = self.range;
         let (keys, bytes) = (self.key_count, self.bytes);
         tracing::info!(

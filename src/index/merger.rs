@@ -118,8 +118,8 @@ impl Merger {
             Ok(())
         };
         let merged = merge(&self.folder, claim.parents(), go_on)?;
-        merged.log("merged");
-        self.parts.publish(Arc::new(merged));
+        merged.trace("merged");
+        self.parts.replace_with(Arc::new(merged));
         self.retired.extend_from_slice(claim.parents());
         Ok(true)
     }

@@ -1,6 +1,6 @@
 //! Merges: those under way, so that no two take the same generation, and whether a seal has to wait for one.
 //!
-//! Owns the claims of the mergers. A claim is given up after what was merged is published; so whoever finds
+//! Owns the claims of the mergers. A claim is given up after the merged generation is installed; so whoever finds
 //! generations unclaimed finds them in the view.
 
 use std::{
@@ -52,7 +52,7 @@ impl Merges {
     /// Claims what is to be merged next in `tier`, if anything.
     pub(super) fn claim(&self, tier: usize) -> Option<Claim<'_>> {
         let mut state = self.state();
-        // Not before the lock is held: what a claim covered then is published now.
+        // Not before the lock is held: what a claim covered then is installed now.
         let view = self.parts.view();
         let window = tiers::choose(&state.describe(&view), tier, self.options)?;
         let parents: Vec<_> = view

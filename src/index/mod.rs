@@ -43,12 +43,12 @@ mod sealer;
 mod secret;
 mod store;
 mod survey;
-mod threads;
 mod tiers;
+mod workers;
 
 use std::{ops::Range, path::Path, sync::Arc};
 
-pub use error::{IndexError, OpenError};
+pub use error::{IndexError, IndexOpenError};
 pub use parts::View;
 pub use reader::IndexReader;
 pub use rebuild::Rebuild;
@@ -64,7 +64,7 @@ use generation::Generation;
 use parts::Parts;
 use recent::Recent;
 use survey::Survey;
-use threads::Threads;
+use workers::Workers;
 
 /// What the index knows of a stored event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +138,7 @@ pub struct Index {
     recent_from: Sequence,
     missing: Vec<Range<Sequence>>,
     positions: Option<PositionsWriter>,
-    threads: Threads,
+    workers: Workers,
 }
 
 /// Adds the positions of new batches. There is one; it goes with the end of the log.
@@ -168,7 +168,7 @@ impl Index {
         dir: &Path,
         options: IndexOptions,
         tail: Sequence,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<Self, IndexOpenError> {
         let disk = &*platform.disk;
         assert!(options.keys_per_generation > 0, "a generation holds keys");
         assert!(options.merge_fanout >= 2, "a merge has two parents or more");
@@ -179,13 +179,13 @@ impl Index {
         );
         survey::refuse_newer(disk, dir)?;
         let secret = secret::load(disk, dir)?;
-        disk.create_dir(dir).map_err(OpenError::io(dir))?;
+        disk.create_dir(dir).map_err(IndexOpenError::io(dir))?;
         let secret = match secret {
             Ok(secret) => secret,
             Err(fault) => {
                 // The first start has none; any other says of each generation that it is removed.
                 tracing::debug!(reason = &*fault.0, "drawing a secret for the index");
-                secret::draw(platform, dir).map_err(OpenError::io(dir))?
+                secret::draw(platform, dir).map_err(IndexOpenError::io(dir))?
             }
         };
         let folder = Folder {
@@ -194,7 +194,7 @@ impl Index {
             secret,
             runs: options.runs,
         };
-        disk::remove_temp_folders(disk, dir).map_err(OpenError::io(dir))?;
+        disk::remove_temp_folders(disk, dir).map_err(IndexOpenError::io(dir))?;
         let Survey {
             generations,
             rejected,
@@ -202,8 +202,8 @@ impl Index {
         survey::remove(disk, rejected)?;
         let missing = gaps(&generations, tail);
         let parts = Arc::new(Parts::new(generations));
-        let threads =
-            Threads::spawn(&platform.jobs, &folder, options, &parts).map_err(OpenError::io(dir))?;
+        let workers = Workers::spawn(&platform.jobs, &folder, options, &parts)
+            .map_err(IndexOpenError::io(dir))?;
         Ok(Self {
             folder,
             options,
@@ -214,7 +214,7 @@ impl Index {
             }),
             parts,
             missing,
-            threads,
+            workers,
         })
     }
 
@@ -328,13 +328,13 @@ impl Index {
         let frozen = std::mem::replace(&mut self.recent, rest);
         self.parts.freeze(frozen, end);
         self.recent_from = end;
-        self.threads.control().wake();
+        self.workers.control().wake();
     }
 
     /// Blocks until fewer than `frozen` parts wait to be sealed. Fails when the last seal failed.
     fn wait_for_fewer_than(&self, frozen: usize) -> Result<(), IndexError> {
         let waits = || self.parts.frozen_count() >= frozen;
-        self.threads.wait_while(waits)
+        self.workers.wait_while(waits)
     }
 }
 
@@ -345,7 +345,7 @@ pub fn inspect(
     platform: &Platform,
     dir: &Path,
     tail: Sequence,
-) -> Result<(IndexReader, Vec<Rejected>), OpenError> {
+) -> Result<(IndexReader, Vec<Rejected>), IndexOpenError> {
     let disk = Arc::clone(&platform.disk);
     survey::refuse_newer(&*disk, dir)?;
     // Without its secret no generation can be used: another one says so of each.
@@ -366,8 +366,8 @@ pub fn inspect(
 
 /// Where the last generation in the folder `dir` ends, by its name, whole or not; the first sequence if there
 /// is none. All below was durable in the log when it was sealed.
-pub fn covered_to(disk: &dyn Disk, dir: &Path) -> Result<Sequence, OpenError> {
-    let folders = survey::folders(disk, dir).map_err(OpenError::io(dir))?;
+pub fn covered_to(disk: &dyn Disk, dir: &Path) -> Result<Sequence, IndexOpenError> {
+    let folders = survey::folders(disk, dir).map_err(IndexOpenError::io(dir))?;
     let ends = folders.iter().map(|(_, range)| range.end);
     Ok(ends.max().unwrap_or(FIRST_SEQUENCE))
 }

@@ -223,7 +223,7 @@ impl Parts {
     }
 
     /// Puts a generation in place of the parts it covers.
-    pub(super) fn publish(&self, generation: Arc<Generation>) {
+    pub(super) fn replace_with(&self, generation: Arc<Generation>) {
         let range = generation.range();
         let mut state = self.write();
         let (before, rest) = split_where(&state.view.parts, |part| part.range().end <= range.start);
@@ -234,8 +234,8 @@ impl Parts {
                 .all(|part| range.start <= part.range().start && part.range().end <= range.end),
             "a generation covers parts whole"
         );
-        let published = [Part::Generation(generation)];
-        state.view.parts = [before, &published, after].concat().into();
+        let replacement = [Part::Generation(generation)];
+        state.view.parts = [before, &replacement, after].concat().into();
     }
 
     // No holder panics between two changes that belong together: poison says nothing here.

@@ -71,7 +71,7 @@ impl<'a> Rebuild<'a> {
 
     /// Builds the generation of what was added, which ends at `end`.
     fn build(&mut self, end: Sequence) -> Result<(), IndexError> {
-        self.index.threads.wait_for_merges()?;
+        self.index.workers.wait_for_merges()?;
         let folder = &self.index.folder;
         let capacity = self.index.options.keys_per_generation;
         let frozen = Frozen {
@@ -81,9 +81,9 @@ impl<'a> Rebuild<'a> {
         };
         let generation = caught(|| sealer::build(folder, &frozen, || Ok(())))
             .map_err(|error| error.into_index_error(&folder.path))?;
-        self.index.parts.publish(Arc::new(generation));
+        self.index.parts.replace_with(Arc::new(generation));
         self.index.recent_from = self.index.parts.view().sealed_to();
-        self.index.threads.control().wake();
+        self.index.workers.control().wake();
         let left = end..self.range.end;
         let missing = std::mem::replace(&mut self.range, left.clone());
         for range in &mut self.index.missing {

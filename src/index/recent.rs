@@ -219,17 +219,17 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Step {
+    enum RecentOp {
         Insert(u16),
         Truncate(u8),
         Split(u8),
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    fn steps() -> impl Strategy<Value = Vec<RecentOp>> {
         let step = prop_oneof![
-            8 => any::<u16>().prop_map(|id| Step::Insert(id % 300)),
-            1 => any::<u8>().prop_map(Step::Truncate),
-            1 => any::<u8>().prop_map(Step::Split),
+            8 => any::<u16>().prop_map(|id| RecentOp::Insert(id % 300)),
+            1 => any::<u8>().prop_map(RecentOp::Truncate),
+            1 => any::<u8>().prop_map(RecentOp::Split),
         ];
         prop::collection::vec(step, 1..200)
     }
@@ -242,17 +242,17 @@ mod tests {
             let mut tail = 1;
             for step in steps {
                 match step {
-                    Step::Insert(id) => {
+                    RecentOp::Insert(id) => {
                         insert(&mut recent, &key("t", &id.to_string()), tail);
                         model.entry(id).or_insert(entry(tail));
                         tail += 1;
                     }
-                    Step::Truncate(back) => {
+                    RecentOp::Truncate(back) => {
                         tail = tail.saturating_sub(u64::from(back % 8)).max(1);
                         recent.truncate(tail);
                         model.retain(|_, entry| entry.sequence < tail);
                     }
-                    Step::Split(back) => {
+                    RecentOp::Split(back) => {
                         let at = tail.saturating_sub(u64::from(back));
                         let rest = recent.split_off(at, 1);
                         prop_assert!(recent.slots.iter().all(|slot| slot.entry.sequence < at));

@@ -121,8 +121,8 @@ impl Sealer {
             Ok(())
         };
         let generation = build(&self.folder, &frozen, go_on)?;
-        generation.log("sealed");
-        self.parts.publish(Arc::new(generation));
+        generation.trace("sealed");
+        self.parts.replace_with(Arc::new(generation));
         self.report(None);
         self.control.wake();
         Ok(true)

@@ -15,7 +15,7 @@ use siphasher::sip::SipHasher13;
 
 use super::{
     disk,
-    error::{Fault, OpenError, Trouble},
+    error::{Fault, IndexOpenError, Trouble},
 };
 use crate::{
     event::Key,
@@ -131,7 +131,7 @@ impl Secret {
 }
 
 /// The secret in the folder `dir`, or what is wrong with it.
-pub(super) fn load(disk: &dyn Disk, dir: &Path) -> Result<Result<Secret, Fault>, OpenError> {
+pub(super) fn load(disk: &dyn Disk, dir: &Path) -> Result<Result<Secret, Fault>, IndexOpenError> {
     match Secret::load(disk, dir) {
         Ok(secret) => Ok(Ok(secret)),
         Err(Trouble::Damage(fault)) => Ok(Err(fault)),

@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     disk,
-    error::{Fault, OpenError, Trouble},
+    error::{Fault, IndexOpenError, Trouble},
     folder::Folder,
     generation::Generation,
     manifest::Manifest,
@@ -42,8 +42,8 @@ pub(super) struct Survey {
 }
 
 /// Fails if a newer version wrote a generation in the folder `dir`. Changes nothing.
-pub(super) fn refuse_newer(disk: &dyn Disk, dir: &Path) -> Result<(), OpenError> {
-    for (path, _) in folders(disk, dir).map_err(OpenError::io(dir))? {
+pub(super) fn refuse_newer(disk: &dyn Disk, dir: &Path) -> Result<(), IndexOpenError> {
+    for (path, _) in folders(disk, dir).map_err(IndexOpenError::io(dir))? {
         if let Err(newer @ Trouble::Newer { .. }) = Manifest::load(disk, &path) {
             return Err(newer.into_open_error(&path));
         }
@@ -52,7 +52,7 @@ pub(super) fn refuse_newer(disk: &dyn Disk, dir: &Path) -> Result<(), OpenError>
 }
 
 /// Removes what cannot be used, with a warning for each reason.
-pub(super) fn remove(disk: &dyn Disk, rejected: Vec<Rejected>) -> Result<(), OpenError> {
+pub(super) fn remove(disk: &dyn Disk, rejected: Vec<Rejected>) -> Result<(), IndexOpenError> {
     let mut reasons: BTreeMap<Arc<str>, Vec<PathBuf>> = BTreeMap::new();
     for Rejected { path, reason } in rejected {
         reasons.entry(reason).or_default().push(path);
@@ -61,7 +61,7 @@ pub(super) fn remove(disk: &dyn Disk, rejected: Vec<Rejected>) -> Result<(), Ope
         let (count, first) = (paths.len(), paths[0].display());
         tracing::warn!(%first, count, %reason, "removing generations of the index");
         for path in paths {
-            disk::remove_folder(disk, &path).map_err(OpenError::io(&path))?;
+            disk::remove_folder(disk, &path).map_err(IndexOpenError::io(&path))?;
         }
     }
     Ok(())
@@ -72,7 +72,7 @@ pub(super) fn survey(
     jobs: &dyn Jobs,
     folder: &Folder,
     tail: Sequence,
-) -> Result<Survey, OpenError> {
+) -> Result<Survey, IndexOpenError> {
     let dir = &*folder.path;
     let mut rejected = Vec::new();
     let mut reject = |path: &Path, fault: Fault| {
@@ -82,7 +82,7 @@ pub(super) fn survey(
         });
     };
     let mut found = Vec::new();
-    for (path, range) in folders(&*folder.disk, dir).map_err(OpenError::io(dir))? {
+    for (path, range) in folders(&*folder.disk, dir).map_err(IndexOpenError::io(dir))? {
         if range.end > tail {
             let reason = format!("it is ahead of the log, which ends at {tail}");
             reject(&path, Fault::new(reason));
@@ -98,7 +98,7 @@ pub(super) fn survey(
             Err(trouble) => return Err(trouble.into_open_error(&path)),
         }
     }
-    // A crash between publishing a merged generation and removing its parents leaves both.
+    // A crash between installing a merged generation and removing its parents leaves both.
     opened.sort_by_key(|one| Reverse(one.range().end - one.range().start));
     let mut generations: Vec<Arc<Generation>> = Vec::new();
     for generation in opened {

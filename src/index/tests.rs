@@ -280,7 +280,7 @@ fn a_merge_that_is_interrupted_leaves_nothing() {
     store(&mut index, 1..301);
     index.seal_now(301).expect("sealed");
     await_held(&disk);
-    index.threads.control().stop();
+    index.workers.control().stop();
     disk.hold_folder(None);
     drop(index);
     let mut names: Vec<_> = fs::read_dir(dir.path())
@@ -540,7 +540,7 @@ fn a_reader_that_is_left_keeps_the_index_from_opening_and_nothing_is_removed() {
     let error = Index::open(&platform(), dir.path(), options(), 101)
         .err()
         .expect("locked");
-    let OpenError::Io { source, .. } = error else {
+    let IndexOpenError::Io { source, .. } = error else {
         panic!("{error}");
     };
     assert!(
@@ -583,7 +583,7 @@ fn an_unwritable_folder_refuses_and_heals() {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum IndexOp {
     Store(u8),
     /// Insert without making durable, then forget.
     Abort(u8),
@@ -593,13 +593,13 @@ enum Step {
     Lose(u8),
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<IndexOp>> {
     let step = prop_oneof![
-        6 => (1u8..60).prop_map(Step::Store),
-        1 => (1u8..60).prop_map(Step::Abort),
-        2 => Just(Step::Seal),
-        1 => Just(Step::Reopen),
-        1 => any::<u8>().prop_map(Step::Lose),
+        6 => (1u8..60).prop_map(IndexOp::Store),
+        1 => (1u8..60).prop_map(IndexOp::Abort),
+        2 => Just(IndexOp::Seal),
+        1 => Just(IndexOp::Reopen),
+        1 => any::<u8>().prop_map(IndexOp::Lose),
     ];
     prop::collection::vec(step, 1..16)
 }
@@ -615,25 +615,25 @@ proptest! {
         let mut model = HashMap::new();
         for step in steps {
             match step {
-                Step::Store(batches) => {
+                IndexOp::Store(batches) => {
                     let end = tail + Sequence::from(batches) * BATCH;
                     store(&mut index, tail..end);
                     model.extend((tail..end).map(|sequence| (sequence, entry(sequence))));
                     tail = end;
                 }
-                Step::Abort(events) => {
+                IndexOp::Abort(events) => {
                     for sequence in tail..tail + Sequence::from(events) {
                         insert(&mut index, sequence);
                     }
                     index.seal_if_full(tail).expect("sealed");
                     index.truncate(tail);
                 }
-                Step::Seal => index.seal_now(tail).expect("sealed"),
-                Step::Reopen => {
+                IndexOp::Seal => index.seal_now(tail).expect("sealed"),
+                IndexOp::Reopen => {
                     drop(index);
                     index = open(dir.path(), tail);
                 }
-                Step::Lose(which) => {
+                IndexOp::Lose(which) => {
                     drop(index);
                     let folders: BTreeMap<_, _> = fs::read_dir(dir.path())
                         .expect("listed")

@@ -24,7 +24,7 @@ use thiserror::Error;
 pub use batch::Batch;
 pub use builder::{BATCH_BYTES_MAX, BatchBuilder};
 pub use files::{
-    Checked, Damage, FileLog, FileLogOptions, FileReader, OpenError, ReadWindows, check,
+    Checked, Damage, FileLog, FileLogOptions, FileReader, LogOpenError, ReadWindows, check,
 };
 pub use header::NotABatch;
 
@@ -69,11 +69,15 @@ pub trait LogReader: Send + Sync + 'static {
     /// The batch that contains `sequence`, or `None` if the log does not hold it. Blocks on the disk.
     ///
     /// With a topic, at least that topic's events of the batch are loaded and checked; without, all are.
-    fn read(&self, sequence: Sequence, topic: Option<&Topic>) -> Result<Option<Batch>, ReadError>;
+    fn read(
+        &self,
+        sequence: Sequence,
+        topic: Option<&Topic>,
+    ) -> Result<Option<Batch>, LogReadError>;
 
     /// The [checksum](Batch::checksum) of the batch that contains `sequence`, or `None` if the log does not hold
     /// it. Blocks on the disk, and reads no events.
-    fn batch_checksum(&self, sequence: Sequence) -> Result<Option<u32>, ReadError>;
+    fn batch_checksum(&self, sequence: Sequence) -> Result<Option<u32>, LogReadError>;
 
     /// Another reader of the same log, with nothing read ahead.
     fn fresh(&self) -> Arc<dyn LogReader>;
@@ -113,7 +117,7 @@ pub enum AppendError {
 
 /// Why a batch cannot be read.
 #[derive(Clone, Debug, Error)]
-pub enum ReadError {
+pub enum LogReadError {
     /// The file cannot be read.
     #[error("reading the log failed at {}: {source}", path.display())]
     Io {

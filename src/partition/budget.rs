@@ -39,9 +39,9 @@ const HANDS_BYTES_MIN: usize = 4 * 1024 * 1024;
 
 /// The memory that requests may take. Cheap to clone.
 #[derive(Clone)]
-pub struct Budget(Arc<Shared>);
+pub struct Budget(Arc<Ledger>);
 
-struct Shared {
+struct Ledger {
     bytes_max: usize,
     state: Mutex<State>,
 }
@@ -115,7 +115,7 @@ pub struct Share {
 impl Budget {
     /// A budget of `bytes_max` bytes, and its lane.
     pub fn new(bytes_max: usize) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(Ledger {
             bytes_max,
             state: Mutex::new(State {
                 free: bytes_max,
@@ -614,19 +614,19 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Step {
+    enum ShareOp {
         Grow(usize),
         Shrink(usize),
         Poll,
         Drop,
     }
 
-    fn any_step() -> impl Strategy<Value = (usize, Step)> {
+    fn any_step() -> impl Strategy<Value = (usize, ShareOp)> {
         let step = prop_oneof![
-            4 => (1..LARGE).prop_map(Step::Grow),
-            1 => (0..LARGE).prop_map(Step::Shrink),
-            4 => Just(Step::Poll),
-            2 => Just(Step::Drop),
+            4 => (1..LARGE).prop_map(ShareOp::Grow),
+            1 => (0..LARGE).prop_map(ShareOp::Shrink),
+            4 => Just(ShareOp::Poll),
+            2 => Just(ShareOp::Drop),
         ];
         (0..8usize, step)
     }
@@ -654,27 +654,27 @@ mod tests {
             for (at, step) in steps {
                 let slot = slots[at].take().expect("one at a time");
                 slots[at] = Some(match (slot, step) {
-                    (Slot::Idle(mut share), Step::Grow(bytes)) => Slot::Growing(Box::pin(async move {
+                    (Slot::Idle(mut share), ShareOp::Grow(bytes)) => Slot::Growing(Box::pin(async move {
                         share.grow(bytes).await;
                         assert!(share.bytes() >= bytes);
                         share
                     })),
-                    (Slot::Idle(mut share), Step::Shrink(bytes)) => {
+                    (Slot::Idle(mut share), ShareOp::Shrink(bytes)) => {
                         share.shrink(bytes);
                         assert!(share.bytes() <= bytes);
                         Slot::Idle(share)
                     }
-                    (Slot::Growing(mut growing), Step::Poll | Step::Grow(_) | Step::Shrink(_)) => {
+                    (Slot::Growing(mut growing), ShareOp::Poll | ShareOp::Grow(_) | ShareOp::Shrink(_)) => {
                         match (&mut growing).now_or_never() {
                             Some(share) => Slot::Idle(share),
                             None => Slot::Growing(growing),
                         }
                     }
-                    (slot, Step::Drop) => {
+                    (slot, ShareOp::Drop) => {
                         drop(slot);
                         Slot::Idle(new(at))
                     }
-                    (idle @ Slot::Idle(_), Step::Poll) => idle,
+                    (idle @ Slot::Idle(_), ShareOp::Poll) => idle,
                 });
                 prop_assert!(budget.held() <= BYTES_MAX / 4 + BYTES_MAX / 4 / LANE_PART);
             }

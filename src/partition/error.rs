@@ -11,7 +11,7 @@ use tokio::task::JoinError;
 use super::cursor::CursorError;
 use crate::{
     index::IndexError,
-    log::{AppendError, ReadError as LogReadError},
+    log::{AppendError, LogReadError},
 };
 
 /// Why no event of a request was acknowledged. This request stored none of them, unless it is

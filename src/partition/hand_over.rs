@@ -25,7 +25,7 @@ use crate::{
 
 /// The writer's end.
 pub(super) struct HandOver<L> {
-    syncer: Shared<L>,
+    syncer: SharedSyncer<L>,
     orders: Arc<std_mpsc::SyncSender<Order>>,
     synced: std_mpsc::Receiver<Synced>,
     /// The topics that begin in each batch in flight, oldest first.
@@ -62,15 +62,15 @@ enum Order {
 }
 
 /// The syncer, for the job and for the writer while the job has nothing to do.
-struct Shared<L>(Arc<Mutex<Syncer<L>>>);
+struct SharedSyncer<L>(Arc<Mutex<Syncer<L>>>);
 
-impl<L> Clone for Shared<L> {
+impl<L> Clone for SharedSyncer<L> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<L> Shared<L> {
+impl<L> SharedSyncer<L> {
     fn lock(&self) -> MutexGuard<'_, Syncer<L>> {
         // After a panic the log may be half changed.
         self.0.lock().expect("the syncer has not panicked")
@@ -83,7 +83,7 @@ pub(super) fn hand_over<L: Log>(
     writer: mpsc::WeakSender<Message>,
 ) -> (HandOver<L>, SyncerJob<L>) {
     let in_flight_max = syncer.in_flight_max();
-    let syncer = Shared(Arc::new(Mutex::new(syncer)));
+    let syncer = SharedSyncer(Arc::new(Mutex::new(syncer)));
     let (orders, orders_end) = std_mpsc::sync_channel(in_flight_max);
     let orders = Arc::new(orders);
     let (synced, synced_end) = std_mpsc::channel();
@@ -213,7 +213,7 @@ impl Wake for WakeJob {
 
 /// The job of the syncer. Ends when the writer has gone.
 pub(super) struct SyncerJob<L> {
-    syncer: Shared<L>,
+    syncer: SharedSyncer<L>,
     orders: std_mpsc::Receiver<Order>,
     /// Work that was received and not begun.
     waiting: VecDeque<Work>,

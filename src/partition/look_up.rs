@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::{
     PublishError, ReadError,
     budget::Share,
-    request::{Answer, Message, Rejection, Request},
+    request::{Message, PublishResult, Rejection, Request},
 };
 use crate::{
     event::{Event, FIRST_SEQUENCE, Key, Sequence},
@@ -118,7 +118,7 @@ impl LookedUp {
         self,
         rejection: Rejection,
         share: Share,
-    ) -> (Message, oneshot::Receiver<Answer>) {
+    ) -> (Message, oneshot::Receiver<PublishResult>) {
         let (reply, answer) = oneshot::channel();
         let request = Request {
             events: self.events,

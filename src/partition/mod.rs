@@ -94,7 +94,7 @@ struct Shared {
 }
 
 /// The outcomes of a submitted request, one per event in order, once all of them are durable.
-pub struct PendingOutcomes(oneshot::Receiver<request::Answer>);
+pub struct PendingOutcomes(oneshot::Receiver<request::PublishResult>);
 
 impl Future for PendingOutcomes {
     type Output = Result<Outcomes, PublishError>;

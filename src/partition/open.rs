@@ -24,7 +24,7 @@ use super::{
 use crate::{
     event::Sequence,
     index::{self, IndexError, IndexOptions},
-    log::{self, FileLog, FileLogOptions, Log, ReadError as LogReadError},
+    log::{self, FileLog, FileLogOptions, Log, LogReadError},
     platform::{Disk as _, OsDisk, Platform},
 };
 
@@ -104,13 +104,13 @@ pub enum OpenError {
     Thread(#[source] io::Error),
     /// The log cannot be opened.
     #[error(transparent)]
-    Log(#[from] log::OpenError),
+    Log(#[from] log::LogOpenError),
     /// The log cannot be read.
     #[error(transparent)]
     Read(#[from] LogReadError),
     /// The index cannot be opened.
     #[error(transparent)]
-    Index(#[from] index::OpenError),
+    Index(#[from] index::IndexOpenError),
     /// The index cannot be rebuilt from the log.
     #[error("rebuilding the index from the log: {0}")]
     Rebuild(#[from] IndexError),

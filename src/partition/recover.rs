@@ -11,7 +11,7 @@ use super::{
 use crate::{
     event::{Event, Sequence},
     index::{self, Entry, Index},
-    log::{Batch, Log, LogReader, ReadError as LogReadError},
+    log::{Batch, Log, LogReadError, LogReader},
     platform::Platform,
 };
 

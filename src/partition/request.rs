@@ -49,11 +49,11 @@ pub(super) struct Request {
     pub rejection: Rejection,
     /// Covers the events, and goes on with the answer.
     pub share: Share,
-    pub reply: oneshot::Sender<Answer>,
+    pub reply: oneshot::Sender<PublishResult>,
 }
 
 /// What a request is answered with.
-pub(super) type Answer = Result<Outcomes, PublishError>;
+pub(super) type PublishResult = Result<Outcomes, PublishError>;
 
 /// What the writer is told.
 pub(super) enum Message {

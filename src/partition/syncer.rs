@@ -15,7 +15,7 @@ use super::{
     PublishError,
     budget::Share,
     health::Monitor,
-    request::{Answer, Outcome, Outcomes, Request},
+    request::{Outcome, Outcomes, PublishResult, Request},
     stats::{Dropped, Stats},
     tail::DurableTail,
 };
@@ -45,7 +45,7 @@ pub(super) struct Synced {
 /// A request that is decided and not answered yet.
 pub(super) struct Reply {
     decided: Result<Vec<Outcome>, PublishError>,
-    reply: oneshot::Sender<Answer>,
+    reply: oneshot::Sender<PublishResult>,
     share: Share,
 }
 
@@ -150,7 +150,7 @@ impl<L: Log> Syncer<L> {
         let work = self.in_flight.pop_front().expect("there is one");
         match appended {
             Ok(()) if work.attempt == self.attempt => {
-                self.publish(work.batch, &work.dropped);
+                self.make_visible(work.batch, &work.dropped);
                 tell_writer(self.synced(work.attempt, Ok(())));
                 work.replies.into_iter().for_each(Reply::answer);
             }
@@ -172,7 +172,7 @@ impl<L: Log> Syncer<L> {
     }
 
     /// Lets readers see what is durable now.
-    fn publish(&mut self, batch: Option<Batch>, dropped: &Dropped) {
+    fn make_visible(&mut self, batch: Option<Batch>, dropped: &Dropped) {
         if let Some(batch) = batch {
             let topics = batch.topics().map(|(topic, _)| topic);
             self.positions.add_batch(topics, batch.first_sequence());

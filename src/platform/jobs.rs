@@ -1,6 +1,6 @@
 //! Jobs: what works beside the one who began it, step by step.
 //!
-//! Owns [`Job`], [`Jobs`] and [`Threads`], which gives each job a thread. A job never waits inside a step for
+//! Owns [`Job`], [`Jobs`] and [`ThreadPerJob`], which gives each job a thread. A job never waits inside a step for
 //! anything but the disk and, through [`Jobs::help`], other jobs; so one thread can run any number of them.
 
 use std::{
@@ -60,9 +60,9 @@ pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
 
 /// A thread for each job.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Threads;
+pub struct ThreadPerJob;
 
-impl Jobs for Threads {
+impl Jobs for ThreadPerJob {
     fn spawn(&self, name: &str, mut job: Box<dyn Job>) -> io::Result<Box<dyn Running>> {
         let run = move || {
             loop {

@@ -16,7 +16,7 @@ use std::{
 
 pub use self::{
     disk::{Disk, DiskDir, DiskFile, DiskReader, DiskWriter, OsDisk, is_full},
-    jobs::{Job, Jobs, Running, Step, Threads, panic_text},
+    jobs::{Job, Jobs, Running, Step, ThreadPerJob, panic_text},
 };
 use crate::event::UnixNanos;
 
@@ -41,7 +41,7 @@ impl Default for Platform {
     fn default() -> Self {
         Self {
             disk: Arc::new(OsDisk),
-            jobs: Arc::new(Threads),
+            jobs: Arc::new(ThreadPerJob),
             time: system_time,
             random,
         }

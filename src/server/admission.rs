@@ -25,7 +25,7 @@ use http_body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::speaks_grpc;
-use crate::{answer::Unread, call::Call, grpc, http, partition::Account};
+use crate::{call::Call, grpc, http, partition::Account, response::Unread};
 
 /// Calls that a connection may have open whatever others do.
 const CONNECTION_CALLS_MIN: usize = 16;
@@ -62,7 +62,7 @@ async fn admit(State(places): State<Arc<Semaphore>>, request: Request, next: Nex
     let request = Request::from_parts(head, Body::new(guarded));
     let response = next.run(request).await;
     response.map(|inner| {
-        Body::new(Answer {
+        Body::new(AdmittedBody {
             inner,
             call,
             _place: place,
@@ -99,13 +99,13 @@ impl Drop for Place {
 }
 
 /// The answer of a call, which holds its place.
-struct Answer {
+struct AdmittedBody {
     inner: Body,
     call: Call,
     _place: Place,
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for AdmittedBody {
     type Data = Bytes;
     type Error = axum::Error;
 

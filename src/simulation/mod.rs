@@ -14,7 +14,7 @@ mod jobs;
 mod lie;
 mod log;
 mod model;
-mod request;
+mod submission;
 mod world;
 
 use std::{

@@ -18,7 +18,7 @@ use super::{
     lie::Lie,
     log::LateLog,
     model::{Dropped, Model, Name, Sent},
-    request::{Answer, Request},
+    submission::{Reply, Submission},
 };
 use crate::{
     event::Sequence,
@@ -78,8 +78,8 @@ struct Before {
 struct Server {
     partition: Partition,
     threads: Threads,
-    requests: Vec<Request>,
-    held: Vec<Request>,
+    requests: Vec<Submission>,
+    held: Vec<Submission>,
     gets: Vec<Get>,
     opened_with: Dropped,
     /// When the counters were surely saved last, if they were in this life.
@@ -339,7 +339,7 @@ impl World {
     /// waiting for an answer, and sends the same again.
     fn hold_or_release(&mut self, server: &mut Server) {
         if server.held.len() < HELD_MAX && self.chance.percent(10) {
-            if !server.requests.last().is_some_and(Request::is_new) {
+            if !server.requests.last().is_some_and(Submission::is_new) {
                 return;
             }
             let at = server.requests.len() - 1;
@@ -432,7 +432,7 @@ impl World {
         sent.iter().for_each(|sent| self.model.send(*sent));
         server
             .requests
-            .push(Request::begin(&server.partition, sent, rejection));
+            .push(Submission::begin(&server.partition, sent, rejection));
     }
 
     /// A request goes on.
@@ -449,12 +449,12 @@ impl World {
         partition: &Partition,
         sent: Vec<Sent>,
         asked_at: Sequence,
-        answer: Answer,
+        answer: Reply,
     ) {
         // The topics that fill the limit are durable before a rejection is answered.
         let (_, topics) = partition.totals();
         match answer {
-            Answer::Outcomes(outcomes) => {
+            Reply::Outcomes(outcomes) => {
                 let is_beyond = outcomes.contains(&Outcome::TopicLimit);
                 assert!(
                     !is_beyond || topics >= self.options.topics_max,
@@ -462,7 +462,7 @@ impl World {
                 );
                 return self.model.answered(&sent, &outcomes, asked_at);
             }
-            Answer::Error(PublishError::TopicLimit { .. }) => {
+            Reply::Error(PublishError::TopicLimit { .. }) => {
                 let begun: BTreeSet<u8> = sent.iter().map(|sent| sent.name.topic).collect();
                 assert!(
                     topics + begun.len() > self.options.topics_max,
@@ -471,7 +471,7 @@ impl World {
                 self.model.answered.rejected += sent.len() as u64;
                 self.model.refused(&sent);
             }
-            Answer::Error(error) => {
+            Reply::Error(error) => {
                 let is_excused = self.disk.has_crashed() || self.disk.has_faulted();
                 assert!(is_excused, "a request is refused: {error}");
                 match error {
@@ -490,7 +490,7 @@ impl World {
                     self.model.refused(&sent);
                 }
             }
-            Answer::None => {}
+            Reply::None => {}
         }
         self.unanswered.extend(sent);
     }

@@ -37,13 +37,13 @@ impl From<&Process> for Http {
 
 /// An answer that has arrived whole.
 #[derive(Debug)]
-pub struct Answer {
+pub struct HttpResponse {
     pub status: StatusCode,
     headers: hyper::HeaderMap,
     pub body: String,
 }
 
-impl Answer {
+impl HttpResponse {
     pub fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
@@ -105,18 +105,18 @@ impl Http {
         path: &str,
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
-    ) -> Answer {
+    ) -> HttpResponse {
         let (head, body) = self.open(method, path, headers, body).await.into_parts();
         let body = patiently("the end of the answer", body.collect()).await;
         let body = body.expect("whole").to_bytes();
-        Answer {
+        HttpResponse {
             status: head.status,
             headers: head.headers,
             body: String::from_utf8(body.into()).expect("UTF-8"),
         }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> HttpResponse {
         self.send(Method::GET, path, &[], "").await
     }
 
@@ -127,12 +127,12 @@ impl Http {
         answer.json_lines()
     }
 
-    pub async fn publish(&self, body: &Value) -> Answer {
+    pub async fn publish(&self, body: &Value) -> HttpResponse {
         let body = body.to_string();
         self.send(Method::POST, "/publish", &[JSON], body).await
     }
 
-    pub async fn publish_lines(&self, lines: String) -> Answer {
+    pub async fn publish_lines(&self, lines: String) -> HttpResponse {
         self.send(Method::POST, "/publish", &[LINES], lines).await
     }
 

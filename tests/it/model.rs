@@ -21,24 +21,24 @@ const TOPICS: [&str; 3] = ["a", "ab", "b"];
 type Sent = (usize, u8, u8);
 
 #[derive(Clone, Debug)]
-enum Step {
+enum ModelOp {
     Publish(Vec<Vec<Sent>>),
     StreamingPublish(Vec<Vec<Sent>>),
     Restart,
     List { topic: usize, limit: u64 },
 }
 
-fn any_step() -> impl Strategy<Value = Step> {
+fn any_step() -> impl Strategy<Value = ModelOp> {
     let sent = (0..TOPICS.len(), 0..40u8, 0..2u8);
     let requests = || {
         let request = proptest::collection::vec(sent.clone(), 0..20);
         proptest::collection::vec(request, 0..5)
     };
     prop_oneof![
-        4 => requests().prop_map(Step::Publish),
-        4 => requests().prop_map(Step::StreamingPublish),
-        1 => Just(Step::Restart),
-        2 => (0..TOPICS.len(), 1..9u64).prop_map(|(topic, limit)| Step::List { topic, limit }),
+        4 => requests().prop_map(ModelOp::Publish),
+        4 => requests().prop_map(ModelOp::StreamingPublish),
+        1 => Just(ModelOp::Restart),
+        2 => (0..TOPICS.len(), 1..9u64).prop_map(|(topic, limit)| ModelOp::List { topic, limit }),
     ]
 }
 
@@ -122,13 +122,13 @@ async fn start(data_dir: DataDir) -> TestServer {
     TestServer::start_with(data_dir, options).await
 }
 
-async fn check(steps: Vec<Step>) {
+async fn check(steps: Vec<ModelOp>) {
     let mut server = start(DataDir::new()).await;
     let mut model = Model::default();
     for step in steps {
         let client = &mut server.client().await;
         match step {
-            Step::Publish(requests) => {
+            ModelOp::Publish(requests) => {
                 let valid = requests
                     .iter()
                     .take_while(|request| request.iter().all(|s| is_valid(*s)));
@@ -162,7 +162,7 @@ async fn check(steps: Vec<Step>) {
                     );
                 }
             }
-            Step::StreamingPublish(requests) => {
+            ModelOp::StreamingPublish(requests) => {
                 let mut stream = PublishStream::open(client).await;
                 for request in requests {
                     let expected: Vec<_> = request.iter().map(|s| model.publish(*s)).collect();
@@ -172,8 +172,8 @@ async fn check(steps: Vec<Step>) {
                     assert_eq!(told, expected);
                 }
             }
-            Step::Restart => server = start(server.stop().await).await,
-            Step::List { topic, limit } => {
+            ModelOp::Restart => server = start(server.stop().await).await,
+            ModelOp::List { topic, limit } => {
                 let mut seen = Vec::new();
                 let mut request = v1::ListEventsRequest {
                     limit,

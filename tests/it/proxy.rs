@@ -66,11 +66,11 @@ pub fn draw(bits: u64, after_max: u64) -> Faults {
 /// A proxy before one server. Its connections end when it is dropped.
 pub struct Proxy {
     pub address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     accepting: JoinHandle<()>,
 }
 
-struct Shared {
+struct ProxyState {
     server: Mutex<SocketAddr>,
     plan: Box<dyn Fn(u64) -> Faults + Send + Sync>,
     vanished: watch::Sender<bool>,
@@ -88,7 +88,7 @@ impl Proxy {
     ) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyState {
             server: Mutex::new(server),
             plan: Box::new(plan),
             vanished: watch::Sender::new(false),
@@ -134,14 +134,14 @@ impl Drop for Proxy {
     }
 }
 
-impl Shared {
+impl ProxyState {
     fn server(&self) -> std::sync::MutexGuard<'_, SocketAddr> {
         // An address is never half written.
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<ProxyState>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         let mut number = 0;
@@ -154,7 +154,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn connect(client: TcpStream, number: u64, shared: Arc<Shared>) {
+async fn connect(client: TcpStream, number: u64, shared: Arc<ProxyState>) {
     let server = *shared.server();
     let Ok(server) = TcpStream::connect(server).await else {
         return;

@@ -80,14 +80,14 @@ impl NamedService for NullService {
     const NAME: &'static str = "oncelog.v1.AggregatorService";
 }
 
-type Answer<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
+type BoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 type Responses =
     Pin<Box<dyn futures_util::Stream<Item = Result<StreamingPublishResponse, Status>> + Send>>;
 
 impl Service<Request<Body>> for NullService {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer<Response<Body>, Infallible>;
+    type Future = BoxFuture<Response<Body>, Infallible>;
 
     fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -108,7 +108,7 @@ impl Service<Request<Body>> for NullService {
 impl StreamingService<RawPublishRequest> for NullService {
     type Response = StreamingPublishResponse;
     type ResponseStream = Responses;
-    type Future = Answer<tonic::Response<Responses>, Status>;
+    type Future = BoxFuture<tonic::Response<Responses>, Status>;
 
     fn call(&mut self, request: tonic::Request<Streaming<RawPublishRequest>>) -> Self::Future {
         let state = (request.into_inner(), 0);

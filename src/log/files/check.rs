@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    OpenError, ReadWindows, directory,
+    LogOpenError, ReadWindows, directory,
     segment::{SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path},
     walk::{RunEnd, Walk},
 };
@@ -59,7 +59,7 @@ pub fn check(
     dir: &Path,
     disk: &dyn Disk,
     mut on_batch: impl FnMut(&Batch),
-) -> Result<Checked, OpenError> {
+) -> Result<Checked, LogOpenError> {
     let names = directory::list(disk, dir)?.segments;
     let mut checked = Checked {
         tail: FIRST_SEQUENCE,
@@ -72,17 +72,17 @@ pub fn check(
         let path = segment_path(dir, *first_sequence);
         let header = match directory::read_header(disk, dir, *first_sequence) {
             Ok(header) => header,
-            Err(OpenError::Damaged { offset, reason, .. }) => {
+            Err(LogOpenError::Damaged { offset, reason, .. }) => {
                 checked.add(&path, offset, reason);
                 previous = None;
                 continue;
             }
-            Err(OpenError::Io { source, .. }) => {
+            Err(LogOpenError::Io { source, .. }) => {
                 checked.add(&path, 0, source.to_string());
                 previous = None;
                 continue;
             }
-            Err(error @ OpenError::UnknownVersion { .. }) => return Err(error),
+            Err(error @ LogOpenError::UnknownVersion { .. }) => return Err(error),
         };
         if let Some(previous) = previous
             && let Err(what) = directory::check_link(previous.as_ref(), &header)

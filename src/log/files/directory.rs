@@ -5,7 +5,7 @@
 use std::{io, path::Path, thread};
 
 use super::{
-    OpenError,
+    LogOpenError,
     segment::{BadHeader, SEGMENT_HEADER_BYTES, SegmentHeader, parse_segment_name, segment_path},
 };
 use crate::{
@@ -27,8 +27,8 @@ pub(super) struct Listing {
     pub has_leftover: bool,
 }
 
-pub(super) fn list(disk: &dyn Disk, dir: &Path) -> Result<Listing, OpenError> {
-    let names = disk.list(dir).map_err(|source| OpenError::Io {
+pub(super) fn list(disk: &dyn Disk, dir: &Path) -> Result<Listing, LogOpenError> {
+    let names = disk.list(dir).map_err(|source| LogOpenError::Io {
         path: dir.into(),
         source,
     })?;
@@ -45,13 +45,13 @@ pub(super) fn read_header(
     disk: &dyn Disk,
     dir: &Path,
     first_sequence: Sequence,
-) -> Result<SegmentHeader, OpenError> {
+) -> Result<SegmentHeader, LogOpenError> {
     let path = segment_path(dir, first_sequence);
-    let (bytes, file_bytes) = read_file(disk, &path).map_err(|source| OpenError::Io {
+    let (bytes, file_bytes) = read_file(disk, &path).map_err(|source| LogOpenError::Io {
         path: path.clone(),
         source,
     })?;
-    let damaged = |reason: String| OpenError::Damaged {
+    let damaged = |reason: String| LogOpenError::Damaged {
         path: path.clone(),
         offset: 0,
         reason,
@@ -61,7 +61,7 @@ pub(super) fn read_header(
     };
     let header = SegmentHeader::decode(&bytes).map_err(|bad| match bad {
         BadHeader::Damaged(what) => damaged(what.into()),
-        BadHeader::UnknownVersion(version) => OpenError::UnknownVersion {
+        BadHeader::UnknownVersion(version) => LogOpenError::UnknownVersion {
             path: path.clone(),
             version,
         },
@@ -84,7 +84,7 @@ pub(super) fn read_headers(
     disk: &dyn Disk,
     dir: &Path,
     segments: &[Sequence],
-) -> Vec<Result<SegmentHeader, OpenError>> {
+) -> Vec<Result<SegmentHeader, LogOpenError>> {
     let read = |part: &[Sequence]| -> Vec<_> {
         let headers = part.iter().map(|first| read_header(disk, dir, *first));
         headers.collect()
@@ -191,8 +191,8 @@ mod tests {
         for (name, header) in names.iter().zip(headers) {
             match header {
                 Ok(header) => assert_eq!(header.first_sequence, *name),
-                Err(OpenError::Damaged { .. }) => assert_eq!(*name, damaged),
-                Err(OpenError::Io { .. }) => assert_eq!(*name, missing),
+                Err(LogOpenError::Damaged { .. }) => assert_eq!(*name, damaged),
+                Err(LogOpenError::Io { .. }) => assert_eq!(*name, missing),
                 Err(error) => panic!("{error}"),
             }
         }

@@ -15,11 +15,11 @@ use std::{
 };
 
 use super::{
-    FileReader, OpenError, WriteError,
+    FileReader, LogOpenError, WriteError,
     directory::NEXT_NAME,
     frame::{ALIGN, Frame, PREFIX_BYTES},
     prepare::{NotPrepared, Prepared, Preparer},
-    reader::Shared,
+    reader::LogState,
     recovery::{self, at},
     segment::{
         PLACE_SPACING_BYTES, Places, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path,
@@ -101,7 +101,7 @@ pub struct FileLog {
     names: Arc<dyn DiskDir>,
     segment_bytes_min: u64,
     segment_bytes_max: u64,
-    shared: Arc<Shared>,
+    shared: Arc<LogState>,
     active: Active,
     tail: Sequence,
     preparer: Preparer,
@@ -127,7 +127,7 @@ impl FileLog {
         platform: &Platform,
         dir: &Path,
         options: &FileLogOptions,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<Self, LogOpenError> {
         let disk = &*platform.disk;
         assert!(
             options.segment_bytes_min <= options.segment_bytes_max,
@@ -172,7 +172,7 @@ impl FileLog {
             names,
             segment_bytes_min: options.segment_bytes_min,
             segment_bytes_max: options.segment_bytes_max,
-            shared: Arc::new(Shared {
+            shared: Arc::new(LogState {
                 disk: Arc::clone(&platform.disk),
                 id: active.segment.header.log_id,
                 segments: RwLock::new(recovered.segments),
@@ -553,7 +553,7 @@ mod tests {
         let error = FileLog::open(&disk.platform(), dir.path(), &small()).err();
         assert!(matches!(
             error,
-            Some(OpenError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull
+            Some(LogOpenError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull
         ));
     }
 

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    Checked, FileLogOptions, OpenError, ReadWindows, check,
+    Checked, FileLogOptions, LogOpenError, ReadWindows, check,
     frame::{Frame, HEAD_BYTES, PREFIX_BYTES},
     recovery::{self, Recovered},
     segment::{BadHeader, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_path},
@@ -95,7 +95,7 @@ fn recover_and_check(file: &[u8]) {
     let recovered = match recovery::recover(&disk, Path::new(DIR), &FileLogOptions::default()) {
         Ok(recovered) => recovered,
         Err(error) => {
-            assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+            assert!(matches!(error, LogOpenError::Damaged { .. }), "{error}");
             assert!(!checked.damage.is_empty(), "{error}, which check misses");
             assert_eq!(file_of(&disk), file, "damage is left as it is");
             return;

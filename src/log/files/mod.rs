@@ -43,7 +43,7 @@ enum WriteError {
 
 /// Why a log cannot be opened.
 #[derive(Debug, Error)]
-pub enum OpenError {
+pub enum LogOpenError {
     /// The file system refuses.
     #[error("opening the log failed at {}: {source}", path.display())]
     Io {

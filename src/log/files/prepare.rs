@@ -53,7 +53,7 @@ pub(super) struct Preparer {
     storage_bytes: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     /// `None` only while dropped.
-    requests: Option<Sender<Request>>,
+    requests: Option<Sender<FileRequest>>,
     results: Receiver<io::Result<Prepared>>,
     jobs: Arc<dyn Jobs>,
     worker: Option<Box<dyn Running>>,
@@ -72,7 +72,7 @@ enum State {
     },
 }
 
-struct Request {
+struct FileRequest {
     bytes: u64,
     /// A shorter one, to be made longer.
     shorter: Option<Prepared>,
@@ -191,7 +191,7 @@ impl Preparer {
     ) -> State {
         if let Some(requests) = &self.requests {
             // If the job is gone, waiting for its result says so.
-            let _ = requests.send(Request { bytes, shorter });
+            let _ = requests.send(FileRequest { bytes, shorter });
         }
         State::Working { retry }
     }
@@ -223,9 +223,9 @@ struct Worker {
     path: PathBuf,
     storage_bytes: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
-    requested: Receiver<Request>,
+    requested: Receiver<FileRequest>,
     /// One that was waited for.
-    request: Option<Request>,
+    request: Option<FileRequest>,
     done: Sender<io::Result<Prepared>>,
 }
 
@@ -252,7 +252,7 @@ impl Job for Worker {
 }
 
 impl Worker {
-    fn prepare(&self, request: Request) -> io::Result<Prepared> {
+    fn prepare(&self, request: FileRequest) -> io::Result<Prepared> {
         let from = request.shorter.as_ref().map_or(0, |shorter| shorter.bytes);
         let file = match request.shorter {
             Some(shorter) => Ok(shorter.file),

@@ -20,12 +20,12 @@ use super::{
 };
 use crate::{
     event::{FIRST_SEQUENCE, Sequence, Topic},
-    log::{Batch, LogReader, ReadError},
+    log::{Batch, LogReadError, LogReader},
     platform::Disk,
 };
 
 /// What the writer of a log and its readers share.
-pub(super) struct Shared {
+pub(super) struct LogState {
     pub disk: Arc<dyn Disk>,
     pub id: u64,
     /// Ascending, without gaps; never empty once the log is open.
@@ -38,7 +38,7 @@ pub(super) struct Shared {
     pub storage_bytes: Arc<AtomicU64>,
 }
 
-impl Shared {
+impl LogState {
     fn segment_of(&self, sequence: Sequence) -> Option<Arc<Segment>> {
         let segments = self.segments.read().expect("no one panics with it");
         let after = segments.partition_point(|s| s.header.first_sequence <= sequence);
@@ -56,7 +56,7 @@ impl Shared {
 
 /// Reads a [`FileLog`](super::FileLog). A clone begins anew, with nothing read ahead.
 pub struct FileReader {
-    shared: Arc<Shared>,
+    shared: Arc<LogState>,
     position: Mutex<Option<Position>>,
 }
 
@@ -69,7 +69,7 @@ struct Position {
 }
 
 impl FileReader {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<LogState>) -> Self {
         Self {
             shared,
             position: Mutex::new(None),
@@ -113,7 +113,7 @@ impl FileReader {
         &self,
         sequence: Sequence,
         read: impl FnOnce(&mut Position) -> Result<T, NoBatch>,
-    ) -> Result<Option<T>, ReadError> {
+    ) -> Result<Option<T>, LogReadError> {
         let tail = self.shared.tail.load(Ordering::Acquire);
         if !(FIRST_SEQUENCE..tail).contains(&sequence) {
             return Ok(None);
@@ -183,11 +183,15 @@ impl Position {
 }
 
 impl LogReader for FileReader {
-    fn read(&self, sequence: Sequence, topic: Option<&Topic>) -> Result<Option<Batch>, ReadError> {
+    fn read(
+        &self,
+        sequence: Sequence,
+        topic: Option<&Topic>,
+    ) -> Result<Option<Batch>, LogReadError> {
         self.at(sequence, |position| position.read(sequence, topic))
     }
 
-    fn batch_checksum(&self, sequence: Sequence) -> Result<Option<u32>, ReadError> {
+    fn batch_checksum(&self, sequence: Sequence) -> Result<Option<u32>, LogReadError> {
         self.at(sequence, |position| position.batch_checksum(sequence))
     }
 
@@ -210,13 +214,13 @@ impl LogReader for FileReader {
     }
 }
 
-fn read_error(path: &Path, offset: u64, error: NoBatch) -> ReadError {
+fn read_error(path: &Path, offset: u64, error: NoBatch) -> LogReadError {
     match error {
-        NoBatch::Io(source) => ReadError::Io {
+        NoBatch::Io(source) => LogReadError::Io {
             path: path.into(),
             source: Arc::new(source),
         },
-        NoBatch::Damaged(what) => ReadError::Damaged {
+        NoBatch::Damaged(what) => LogReadError::Damaged {
             path: path.into(),
             offset,
             what: what.into(),
@@ -307,7 +311,7 @@ mod tests {
         assert!(reader.read(7, Some(&topic("b"))).is_ok());
         for read in [reader.read(7, Some(&topic("a"))), reader.read(7, None)] {
             let error = read.expect_err("damaged");
-            assert!(matches!(error, ReadError::Damaged { offset, .. } if offset == start));
+            assert!(matches!(error, LogReadError::Damaged { offset, .. } if offset == start));
         }
     }
 

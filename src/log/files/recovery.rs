@@ -7,7 +7,7 @@
 use std::{io, path::Path, sync::Arc};
 
 use super::{
-    FileLogOptions, OpenError,
+    FileLogOptions, LogOpenError,
     directory::{self, NEXT_NAME},
     segment::{Places, SEGMENT_HEADER_BYTES, Segment, segment_path},
     walk::{RunEnd, Walk},
@@ -36,7 +36,7 @@ pub(super) fn recover(
     disk: &dyn Disk,
     dir: &Path,
     options: &FileLogOptions,
-) -> Result<Recovered, OpenError> {
+) -> Result<Recovered, LogOpenError> {
     let tail_min = options.tail_min;
     let scan_bytes = options.windows.scan_bytes;
     let listing = directory::list(disk, dir)?;
@@ -47,7 +47,7 @@ pub(super) fn recover(
         let path = segment_path(dir, first_sequence);
         let header = header?;
         let previous = segments.last().map(|previous| &previous.header);
-        directory::check_link(previous, &header).map_err(|reason| OpenError::Damaged {
+        directory::check_link(previous, &header).map_err(|reason| LogOpenError::Damaged {
             path: path.clone(),
             offset: 0,
             reason,
@@ -68,7 +68,7 @@ pub(super) fn recover(
     let run = run_all(&mut walk).map_err(at(&last.path))?;
     let rest = walk.rest(&run).map_err(at(&last.path))?;
     if let Some(frame) = rest.frame {
-        return Err(OpenError::Damaged {
+        return Err(LogOpenError::Damaged {
             path: last.path.clone(),
             offset: run.offset,
             reason: format!(
@@ -124,14 +124,14 @@ fn check_end(
     segment: &Arc<Segment>,
     end: Sequence,
     scan_bytes: usize,
-) -> Result<(), OpenError> {
+) -> Result<(), LogOpenError> {
     let run = Walk::open(segment.clone(), disk, scan_bytes)
         .and_then(|mut walk| run_all(&mut walk))
         .map_err(at(&segment.path))?;
     if run.sequence == end {
         return Ok(());
     }
-    Err(OpenError::Damaged {
+    Err(LogOpenError::Damaged {
         path: segment.path.clone(),
         offset: run.offset,
         reason: format!(
@@ -146,18 +146,18 @@ fn check_tail(
     offset: u64,
     tail: Sequence,
     tail_min: Sequence,
-) -> Result<(), OpenError> {
+) -> Result<(), LogOpenError> {
     if tail >= tail_min {
         return Ok(());
     }
-    Err(OpenError::Damaged {
+    Err(LogOpenError::Damaged {
         path: path.into(),
         offset,
         reason: format!("the log ends before sequence {tail}, but {tail_min} was its durable tail"),
     })
 }
 
-fn remove_leftover(disk: &dyn Disk, dir: &Path, has_leftover: bool) -> Result<(), OpenError> {
+fn remove_leftover(disk: &dyn Disk, dir: &Path, has_leftover: bool) -> Result<(), LogOpenError> {
     if !has_leftover {
         return Ok(());
     }
@@ -176,8 +176,8 @@ fn zero(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
 }
 
 /// Adds the path to an error of the file system.
-pub(super) fn at(path: &Path) -> impl Fn(io::Error) -> OpenError {
-    move |source| OpenError::Io {
+pub(super) fn at(path: &Path) -> impl Fn(io::Error) -> LogOpenError {
+    move |source| LogOpenError::Io {
         path: path.into(),
         source,
     }
@@ -199,7 +199,7 @@ mod tests {
     };
     use crate::platform::Platform;
 
-    fn reopen(dir: &Path, tail_min: Sequence) -> Result<FileLog, OpenError> {
+    fn reopen(dir: &Path, tail_min: Sequence) -> Result<FileLog, LogOpenError> {
         let options = FileLogOptions {
             tail_min,
             ..small()
@@ -215,11 +215,11 @@ mod tests {
         let after: Vec<_> = segments(dir).iter().map(fs::read).map(Result::ok).collect();
         assert_eq!(before, after);
         match error {
-            OpenError::Damaged { path, offset, .. } => {
+            LogOpenError::Damaged { path, offset, .. } => {
                 let name = path.file_name().expect("has a name");
                 (name.to_string_lossy().into_owned(), offset)
             }
-            OpenError::Io { .. } | OpenError::UnknownVersion { .. } => panic!("{error}"),
+            LogOpenError::Io { .. } | LogOpenError::UnknownVersion { .. } => panic!("{error}"),
         }
     }
 

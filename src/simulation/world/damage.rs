@@ -5,13 +5,13 @@ use std::path::Path;
 use super::{DATA_DIR, REQUEST_EVENTS_MAX, STEPS_MAX, World};
 use crate::{
     event::FIRST_SEQUENCE,
-    log::{self, Batch, OpenError as LogOpenError, ReadError as LogReadError},
+    log::{self, Batch, LogOpenError, LogReadError},
     partition::{OpenError, Partition, ReadError, Rejection, Start},
     simulation::{
         follower::Follower,
         jobs,
         model::{Name, Sent},
-        request::{Answer, Request},
+        submission::{Reply, Submission},
     },
 };
 
@@ -91,18 +91,18 @@ impl World {
                 .map(|&name| Sent { name, content: 0 })
                 .collect();
             sent.iter().for_each(|sent| self.model.send(*sent));
-            let mut request = Request::begin(partition, sent, Rejection::OfEvent);
+            let mut request = Submission::begin(partition, sent, Rejection::OfEvent);
             let answer = (0..STEPS_MAX).find_map(|_| {
                 jobs::turn();
                 request.step(partition)
             });
             match answer.expect("a request is answered") {
-                Answer::Outcomes(outcomes) => {
+                Reply::Outcomes(outcomes) => {
                     self.model
                         .answered(&request.sent, &outcomes, request.asked_at);
                 }
                 // It refuses all from now on.
-                Answer::Error(_) | Answer::None => return,
+                Reply::Error(_) | Reply::None => return,
             }
         }
     }

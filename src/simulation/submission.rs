@@ -1,4 +1,4 @@
-//! Request: events on their way through the partition, step by step, so that others go on between.
+//! Submission: events on their way through the partition, step by step, so that others go on between.
 
 use std::{
     future::Future as _,
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A request, and how far it is.
-pub(super) struct Request {
+pub(super) struct Submission {
     pub sent: Vec<Sent>,
     rejection: Rejection,
     /// The durable tail when it was made.
@@ -32,14 +32,14 @@ enum Stage {
 }
 
 /// What a request came to.
-pub(super) enum Answer {
+pub(super) enum Reply {
     Outcomes(Vec<Outcome>),
     Error(PublishError),
     /// The server ended before.
     None,
 }
 
-impl Request {
+impl Submission {
     pub fn begin(partition: &Partition, sent: Vec<Sent>, rejection: Rejection) -> Self {
         let events: Vec<Event> = sent.iter().map(|sent| sent.event()).collect();
         Self {
@@ -50,29 +50,29 @@ impl Request {
         }
     }
 
-    /// Goes on by one step, and returns the answer once it is there.
-    pub fn step(&mut self, partition: &Partition) -> Option<Answer> {
+    /// Goes on by one step, and returns the reply once it is there.
+    pub fn step(&mut self, partition: &Partition) -> Option<Reply> {
         match std::mem::replace(&mut self.stage, Stage::Lost) {
             Stage::LookUp(look_up) => match look_up.run() {
                 Ok(looked_up) => self.stage = Stage::LookedUp(looked_up),
-                Err(error) => return Some(Answer::Error(error)),
+                Err(error) => return Some(Reply::Error(error)),
             },
             Stage::LookedUp(looked_up) => {
                 let share = partition.ingest().share(&Account::default(), 0);
                 match partition.try_submit(looked_up, self.rejection, share) {
                     Some(pending) => self.stage = Stage::Pending(pending),
-                    None => return Some(Answer::None),
+                    None => return Some(Reply::None),
                 }
             }
             Stage::Pending(mut pending) => {
                 let polled = Pin::new(&mut pending).poll(&mut Context::from_waker(Waker::noop()));
                 match polled {
-                    Poll::Ready(Ok(outcomes)) => return Some(Answer::Outcomes(outcomes.outcomes)),
-                    Poll::Ready(Err(error)) => return Some(Answer::Error(error)),
+                    Poll::Ready(Ok(outcomes)) => return Some(Reply::Outcomes(outcomes.outcomes)),
+                    Poll::Ready(Err(error)) => return Some(Reply::Error(error)),
                     Poll::Pending => self.stage = Stage::Pending(pending),
                 }
             }
-            Stage::Lost => return Some(Answer::None),
+            Stage::Lost => return Some(Reply::None),
         }
         None
     }
@@ -87,12 +87,12 @@ impl Request {
         matches!(self.stage, Stage::LookedUp(_))
     }
 
-    /// The answer that came before the server ended.
-    pub fn end(mut self, partition: &Partition) -> (Vec<Sent>, Sequence, Answer) {
-        let answer = match self.stage {
+    /// The reply that came before the server ended.
+    pub fn end(mut self, partition: &Partition) -> (Vec<Sent>, Sequence, Reply) {
+        let reply = match self.stage {
             Stage::Pending(_) => self.step(partition),
             Stage::LookUp(_) | Stage::LookedUp(_) | Stage::Lost => None,
         };
-        (self.sent, self.asked_at, answer.unwrap_or(Answer::None))
+        (self.sent, self.asked_at, reply.unwrap_or(Reply::None))
     }
 }

@@ -22,15 +22,15 @@ use tokio::{sync::Notify, time::timeout};
 use crate::{aggregator::SHARE_WAIT_SECONDS_MAX, covered::covered};
 
 /// The memory of all large answers, in bytes.
-const ANSWERS_BYTES_MAX: usize = 64 * 1024 * 1024;
+const RESPONSES_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// What a connection may hold when it asks for another answer, as a part of what is free.
 const CONNECTION_PART: usize = 8;
 
 /// The memory for answers. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Answers(Arc<Shared>);
+pub(crate) struct ResponseMemory(Arc<Pool>);
 
-struct Shared {
+struct Pool {
     free: Mutex<usize>,
     left: Notify,
 }
@@ -40,34 +40,34 @@ struct Shared {
 pub(crate) struct Unread(Arc<AtomicUsize>);
 
 /// Too many answers are in memory that nobody reads.
-pub(crate) struct TooManyAnswers;
+pub(crate) struct TooManyUnread;
 
 /// The memory that an answer may take. Dropped, it goes back.
 pub(crate) struct Reserved {
-    answers: Answers,
+    memory: ResponseMemory,
     unread: Unread,
     bytes: usize,
 }
 
 /// The memory of an answer; given back when it has left.
 #[derive(Clone)]
-pub(crate) struct AnswerShare {
+pub(crate) struct ResponseShare {
     _reserved: Arc<Reserved>,
 }
 
-impl Default for Answers {
+impl Default for ResponseMemory {
     fn default() -> Self {
-        Self(Arc::new(Shared {
-            free: Mutex::new(ANSWERS_BYTES_MAX),
+        Self(Arc::new(Pool {
+            free: Mutex::new(RESPONSES_BYTES_MAX),
             left: Notify::new(),
         }))
     }
 }
 
-impl Answers {
+impl ResponseMemory {
     /// Waits a while for the memory of an answer of at most `bytes` to the connection of `unread`.
-    pub async fn reserve(&self, unread: &Unread, bytes: usize) -> Result<Reserved, TooManyAnswers> {
-        let bytes = bytes.min(ANSWERS_BYTES_MAX);
+    pub async fn reserve(&self, unread: &Unread, bytes: usize) -> Result<Reserved, TooManyUnread> {
+        let bytes = bytes.min(RESPONSES_BYTES_MAX);
         let reserved = async {
             loop {
                 let mut left = std::pin::pin!(self.0.left.notified());
@@ -80,7 +80,7 @@ impl Answers {
             }
         };
         let wait = Duration::from_secs(SHARE_WAIT_SECONDS_MAX);
-        timeout(wait, reserved).await.map_err(|_| TooManyAnswers)
+        timeout(wait, reserved).await.map_err(|_| TooManyUnread)
     }
 
     fn try_reserve(&self, unread: &Unread, bytes: usize) -> Option<Reserved> {
@@ -92,7 +92,7 @@ impl Answers {
         // Changed under the lock only.
         unread.0.fetch_add(bytes, Relaxed);
         Some(Reserved {
-            answers: self.clone(),
+            memory: self.clone(),
             unread: unread.clone(),
             bytes,
         })
@@ -109,11 +109,11 @@ impl Reserved {
     fn shrink(&mut self, bytes: usize) {
         let given = self.bytes.saturating_sub(bytes);
         self.bytes -= given;
-        let mut free = self.answers.free();
+        let mut free = self.memory.free();
         *free += given;
         self.unread.0.fetch_sub(given, Relaxed);
         drop(free);
-        self.answers.0.left.notify_waiters();
+        self.memory.0.left.notify_waiters();
     }
 }
 
@@ -123,7 +123,7 @@ impl Drop for Reserved {
     }
 }
 
-impl AnswerShare {
+impl ResponseShare {
     /// Keeps of what was reserved what an answer of `bytes` takes.
     pub fn keep(mut reserved: Reserved, bytes: usize) -> Self {
         reserved.shrink(bytes);
@@ -141,14 +141,14 @@ pub(crate) fn unread(extensions: &Extensions) -> Unread {
 
 /// Bytes that hold their share until they have left.
 pub(crate) fn held(bytes: Vec<u8>, reserved: Reserved) -> Bytes {
-    let share = AnswerShare::keep(reserved, bytes.len());
+    let share = ResponseShare::keep(reserved, bytes.len());
     covered(bytes.into(), Some(share))
 }
 
 /// Lets the body of a response hold the share that is in its extensions. A gRPC body ends with a frame of trailers, which
 /// is asked for when what came before has left.
 pub(crate) async fn hold(mut response: Response) -> Response {
-    match response.extensions_mut().remove::<AnswerShare>() {
+    match response.extensions_mut().remove::<ResponseShare>() {
         Some(share) => response.map(|body| {
             Body::new(HeldBody {
                 body,
@@ -161,7 +161,7 @@ pub(crate) async fn hold(mut response: Response) -> Response {
 
 struct HeldBody {
     body: Body,
-    _share: AnswerShare,
+    _share: ResponseShare,
 }
 
 impl HttpBody for HeldBody {
@@ -188,54 +188,54 @@ impl HttpBody for HeldBody {
 mod tests {
     use super::*;
 
-    async fn reserve(answers: &Answers, unread: &Unread, bytes: usize) -> Option<Reserved> {
-        answers.reserve(unread, bytes).await.ok()
+    async fn reserve(memory: &ResponseMemory, unread: &Unread, bytes: usize) -> Option<Reserved> {
+        memory.reserve(unread, bytes).await.ok()
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_holds_its_memory_until_it_has_left() {
-        let answers = Answers::default();
+        let memory = ResponseMemory::default();
         let unread = Unread::default();
-        let free = || *answers.free();
-        let reserved = reserve(&answers, &unread, ANSWERS_BYTES_MAX)
+        let free = || *memory.free();
+        let reserved = reserve(&memory, &unread, RESPONSES_BYTES_MAX)
             .await
             .expect("all is free");
-        assert!(reserve(&answers, &unread, 1).await.is_none());
+        assert!(reserve(&memory, &unread, 1).await.is_none());
         let bytes = held(vec![7; 1000], reserved);
-        assert_eq!(free(), ANSWERS_BYTES_MAX - 1000);
+        assert_eq!(free(), RESPONSES_BYTES_MAX - 1000);
         let part = bytes.slice(10..20);
         drop(bytes);
-        assert_eq!(free(), ANSWERS_BYTES_MAX - 1000);
+        assert_eq!(free(), RESPONSES_BYTES_MAX - 1000);
         drop(part);
-        assert_eq!(free(), ANSWERS_BYTES_MAX);
+        assert_eq!(free(), RESPONSES_BYTES_MAX);
 
-        let reserved = reserve(&answers, &unread, 5000).await.expect("all is free");
+        let reserved = reserve(&memory, &unread, 5000).await.expect("all is free");
         let mut response = Response::new(Body::from("body"));
-        let share = AnswerShare::keep(reserved, 4);
+        let share = ResponseShare::keep(reserved, 4);
         response.extensions_mut().insert(share);
         let held = hold(response).await;
-        assert_eq!(free(), ANSWERS_BYTES_MAX - 4);
+        assert_eq!(free(), RESPONSES_BYTES_MAX - 4);
         drop(held);
-        assert_eq!(free(), ANSWERS_BYTES_MAX);
+        assert_eq!(free(), RESPONSES_BYTES_MAX);
         assert_eq!(unread.0.load(Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn connections_that_read_nothing_leave_room_for_another() {
         const BYTES: usize = 3 * 1024 * 1024;
-        let answers = Answers::default();
+        let memory = ResponseMemory::default();
         let mut held = Vec::new();
         for _ in 0..10 {
             let rude = Unread::default();
-            while let Some(reserved) = answers.try_reserve(&rude, BYTES) {
+            while let Some(reserved) = memory.try_reserve(&rude, BYTES) {
                 held.push(reserved);
             }
         }
         let other = Unread::default();
-        assert!(reserve(&answers, &other, BYTES).await.is_some());
+        assert!(reserve(&memory, &other, BYTES).await.is_some());
         // Whoever waits goes on when something has left.
-        let large = ANSWERS_BYTES_MAX / 4;
-        let waiting = reserve(&answers, &other, large);
+        let large = RESPONSES_BYTES_MAX / 4;
+        let waiting = reserve(&memory, &other, large);
         let leaving = async {
             tokio::task::yield_now().await;
             held.clear();

@@ -1,4 +1,4 @@
-//! Threads: those of an index, from its start to its end.
+//! Workers: the threads of an index, from start to stop.
 
 use std::{io, sync::Arc};
 
@@ -9,14 +9,14 @@ use super::{
 use crate::platform::{Job, Jobs, Running};
 
 /// The handle of the threads; stops and joins them when dropped.
-pub(super) struct Threads {
+pub(super) struct Workers {
     jobs: Arc<dyn Jobs>,
     control: Arc<Control>,
     merges: Arc<Merges>,
     running: Vec<Box<dyn Running>>,
 }
 
-impl Threads {
+impl Workers {
     pub(super) fn spawn(
         jobs: &Arc<dyn Jobs>,
         folder: &Folder,
@@ -25,7 +25,7 @@ impl Threads {
     ) -> io::Result<Self> {
         let control = Arc::<Control>::default();
         let merges = Arc::new(Merges::new(options, Arc::clone(parts)));
-        let mut threads = Self {
+        let mut workers = Self {
             jobs: Arc::clone(jobs),
             control: Arc::clone(&control),
             merges: Arc::clone(&merges),
@@ -38,7 +38,7 @@ impl Threads {
             Arc::clone(&merges),
             Arc::clone(&control),
         );
-        threads.add("index-sealer", sealer)?;
+        workers.add("index-sealer", sealer)?;
         for tier in 0..options.merge_tiers {
             let merger = Merger::new(
                 Arc::clone(jobs),
@@ -48,9 +48,9 @@ impl Threads {
                 Arc::clone(&merges),
                 Arc::clone(&control),
             );
-            threads.add(&format!("index-merger-{tier}"), merger)?;
+            workers.add(&format!("index-merger-{tier}"), merger)?;
         }
-        Ok(threads)
+        Ok(workers)
     }
 
     fn add(&mut self, name: &str, job: impl Job) -> io::Result<()> {
@@ -73,7 +73,7 @@ impl Threads {
     }
 }
 
-impl Drop for Threads {
+impl Drop for Workers {
     fn drop(&mut self) {
         self.control.stop();
         for running in self.running.drain(..) {
