@@ -533,7 +533,7 @@ fn compilers_agree() {
         image >= oldest,
         "the image has {image:?}, Cargo.toml asks for {oldest:?}"
     );
-    let readme = version(&read(&root().join("README.md")), "It takes Rust ");
+    let readme = version(&read(&root().join("README.md")), "Requires Rust ");
     assert_eq!(
         readme, oldest,
         "README says another version than Cargo.toml"
