@@ -27,10 +27,10 @@ const END_POLL: Duration = Duration::from_millis(2);
 /// How many lines of what it says are kept.
 const LINES_MAX: usize = 200;
 
-/// Whether there is a server to start.
-pub fn check_program(program: &Path) -> Result<()> {
+/// Requires a server to start, and makes the folder of data directories.
+pub fn prepare(program: &Path, scratch: &Path) -> Result<()> {
     match program.is_file() {
-        true => Ok(()),
+        true => Ok(fs::create_dir_all(scratch)?),
         false => {
             let program = program.display();
             Err(format!("{program}: build it first: cargo build --release --bin oncelog").into())

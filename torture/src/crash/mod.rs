@@ -28,8 +28,7 @@ use self::{
 use crate::{
     Result,
     event::{Events, PayloadBytes},
-    json,
-    server::check_program,
+    json, server,
 };
 
 const TOPICS: u64 = 10;
@@ -71,7 +70,7 @@ pub struct CrashArgs {
 
 /// Runs the rounds.
 pub async fn run(args: &CrashArgs) -> Result<Report> {
-    check_program(&args.program)?;
+    server::prepare(&args.program, &args.scratch)?;
     let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
     let mut rounds = Rounds {
         report: Report::new(seed),
@@ -96,6 +95,9 @@ pub async fn run(args: &CrashArgs) -> Result<Report> {
         rounds.run(round).await?;
     }
     rounds.report.print();
+    if rounds.report.rounds == 0 {
+        return Err("every round was skipped".into());
+    }
     json::write(args.json.as_deref(), &rounds.report)?;
     Ok(rounds.report)
 }

@@ -13,7 +13,7 @@ use super::{
 #[derive(Serialize)]
 pub struct Report {
     seed: u64,
-    rounds: u32,
+    pub rounds: u32,
     skipped: u32,
     seconds: f64,
     #[serde(flatten)]

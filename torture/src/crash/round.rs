@@ -263,10 +263,8 @@ async fn disk_full(store: &mut Store, random: &mut Rng) -> Result<Told> {
     };
     let load = store.load(shape, random);
     wait_for_space(store, false).await?;
+    wait_for_readiness(store, false).await?;
     let stored = store.compare_list().await?;
-    if !store.is_serving()? {
-        return Err(format!("a full disk made it unhealthy:\n{}", store.said()).into());
-    }
     let is_killed = random.bool();
     if is_killed {
         store.kill().await?;
@@ -276,6 +274,7 @@ async fn disk_full(store: &mut Store, random: &mut Rng) -> Result<Told> {
     moment(random).await;
     store.place.give_space()?;
     wait_for_space(store, true).await?;
+    wait_for_readiness(store, true).await?;
     load.finish_whole().await?;
     if random.bool() {
         store.kill().await?;
@@ -318,6 +317,24 @@ async fn wait_for_space(store: &Store, there_is: bool) -> Result<()> {
         "is not full"
     };
     Err(format!("the disk {what} after {} s", CHANGE_MAX.as_secs()).into())
+}
+
+/// Waits until it says that it can store events, or that it cannot.
+async fn wait_for_readiness(store: &Store, is_ready: bool) -> Result<()> {
+    let deadline = Instant::now() + CHANGE_MAX;
+    while store.is_serving()? != is_ready {
+        if Instant::now() > deadline {
+            let what = if is_ready { "not ready" } else { "ready" };
+            return Err(format!(
+                "still {what} after {} s:\n{}",
+                CHANGE_MAX.as_secs(),
+                store.said()
+            )
+            .into());
+        }
+        sleep(POLL).await;
+    }
+    Ok(())
 }
 
 async fn fault(store: &mut Store, fault: &Fault, random: &mut Rng) -> Result<Told> {

@@ -45,7 +45,7 @@ use self::{
 };
 use crate::{
     Result, json,
-    server::{Server, Starting, Usage},
+    server::{self, Server, Starting, Usage},
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -119,6 +119,7 @@ pub struct NetworkArgs {
 /// Runs one round, or as many as there is time for, and then what one rude client does.
 pub async fn run(args: &NetworkArgs) -> Result<Report> {
     let (program, scratch) = (&args.program, &args.scratch);
+    server::prepare(program, scratch)?;
     let is_part = args.rude_only.is_some() || args.matrix_only.is_some();
     let mut report = match is_part {
         true => Report::default(),

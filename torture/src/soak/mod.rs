@@ -29,7 +29,7 @@ use crate::{
     client::stats,
     event::{Events, PayloadBytes},
     json,
-    server::{Server, check_program},
+    server::{self, Server},
     verify::verify,
 };
 
@@ -81,7 +81,7 @@ pub struct SoakArgs {
 
 /// Runs the soak.
 pub async fn run(args: &SoakArgs) -> Result<SoakReport> {
-    check_program(&args.program)?;
+    server::prepare(&args.program, &args.scratch)?;
     let dir = tempfile::Builder::new()
         .prefix("soak-")
         .tempdir_in(&args.scratch)?;
