@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_read_is_covered_until_it_has_left() {
+    fn a_chunk_is_covered_until_it_has_been_sent() {
         let memory = Arc::new(Semaphore::new(100));
         let take = |bytes| {
             let share = Arc::clone(&memory).try_acquire_many_owned(bytes);

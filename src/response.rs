@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_holds_its_memory_until_it_has_left() {
+    async fn a_response_holds_its_memory_until_it_has_been_sent() {
         let memory = ResponseMemory::default();
         let unread = Unread::default();
         let free = || *memory.free();

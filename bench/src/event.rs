@@ -315,7 +315,7 @@ mod tests {
     const KINDS: [IdKind; 3] = [IdKind::Uuid4, IdKind::Uuid7, IdKind::Text];
 
     #[test]
-    fn the_id_tells_the_number() {
+    fn the_id_encodes_the_number() {
         for kind in KINDS {
             let events = Events::new(kind, 10, 100, 7);
             let mut ids = HashSet::new();

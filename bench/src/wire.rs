@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_an_error() {
+    fn a_malformed_message_is_an_error() {
         for bad in [
             &b"\x01\0\0\0\0"[..],
             b"\0\0\0\0\x02\x0a\x05",

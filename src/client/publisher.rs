@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_broken_stream_did_not_ack_is_resent_in_order() {
+    async fn unacked_events_of_a_broken_stream_are_resent_in_order() {
         let mut fake = Fake::start();
         let publisher = Publisher::connect(&fake.url, PublisherOptions::default()).expect("valid");
         let [a, b, c] = [

@@ -247,7 +247,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_prost_writes_is_canonical(event in any_event()) {
+        fn prost_output_is_canonical(event in any_event()) {
             let encoded = event.encode_to_vec();
             let view = EventView::parse(&encoded).expect("canonical");
             prop_assert_eq!(view.topic, &event.topic);
@@ -263,7 +263,7 @@ mod tests {
 
         /// Whatever is taken as canonical is what prost would write for it.
         #[test]
-        fn what_is_canonical_prost_writes(
+        fn prost_writes_canonical_bytes_unchanged(
             event in any_event(),
             at in any::<prop::sample::Index>(),
             byte in any::<u8>(),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_are_told_apart() {
+    fn other_encodings_are_recognized() {
         let topic_twice = b"\x0a\x01a\x0a\x01b";
         let out_of_order = b"\x12\x01a\x0a\x01b";
         let empty_topic = b"\x0a\x00";

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_double_stands_for_is_not_held() {
+    fn numbers_no_double_holds_are_not_held() {
         for literal in [
             "9007199254740993",
             "18446744073709551615",

@@ -86,7 +86,7 @@ mod tests {
 
     /// Earlier versions stored it.
     #[test]
-    fn what_json_does_not_have_is_listed_as_text() {
+    fn values_outside_json_are_listed_as_text() {
         let numbers = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
         let values = numbers.map(|number| Value {
             kind: Some(Kind::NumberValue(number)),

@@ -333,13 +333,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_prost_writes_is_canonical(json in any_struct()) {
+        fn prost_output_is_canonical(json in any_struct()) {
             prop_assert!(is_canonical(&json.encode_to_vec()));
         }
 
         /// Whatever is taken as canonical is what prost would write for it.
         #[test]
-        fn what_is_canonical_prost_writes(
+        fn prost_writes_canonical_bytes_unchanged(
             json in any_struct(),
             at in any::<prop::sample::Index>(),
             byte in any::<u8>(),
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_are_told_apart() {
+    fn other_encodings_are_recognized() {
         let member = |name: &[u8]| [b"\x0a\x07\x0a\x01", name, b"\x12\x02\x20\x01"].concat();
         let (a, b) = (member(b"a"), member(b"b"));
         assert!(is_canonical(&[&*a, &*b].concat()));
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nested_too_deep_is_refused() {
+    fn a_payload_nested_too_deep_is_refused() {
         let deepest = nested(JSON_DEPTH_MAX as usize).encode_to_vec();
         assert!(is_canonical(&deepest));
         assert_eq!(canonical(&deepest), Ok(deepest));
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn what_json_does_not_have_is_refused() {
+    fn values_outside_json_are_refused() {
         let numbers = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
         for number in numbers {
             let json = of("n", Kind::NumberValue(number)).encode_to_vec();

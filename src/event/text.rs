@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_struct_cannot_hold_is_canonical_text() {
+    fn payloads_a_struct_cannot_hold_are_canonical_text() {
         for number in [
             "9007199254740993",
             "-18446744073709551615",
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused() {
+    fn a_payload_that_is_no_object_is_refused() {
         let not_json = |expected, at| JsonError::NotJson { expected, at };
         for (json, error) in [
             (r#"{"a":1,"a":1}"#, JsonError::NameTwice),

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_what_it_was() {
+    fn a_message_round_trips() {
         let content = vec![7; BYTES_MAX];
         for (encoding, message) in [
             (Encoding::Gzip, gzip(&content)),

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_liked_format_is_chosen() {
+    fn the_preferred_format_is_chosen() {
         for (accept, chosen) in [
             ("", Some(Format::Json)),
             ("*/*", Some(Format::Json)),

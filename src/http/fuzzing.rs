@@ -32,7 +32,7 @@ pub fn http_json(data: &[u8]) {
             assert!(encoded <= GROWTH_MAX * data.len());
             events.iter().for_each(assert_valid);
         }
-        Err(refused) => assert_tells(refused.failure),
+        Err(refused) => assert_holds(refused.failure),
     }
 }
 
@@ -63,7 +63,7 @@ pub fn http_ndjson(data: &[u8]) {
             }
             Err(flaws) => {
                 let flaws = flaws.into_iter();
-                assert_tells(Failure::events(
+                assert_holds(Failure::events(
                     flaws.map(|flaw| (vec!["body".into()], flaw)),
                 ));
                 let body = parse_body(line, EVENT_BYTES_MAX);
@@ -106,7 +106,7 @@ pub fn http_query(data: &[u8]) {
             assert_eq!(next.limit, wanted.limit);
             assert_eq!(next.start, Start::After("1a2b".to_owned()));
         }
-        Err(failure) => assert_tells(failure),
+        Err(failure) => assert_holds(failure),
     }
     let topics =
         query::parameters(Some(query), ["topic_prefix", "max_topics"]).and_then(|[_, max]| {
@@ -114,12 +114,12 @@ pub fn http_query(data: &[u8]) {
         });
     match topics {
         Ok(max) => assert!(max.is_none_or(|max| (1..=STATS_TOPICS_MAX as u64).contains(&max))),
-        Err(failure) => assert_tells(failure),
+        Err(failure) => assert_holds(failure),
     }
 }
 
 /// A failure says where and what, and not more than fits an answer.
-fn assert_tells(failure: Failure) {
+fn assert_holds(failure: Failure) {
     let json = failure.into_json();
     let answer: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     let detail = answer["detail"].as_array().expect("an array");

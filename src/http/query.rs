@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_parameter_is_named() {
+    fn unknown_parameters_are_named() {
         for (query, says) in [
             (
                 "c=1",

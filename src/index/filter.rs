@@ -171,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_in_it_passes_also_when_it_was_read(
+        fn a_member_passes_after_reading_too(
             hashes in prop::collection::vec(any::<u64>(), 0..100),
             capacity in 0..200u64,
             at in any::<prop::sample::Index>(),
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_one_is_the_same_and_damage_is_seen() {
+    fn saving_round_trips_and_damage_is_seen() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("filter");
         filled(500).save(&OsDisk, &path).expect("saved");

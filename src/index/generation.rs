@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_now_is_read_later() {
+    fn a_failed_read_can_succeed_later() {
         let disk = FaultyDisk::default();
         let dir = tempfile::tempdir().expect("a folder");
         drop(build(dir.path(), RANGE));

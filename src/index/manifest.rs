@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_told_from_damage() {
+    fn versions_are_not_damage() {
         let with_crc = |content: &str| {
             let crc = crc32c::crc32c(content.as_bytes());
             Manifest::parse(format!("{content}{CRC_MEMBER}{crc}}}").as_bytes())

@@ -173,7 +173,7 @@ mod tests {
     use crate::platform::OsDisk;
 
     #[test]
-    fn what_is_flushed_is_there_when_it_is_opened_again() {
+    fn flushed_entries_are_there_after_reopening() {
         let dir = tempfile::tempdir().expect("a folder");
         let store = PlainStore::open(&OsDisk, dir.path()).expect("created");
         let tree = store.open_tree("keys");

@@ -162,7 +162,7 @@ mod tests {
     use crate::index::testing::{build, folder};
 
     #[test]
-    fn what_is_finished_is_not_built_again() {
+    fn a_finished_generation_is_not_rebuilt() {
         let dir = tempfile::tempdir().expect("a folder");
         let keys = Default::default();
         let positions = Default::default();

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_version_is_told_from_damage() {
+    fn a_newer_version_is_not_damage() {
         let mut bytes = Secret([1, 2]).encode().to_vec();
         bytes.truncate(BYTES - 4);
         bytes[8..12].copy_from_slice(&(VERSION + 1).to_le_bytes());
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_one_takes_the_place_of_another() {
+    fn saving_replaces_the_previous_file() {
         let dir = tempfile::tempdir().expect("a folder");
         let lost = Secret::load(&OsDisk, dir.path());
         assert!(matches!(lost, Err(Trouble::Damage(_))));

@@ -348,7 +348,7 @@ fn the_writer_looks_only_where_the_caller_did_not() {
 
 /// A merge may put what was looked into and what was not into one generation.
 #[test]
-fn a_generation_that_was_half_looked_into_is_looked_into() {
+fn a_half_searched_generation_is_searched() {
     let dir = dir();
     let mut index = open(dir.path(), 1);
     store(&mut index, 1..101);
@@ -365,7 +365,7 @@ fn a_generation_that_was_half_looked_into_is_looked_into() {
 }
 
 #[test]
-fn what_is_in_flight_stays_when_the_rest_is_sealed() {
+fn keys_in_flight_stay_when_the_rest_is_sealed() {
     let dir = dir();
     let mut index = open(dir.path(), 1);
     store(&mut index, 1..51);
@@ -458,7 +458,7 @@ fn contents(dir: &Path, into: &mut BTreeMap<PathBuf, Vec<u8>>) {
 }
 
 #[test]
-fn what_a_newer_version_wrote_is_refused_and_nothing_touched() {
+fn data_of_a_newer_version_is_refused_and_untouched() {
     let with_crc = |before: &[u8], after: &dyn Fn(u32) -> Vec<u8>| {
         [before, &*after(crc32c::crc32c(before))].concat()
     };
@@ -520,7 +520,7 @@ fn an_older_version_is_rebuilt() {
 }
 
 #[test]
-fn of_a_merge_that_was_cut_short_the_greater_is_kept() {
+fn an_interrupted_merge_keeps_the_merged_generation() {
     let dir = dir();
     drop(build(dir.path(), 1..101));
     drop(build(dir.path(), 101..201));

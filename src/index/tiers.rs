@@ -139,12 +139,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_rebuild_left_between_greater_ones_is_merged_with_them() {
+    fn a_small_rebuilt_generation_is_merged_with_its_neighbours() {
         assert_eq!(chosen(&[160, 10, 160, 10, 160]), [None, None, Some(0..4)]);
     }
 
     #[test]
-    fn full_ones_are_left_alone_and_part_what_is_merged() {
+    fn full_generations_are_left_alone_and_separate_merges() {
         assert_eq!(chosen(&[640; 9]), [None, None, None]);
         assert_eq!(
             chosen(&[10, 10, 640, 10, 10, 10, 10, 640]),
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_and_what_cannot_be_used_are_left_alone() {
+    fn gaps_and_unusable_generations_are_left_alone() {
         let mut generations = described(&[10, 10, 10, 10]);
         generations[2].is_usable = false;
         assert_eq!(chosen_of(&generations), [None, None, None]);

@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_flaws_are_remembered_than_told() {
+    fn no_more_flaws_are_kept_than_reported() {
         let names: Vec<String> = (0..10 * FLAWS_MAX)
             .map(|at| format!("\"{at}\":0"))
             .collect();
@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_over_the_limit_is_told_apart() {
+    fn an_event_over_the_limit_is_marked_too_large() {
         let large = serde_json::json!({"n": "x".repeat(BYTES_MAX)});
         let flaws = parsed(&with("payload", large)).expect_err("too large");
         assert!(flaws[0].too_large, "{flaws:?}");

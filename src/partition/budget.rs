@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_woken_when_there_is_room() {
+    fn waiters_wake_when_there_is_room() {
         let budget = Budget::new(BYTES_MAX);
         let excess = take_excess(&budget);
         let mut waiting = budget.share(&Account::default(), 2 * BYTES_MAX);
@@ -582,7 +582,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_granted_and_not_taken_goes_back() {
+    fn an_untaken_grant_goes_back() {
         let budget = Budget::new(BYTES_MAX);
         let _excess = take_excess(&budget);
         let new = || budget.share(&Account::default(), LARGE);

@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_event_that_took_the_place_of_another_is_not_taken_for_it() {
+    async fn an_event_in_a_reused_sequence_is_not_returned() {
         let dir = tempfile::tempdir().expect("a directory");
         let (partition, threads) = opened(dir.path()).await;
         let (stored, refused) = (event("t", 1, 0), event("t", 2, 0));

@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_takes_as_many_as_it_is_told_and_waits_at_the_tail() {
+    async fn a_reader_respects_its_limit_and_waits_at_the_tail() {
         let dir = tempfile::tempdir().expect("a directory");
         let (partition, threads) = opened(dir.path()).await;
         let events = |ids: Range<usize>| ids.map(|id| event("t", id, 1)).collect();

@@ -174,7 +174,7 @@ mod tests {
 
     /// Each of the counters and a generation is proof enough that the log was longer.
     #[tokio::test]
-    async fn a_log_that_lost_what_others_know_of_is_refused() {
+    async fn a_log_shorter_than_other_files_prove_is_refused() {
         for lost in ["counters.json", "index"] {
             let dir = tempfile::tempdir().expect("a directory");
             let mut options = PartitionOptions::new(dir.path());

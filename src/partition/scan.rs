@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_scan_of_a_topic_ends_where_it_is_told_and_takes_a_page_at_a_time() {
+    async fn a_scan_of_a_topic_ends_at_its_bound_and_takes_a_page_at_a_time() {
         let dir = tempfile::tempdir().expect("a directory");
         let (partition, threads) = opened(dir.path()).await;
         let positions_max = partition.0.reads.positions_max;
@@ -385,7 +385,7 @@ mod tests {
 
     /// A topic with one small event in each of many large batches.
     #[tokio::test]
-    async fn what_a_chunk_holds_is_what_it_counts() {
+    async fn a_chunk_counts_the_memory_it_holds() {
         let dir = tempfile::tempdir().expect("a directory");
         let (partition, threads) = opened(dir.path()).await;
         for id in 0..20 {

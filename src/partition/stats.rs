@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turned_bit_is_noticed() {
+    fn a_flipped_bit_is_noticed() {
         let content = snapshot().encode();
         assert_eq!(Snapshot::parse(&content), Ok(snapshot()));
         for at in 0..content.len() {

@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_gathered_behind_a_refused_batch_leaves_nothing() {
+    async fn a_batch_gathered_behind_a_refused_one_leaves_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let gate = Gate::default();
         let options = PartitionOptions {

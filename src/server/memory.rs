@@ -99,7 +99,7 @@ mod tests {
 
     /// Small pieces, of which enough stay that nothing between them is given back by itself.
     #[test]
-    fn what_was_freed_is_given_back() {
+    fn freed_memory_is_given_back() {
         const PIECES: usize = 64 * 1024;
         const PIECE_BYTES: usize = 4096;
         let mut pieces: Vec<_> = (0..PIECES).map(|_| vec![1_u8; PIECE_BYTES]).collect();

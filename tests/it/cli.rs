@@ -88,7 +88,7 @@ fn a_file_is_published_once() {
 }
 
 #[test]
-fn rejected_lines_are_told_by_number() {
+fn rejected_lines_are_reported_by_number() {
     let data_dir = DataDir::new();
     let server = Process::start(&data_dir);
     let input = [
@@ -320,7 +320,7 @@ async fn health_is_in_the_exit_status() {
 }
 
 #[test]
-fn nobody_there_is_said() {
+fn an_unreachable_server_is_reported() {
     // It takes connections and closes them.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound").to_string();
@@ -370,7 +370,7 @@ async fn a_whole_data_directory_is_verified() {
 }
 
 #[tokio::test]
-async fn damage_to_the_log_is_told_with_file_and_offset() {
+async fn damage_to_the_log_is_reported_with_file_and_offset() {
     let data_dir = DataDir::new();
     let server = TestServer::start_in(data_dir).await;
     let client = &mut server.client().await;
@@ -405,7 +405,7 @@ async fn damage_to_the_log_is_told_with_file_and_offset() {
 }
 
 #[tokio::test]
-async fn damage_to_the_index_is_told() {
+async fn damage_to_the_index_is_reported() {
     let data_dir = with_generations().await;
     let generation = data_dir.generations()[0].clone();
     let mut damaged = None;
@@ -482,7 +482,7 @@ fn children_that_start_beside_it_do_not_keep_a_lock() {
 }
 
 #[test]
-fn a_port_in_use_is_said() {
+fn a_port_in_use_is_reported() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound").to_string();
     let ended = Process::spawn(&mut Process::command(&DataDir::new(), &address));
@@ -523,7 +523,7 @@ async fn variables_set_what_flags_do_and_serving_is_the_default() {
 }
 
 #[test]
-fn an_empty_variable_is_one_that_is_not_set() {
+fn an_empty_variable_counts_as_not_set() {
     let data_dir = DataDir::new();
     let mut command = Process::command(&data_dir, "127.0.0.1:0");
     for name in [
@@ -546,7 +546,7 @@ fn an_empty_variable_is_one_that_is_not_set() {
 }
 
 #[test]
-fn what_is_no_log_filter_is_refused() {
+fn a_bad_log_filter_is_refused() {
     for filter in ["verbose", "nonsense", ""] {
         let flag = run(&mut oncelog(&["serve", "--log", filter])).assert_code(2);
         assert!(flag.stderr.contains("--log"), "{flag:?}");
@@ -600,7 +600,7 @@ async fn sigterm_stops_in_order_with_streams_open() {
 }
 
 #[test]
-fn the_start_up_line_tells_what_was_found() {
+fn the_start_up_line_reports_the_recovery() {
     let data_dir = DataDir::new();
     let server = Process::start(&data_dir);
     assert_eq!(server.started["events"], 0);

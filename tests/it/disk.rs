@@ -136,7 +136,7 @@ fn assert_logged_once(server: &Process, cause: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_is_said_once_and_heals() {
+async fn a_full_disk_is_logged_once_and_heals() {
     let data_dir = DataDir::new();
     let server = Process::start(&data_dir);
     let client = &mut server.client().await;

@@ -175,7 +175,7 @@ async fn a_full_disk_refuses_and_heals() {
 }
 
 #[tokio::test]
-async fn what_was_not_written_is_tried_again() {
+async fn an_unwritten_segment_is_retried() {
     // No file can be opened; or the sync of the next segment fails, and that of the batches does not.
     for fault in [FaultyDisk::no_files, FaultyDisk::fail_full_syncs] {
         let disk = FaultyDisk::default();

@@ -32,7 +32,7 @@ async fn the_server_and_its_service_are_serving() {
 }
 
 #[tokio::test]
-async fn watching_tells_of_the_stop_and_does_not_delay_it() {
+async fn watchers_see_the_stop_and_do_not_delay_it() {
     let server = TestServer::start().await;
     let mut watches = Vec::new();
     for service in ["", AGGREGATOR] {

@@ -55,7 +55,7 @@ async fn a_failed_disk_is_unavailable_and_reads_go_on() {
 }
 
 #[tokio::test]
-async fn damage_is_told_and_never_looks_like_the_end() {
+async fn damage_is_reported_and_never_looks_like_the_end() {
     const EVENTS: u64 = 80;
     const DATA_BYTES: usize = 300_000;
     let server = TestServer::start().await;

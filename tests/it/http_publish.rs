@@ -260,7 +260,7 @@ async fn a_body_that_stops_arriving_gives_its_share_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn overload_is_told_and_passes() {
+async fn overload_is_reported_and_passes() {
     let server = start_small().await;
     let http = Http::from(&server);
     let taken = take_all(server.server.partition().ingest());
@@ -553,7 +553,7 @@ async fn answered_events_survive_a_kill() {
 }
 
 #[tokio::test]
-async fn a_stop_answers_who_is_publishing_and_waits_for_nobody_idle() {
+async fn a_stop_answers_publishers_and_waits_for_nobody_idle() {
     let server = TestServer::start().await;
     let address = server.server.address();
     let mut idle = TcpStream::connect(address).await.expect("connected");

@@ -225,7 +225,7 @@ fn colliding() -> [v1::Event; 2] {
 }
 
 #[tokio::test]
-async fn a_conflict_is_told_whatever_its_public_hash() {
+async fn a_conflict_is_reported_whatever_its_public_hash() {
     let [one, other] = colliding();
     let [one_hash, other_hash] = [&one, &other].map(|event| xxh3_64(&event.encode_to_vec()));
     assert_eq!(one_hash, other_hash, "the contents are chosen well");

@@ -290,7 +290,7 @@ async fn following_has_no_gap_and_no_repeat() {
 }
 
 #[tokio::test]
-async fn a_silent_stream_tells_that_it_is_alive() {
+async fn a_silent_stream_sends_keep_alives() {
     let server = TestServer::start().await;
     let client = &mut server.client().await;
     publish(client, vec![event("a", 1)]).await;

@@ -408,7 +408,7 @@ async fn assert_acked_in_time(server: &TestServer, topic: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_announced_and_not_sent_holds_nothing() {
+async fn bytes_announced_and_not_sent_hold_nothing() {
     let server = TestServer::start().await;
     let mut peers = Vec::new();
     for compressed in [0, 1] {
@@ -428,7 +428,7 @@ async fn what_is_announced_and_not_sent_holds_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_are_not_read_are_covered_until_they_have_left() {
+async fn unread_responses_are_covered_until_they_have_been_sent() {
     // What a stream may send before the server has read any of it.
     const STREAMS: u32 = 16;
     const REQUESTS: usize = 3;

@@ -308,7 +308,7 @@ async fn a_huge_header_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_cut_or_random_holds_nothing() {
+async fn cut_or_random_bytes_hold_nothing() {
     const LENGTHS: usize = 60;
     const ROUNDS: u64 = 200;
     let server = TestServer::start().await;
@@ -491,7 +491,7 @@ async fn status_of(server: &TestServer, method: &str, bytes: Vec<u8>) -> Status 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_message_is_told_what_is_wrong() {
+async fn a_wrong_message_gets_the_right_error() {
     let server = TestServer::start().await;
     let too_large = server.data_dir.options().request_bytes_max as u32 + 1;
     let valid = v1::PublishRequest {

@@ -177,7 +177,7 @@ async fn every_limit_is_checked_and_named() {
 }
 
 #[tokio::test]
-async fn what_just_fits_is_taken() {
+async fn an_event_that_just_fits_is_accepted() {
     let server = TestServer::start().await;
     let client = &mut server.client().await;
     let longest = "é".repeat(127) + "x";
@@ -312,7 +312,7 @@ fn nested(depth: usize) -> v1::Event {
 }
 
 #[tokio::test]
-async fn what_is_too_deep_for_readers_is_refused() {
+async fn a_payload_too_deep_for_readers_is_refused() {
     let server = TestServer::start().await;
     let client = &mut server.client().await;
     // The payload itself is one level.

@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_tells_its_number_and_content() {
+    fn an_event_carries_its_number_and_content() {
         for payload in [PayloadBytes::Fixed(20), PayloadBytes::Mixed] {
             let events = Events { topics: 7, payload };
             let mut made = HashSet::new();

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn all_damage_is_told_and_the_rest_read() {
+    fn all_damage_is_reported_and_the_rest_read() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut log = open(dir.path());
         append_many(&mut log, 60);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_told() {
+    fn a_missing_file_is_reported() {
         let dir = tempfile::tempdir().expect("a directory");
         append_many(&mut open(dir.path()), 40);
         let segments = segments(dir.path());

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn many_headers_come_in_order_with_what_is_wrong() {
+    fn many_headers_come_in_order_with_their_faults() {
         let dir = tempfile::tempdir().expect("a directory");
         let names = segments(dir.path(), 5 * PART_MIN as u64 + 3);
         let damaged = names[3 * PART_MIN + 1];

@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_appended_is_there_after_reopening() {
+    fn appended_batches_are_there_after_reopening() {
         let dir = tempfile::tempdir().expect("a directory");
         let dir = &dir.path().join("data/log");
         let mut id = None;

@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_space_is_removed_and_tried_again() {
+    fn a_build_without_space_is_removed_and_retried() {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = FaultyDisk::default();
         let (mut preparer, bytes) = start(&disk, dir.path());

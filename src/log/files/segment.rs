@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_version_is_told_from_damage() {
+    fn a_newer_version_is_not_damage() {
         let mut encoded = HEADER.encode();
         encoded[8] = 2;
         let crc = crc32c::crc32c(&encoded[..60]);

@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_promised_is_there_once() {
+    fn acked_events_are_there_once() {
         let memory = memory(3);
         ack(&memory, event(0, 0), Outcome::Stored, 1).expect("possible");
         ack(&memory, event(1, 0), Outcome::Duplicate, 2).expect("its first ack was lost");
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_reader_saw_or_a_call_stored_stays() {
+    fn events_seen_or_stored_stay() {
         let memory = memory(2);
         memory.read(1, 1, 0).expect("possible");
         memory.acked_in_all(&[event(0, 0), Sent::Invalid]);
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_promised_while_a_list_is_read_may_be_behind_its_end() {
+    fn events_promised_during_a_list_may_be_past_its_end() {
         let memory = memory(2);
         ack(&memory, event(0, 0), Outcome::Stored, 1).expect("possible");
         let mut list = memory.list();
