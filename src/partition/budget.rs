@@ -1,20 +1,21 @@
-//! The ingest budget: the memory that requests may take, from their first bytes until their answers have left.
+//! The ingest budget: the memory that requests may take, from their first bytes until their responses have
+//! been sent.
 //!
-//! Every edge takes it from here, as [`Share`]s that grow with the bytes that arrive, never with what a client
-//! announces, and that give back by being dropped. The policy is in this file and nowhere else:
+//! Every edge takes memory from here, as [`Share`]s that grow with the bytes received, never with what a
+//! client announces, and that release it when dropped. This file alone has the policy:
 //!
-//! - A connection may hold as much as it leaves free for all others. So however many connections take what they
+//! - A connection may hold as much as it leaves free for all others. So however many connections take all they
 //!   can, there is room for the next: `n` of them leave a part of `1 / (n + 1)`.
 //! - A connection gathers only as many large requests at a time as fit into an eighth of the budget, but always
-//!   one: many that are half there would wait for each other.
+//!   one: many half-received requests would wait for each other.
 //! - Small requests have a lane beside the budget, an eighth of its size, that large ones cannot use.
-//! - Whoever waits holds what it has. So that requests that are half there cannot stop each other, one share at a
-//!   time may exceed the budget: it is finished, answered, and then the next may.
+//! - A waiting share keeps what it holds. So that half-received requests cannot deadlock, one share at a time may
+//!   exceed the budget: it is finished and answered, and then the next may.
 //!
-//! - What was read from a connection and waits for its turn lies in a [`Hand`], which never waits: it has room or not.
+//! - Bytes read from a connection that wait their turn lie in a [`Hand`], which never waits: it has room or not.
 //!
-//! All together is therefore at most the budget, half as much beside it, and one request. Waiting is back-pressure;
-//! how long a request may wait is up to the edge.
+//! So the total is at most the budget, half as much beside it, and one request. Waiting is back-pressure; each edge
+//! decides how long a request may wait.
 
 use std::{
     collections::BTreeMap,
@@ -26,14 +27,14 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Requests of at most this many bytes have a lane of their own.
+/// Requests of at most this many bytes use the lane for small ones.
 pub const SMALL_BYTES_MAX: usize = 64 * 1024;
-/// The part of the budget that one connection may have promised to its large requests.
+/// The part of the budget that one connection's large requests may have been promised.
 const CONNECTION_PART: usize = 8;
 /// The size of the lane for small requests, as a part of the budget.
 const LANE_PART: usize = 8;
 
-/// The room for what waits in hands, as a part of the budget, and its least size in bytes.
+/// The room for all hands, as a part of the budget, and its minimum in bytes.
 const HANDS_PART: usize = 4;
 const HANDS_BYTES_MIN: usize = 4 * 1024 * 1024;
 
@@ -47,13 +48,13 @@ struct Ledger {
 }
 
 struct State {
-    /// What nobody holds of the budget, and of the lane for small requests.
+    /// The free part of the budget, and of the lane for small requests.
     free: usize,
     lane_free: usize,
     hands_free: usize,
     /// Whether a share exceeds the budget.
     exceeded: bool,
-    /// Those who wait, by when they began to.
+    /// By ticket, in the order in which they began to wait.
     waiters: BTreeMap<u64, Waiter>,
     tickets: u64,
 }
@@ -65,16 +66,16 @@ struct Waiter {
     waker: Waker,
 }
 
-/// What is waited for.
+/// A request for memory.
 #[derive(Clone, Copy)]
 enum Want {
-    /// To begin to gather a large request of that many bytes.
+    /// Permission to start gathering a large request of this many bytes.
     Admission(usize),
-    /// That many bytes more.
+    /// This many more bytes.
     Growth { bytes: usize, small: bool },
 }
 
-/// Where bytes come from.
+/// The source of granted bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Grant {
     Admitted,
@@ -84,31 +85,31 @@ enum Grant {
     Excess,
 }
 
-/// What one connection holds. Cheap to clone.
+/// The memory that one connection holds. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Account(Arc<Held>);
 
-/// Changed under the lock of the budget only.
+/// Changed only under the budget's lock.
 #[derive(Default)]
 struct Held {
     budget: AtomicUsize,
     lane: AtomicUsize,
     hands: AtomicUsize,
-    /// What its large requests that are being gathered will hold.
+    /// What the large requests being gathered will hold.
     promised: AtomicUsize,
 }
 
-/// A part of the budget. Dropped, it goes back.
+/// A part of the budget; released when dropped.
 pub struct Share {
     budget: Budget,
     account: Account,
-    /// How large the request is as far as it is known: decides whether it is small.
+    /// The size of the request as far as known; decides whether it is small.
     expected: usize,
     promised: usize,
     held: usize,
     lane: usize,
     excess: usize,
-    /// What of it an answer takes, once the events are gone.
+    /// The part kept for the response once the events are gone.
     answer: usize,
 }
 
@@ -151,7 +152,7 @@ impl Budget {
         }
     }
 
-    /// The bytes that all shares hold.
+    /// The bytes held by all shares.
     pub fn held(&self) -> usize {
         let state = self.lock();
         let lane = self.0.bytes_max / LANE_PART - state.lane_free;
@@ -159,11 +160,11 @@ impl Budget {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing between lock and unlock panics half-way.
+        // Nothing between lock and unlock panics.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where `want` can be taken from now.
+    /// The source that can grant `want` now.
     fn find(&self, state: &State, account: &Held, want: Want) -> Option<Grant> {
         let connection_max = self.0.bytes_max / CONNECTION_PART;
         let held = account.budget.load(Relaxed);
@@ -187,7 +188,7 @@ impl Budget {
         }
     }
 
-    /// Takes what `grant` says.
+    /// Takes the bytes of `grant`.
     fn take(&self, state: &mut State, account: &Held, want: Want, grant: Grant) {
         match (want, grant) {
             (Want::Admission(bytes), _) => _ = account.promised.fetch_add(bytes, Relaxed),
@@ -203,7 +204,7 @@ impl Budget {
         }
     }
 
-    /// Lets those go on that can, the longest waiting first.
+    /// Grants what it can, the longest waiting first.
     fn serve(&self, state: &mut State) {
         if state.waiters.is_empty() {
             return;
@@ -228,7 +229,7 @@ impl Budget {
     }
 }
 
-/// A place among those who wait.
+/// A place in the queue.
 struct Place<'a> {
     budget: &'a Budget,
     ticket: Option<u64>,
@@ -296,12 +297,12 @@ impl Share {
         self.held + self.lane + self.excess
     }
 
-    /// What it is a part of.
+    /// The budget it is part of.
     pub fn budget(&self) -> &Budget {
         &self.budget
     }
 
-    /// Makes it cover `bytes` if that takes no waiting; returns whether it does.
+    /// Grows to `bytes` if that is possible without waiting; returns whether it was.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
         let grown = std::pin::pin!(self.grow(bytes));
         grown
@@ -309,7 +310,7 @@ impl Share {
             .is_ready()
     }
 
-    /// Makes it cover `bytes`; waits while others hold too much. What it covers already it keeps.
+    /// Grows to `bytes`; waits while others hold too much. Keeps what it has meanwhile.
     pub async fn grow(&mut self, bytes: usize) {
         let Some(more) = bytes.checked_sub(self.bytes()).filter(|more| *more > 0) else {
             return;
@@ -334,7 +335,7 @@ impl Share {
         }
     }
 
-    /// Gives back what it covers beyond `bytes`.
+    /// Releases all beyond `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
         let mut surplus = self.bytes().saturating_sub(bytes);
         let mut give = |part: &mut usize| {
@@ -359,7 +360,7 @@ impl Share {
         state.free += held;
         state.lane_free += lane;
         if excess > 0 {
-            // What is left of a request that is answered is little: the next need not wait until its answer has left.
+            // An answered request has little left: the next need not wait until its response has been sent.
             if self.excess <= state.free {
                 state.free -= self.excess;
                 account.budget.fetch_add(self.excess, Relaxed);
@@ -370,12 +371,12 @@ impl Share {
         self.budget.serve(&mut state);
     }
 
-    /// Says how large the request is, once that is known.
+    /// Sets the size of the request, once known.
     pub fn expect(&mut self, bytes: usize) {
         self.expected = self.expected.max(bytes);
     }
 
-    /// Says that the request is there whole: the connection may gather the next.
+    /// Marks the request as received whole: the connection may gather the next.
     pub(super) fn arrived(&mut self) {
         let promised = std::mem::take(&mut self.promised);
         if promised > 0 {
@@ -385,17 +386,17 @@ impl Share {
         }
     }
 
-    /// Says how many of its bytes are for the answer, beside the outcomes: they stay when the events are gone.
+    /// Sets how many bytes the response needs, beside the outcomes: they are kept when the events are gone.
     pub fn set_answer(&mut self, bytes: usize) {
         self.answer = bytes;
     }
 
-    /// Gives back what the events took, and keeps what the answer takes.
+    /// Releases the memory of the events, and keeps that of the response.
     pub(super) fn keep_answer(&mut self, outcomes_bytes: usize) {
         self.shrink(outcomes_bytes + self.answer);
     }
 
-    /// Takes over what another share covers, of the same connection.
+    /// Absorbs another share of the same connection.
     pub fn merge(&mut self, mut other: Self) {
         for (own, others) in [
             (&mut self.promised, &mut other.promised),
@@ -415,7 +416,7 @@ impl Drop for Share {
     }
 }
 
-/// What was read of a connection and nobody has taken. Dropped, it is empty.
+/// Bytes read from a connection and not yet taken. Releases its memory when dropped.
 pub struct Hand {
     budget: Budget,
     account: Account,
@@ -423,7 +424,7 @@ pub struct Hand {
 }
 
 impl Hand {
-    /// Makes it hold `bytes`. Returns whether there is room; what it held before it holds still if not.
+    /// Sets its size to `bytes`. Returns whether there is room; if not, it keeps its old size.
     pub fn hold(&mut self, bytes: usize) -> bool {
         if bytes == self.bytes {
             return true;
@@ -461,7 +462,7 @@ mod tests {
     const BYTES_MAX: usize = 1024 * 1024;
     const LARGE: usize = 256 * 1024;
 
-    /// Takes the excess, which is one share's at a time.
+    /// Takes the excess, which one share at a time may have.
     fn take_excess(budget: &Budget) -> Share {
         let mut share = budget.share(&Account::default(), 4 * BYTES_MAX);
         assert!(share.try_grow(4 * BYTES_MAX));
@@ -546,7 +547,7 @@ mod tests {
                 })
             })
             .collect();
-        // Each of them is dropped as soon as it is whole.
+        // Each is dropped as soon as it is whole.
         for _ in 0..40 {
             waiting.retain_mut(|share| share.now_or_never().is_none());
         }
@@ -555,7 +556,7 @@ mod tests {
         assert!(!budget.lock().exceeded);
     }
 
-    /// Counts how often it is woken.
+    /// Counts its wake-ups.
     #[derive(Default)]
     struct Wakes(AtomicUsize);
 
@@ -639,8 +640,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is taken, waited for, given back and given up: shares add up to what is held, and when all have
-        /// gone, nothing is held, promised or waited for.
+        /// Whatever is taken, awaited, released and abandoned: shares add up to what is held, and in the end
+        /// nothing is held, promised or awaited.
         #[test]
         fn shares_add_up(
             expected in proptest::collection::vec(0..LARGE, 8),

@@ -2,7 +2,7 @@
 
 use crate::{event::UnixNanos, platform::TimeSource};
 
-/// A clock that gives no time before one it gave, or found in the log.
+/// A clock that never gives a time before the last one it gave or found in the log.
 pub(super) struct Clock {
     source: TimeSource,
     last: UnixNanos,

@@ -1,12 +1,12 @@
-//! The position of a reader, as readers carry it: opaque outside this file.
+//! The position of a reader, in the form that readers carry: opaque outside this file.
 //!
 //! Format: hex of `version (1), log id (8, LE), sequence (8, LE), checksum (4, LE), crc32c of these 21 bytes (4,
-//! LE)`, where sequence is that of the last event the reader has passed, 0 before the first, and checksum that of
-//! the batch which holds this event, 0 before the first. The id ties a cursor to its log. The checksum ties it to
-//! its history: a copy of the log that went on by itself, and a log that lost its end, have another batch there. The
-//! crc catches what was cut or mistyped.
+//! LE)`. The sequence is that of the last event the reader has passed, 0 before the first; the checksum is that of
+//! the batch holding this event, 0 before the first. The id ties a cursor to its log. The checksum ties it to its
+//! history: a copy of the log that has diverged, or a log that lost its end, has another batch there. The crc
+//! catches cut or mistyped cursors.
 //!
-//! Version 1, which has no checksum of a batch, is still taken.
+//! Version 1, which has no checksum of a batch, is still accepted.
 
 use std::fmt::Write as _;
 
@@ -22,10 +22,10 @@ const BODY_BYTES_1: usize = 1 + 8 + 8;
 const CRC_BYTES: usize = 4;
 const BYTES_MAX: usize = BODY_BYTES + CRC_BYTES;
 
-/// Why a cursor is not taken.
+/// Why a cursor is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CursorError {
-    /// Not a text that a reader gave out.
+    /// Not a text that a reader produced.
     #[error("not a cursor of this server; take it unchanged from what the server sent")]
     Malformed,
     /// Written by a server with another log.
@@ -34,13 +34,13 @@ pub enum CursorError {
         WHAT_TO_DO
     )]
     OtherLog,
-    /// Points past the durable tail: what was read there is not here.
+    /// Points past the durable tail: the events read there are not here.
     #[error(
         "a cursor past the end of this log, which was restored or has lost its end; {}",
         WHAT_TO_DO
     )]
     PastTail,
-    /// Other events are where it points.
+    /// The log has other events at its position.
     #[error(
         "a cursor of another history: this log was restored or copied, and other events are where it points; {}",
         WHAT_TO_DO
@@ -49,7 +49,7 @@ pub enum CursorError {
 }
 
 impl CursorError {
-    /// Whether the cursor is well-formed, and what it was read from is not here.
+    /// Whether the cursor is well-formed but its history is not this log's.
     pub fn is_of_another_history(self) -> bool {
         match self {
             Self::Malformed => false,
@@ -60,12 +60,12 @@ impl CursorError {
 
 const WHAT_TO_DO: &str = "read from the start or from an earlier cursor that this server takes, and skip by event_id what you have";
 
-/// A place in a log: behind an event, with the checksum of the batch that holds it.
+/// A position in a log: after an event, with the checksum of the batch that holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     /// The sequence of the event, 0 before the first.
     pub sequence: Sequence,
-    /// Proves which history it is of; 0 before the first event.
+    /// Proves the history; 0 before the first event.
     pub checksum: u32,
 }
 
@@ -76,7 +76,7 @@ impl Mark {
         checksum: 0,
     };
 
-    /// Behind the last event of `batch`.
+    /// After the last event of `batch`.
     pub fn after(batch: &Batch) -> Self {
         Self {
             sequence: batch.end_sequence() - 1,
@@ -84,23 +84,23 @@ impl Mark {
         }
     }
 
-    /// The sequence of the event that follows.
+    /// The sequence of the next event.
     pub fn next(self) -> Sequence {
         self.sequence + 1
     }
 }
 
-/// What a cursor says.
+/// A decoded cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// The sequence it stands after.
+    /// The sequence of the last event passed.
     pub sequence: Sequence,
     /// The checksum of the batch with this sequence. A cursor of version 1 has none.
     pub checksum: Option<u32>,
 }
 
 impl Cursor {
-    /// The place of the cursor, if `checksum` is that of the batch which is there.
+    /// The cursor's mark, if `checksum` is that of the batch at its position.
     pub fn prove(self, checksum: u32) -> Result<Mark, CursorError> {
         if self.checksum.is_some_and(|expected| expected != checksum) {
             return Err(CursorError::OtherHistory);
@@ -131,7 +131,7 @@ fn with_crc(body: &[u8]) -> String {
         })
 }
 
-/// A cursor of the current version, with what `change` makes of the id of its log and of its mark.
+/// A cursor of the current version, after `change` has altered the id of its log and its mark.
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) fn forged(cursor: &str, change: impl FnOnce(&mut u64, &mut Mark)) -> Option<String> {
     let bytes = from_hex(cursor)?;
@@ -143,7 +143,7 @@ pub(crate) fn forged(cursor: &str, change: impl FnOnce(&mut u64, &mut Mark)) -> 
     Some(encode(id, mark))
 }
 
-/// The text of a cursor of version 1, as older servers gave it out.
+/// The text of a cursor of version 1, as older servers produced it.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn encode_1(log_id: u64, sequence: Sequence) -> String {
     let mut body = [VERSION_1; BODY_BYTES_1];
@@ -152,7 +152,7 @@ pub(super) fn encode_1(log_id: u64, sequence: Sequence) -> String {
     with_crc(&body)
 }
 
-/// The text of a cursor with this body, its version made right.
+/// The text of a cursor with this body and the right version.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn repaired(data: &[u8]) -> Option<String> {
     let mut body = data
@@ -166,7 +166,7 @@ pub(super) fn repaired(data: &[u8]) -> Option<String> {
     Some(with_crc(&body))
 }
 
-/// What `cursor` says, if log `log_id` gave it out.
+/// Decodes `cursor`, if log `log_id` produced it.
 pub fn decode(cursor: &str, log_id: u64) -> Result<Cursor, CursorError> {
     let bytes = from_hex(cursor).ok_or(CursorError::Malformed)?;
     let (body, crc) = bytes

@@ -1,7 +1,7 @@
-//! Why a publish or a read failed, as a caller can act on it.
+//! Why a publish or a read failed, in terms a caller can act on.
 //!
-//! One variant for each thing a caller can do. Errors of the log and the index become one of these where they
-//! are met; the edges map these and nothing below.
+//! One variant for each thing a caller can do about it. Errors of the log and the index are converted where
+//! they occur; the edges map these variants and nothing below them.
 
 use std::sync::Arc;
 
@@ -27,32 +27,32 @@ pub enum PublishError {
         /// The limit.
         max: usize,
     },
-    /// There is no disk space for the log or its index. Heals when space returns.
+    /// The disk is full, for the log or its index. Heals when there is space.
     #[error("the server's disk is full; what was acknowledged is safe, send the rest again later")]
     DiskFull,
-    /// The index cannot be written, and memory must not grow without it. The server keeps trying.
+    /// The index cannot be written, and memory must not grow without bound meanwhile. The server keeps
+    /// trying.
     #[error("the server cannot write its index at the moment, and keeps trying; send again later")]
     IndexBehind,
-    /// No space can be set aside for the log, for another reason than a full disk. The server keeps trying.
+    /// Space for the log cannot be set aside, for a reason other than a full disk. The server keeps trying.
     #[error(
         "the server cannot set space aside for its log at the moment, and keeps trying; send again later"
     )]
     LogBehind,
-    /// The index cannot be read now, for a reason that says nothing about what is stored.
+    /// The index cannot be read at the moment; that says nothing about its content.
     #[error("the server cannot read its index at the moment; send again later")]
     IndexUnreadable,
-    /// A write or sync failed, or the index is damaged; the partition takes no more events until the
-    /// server is restarted.
+    /// A write or sync failed, or the index is damaged; the partition accepts no events until a restart.
     #[error("the server cannot store events until it is restarted; its log says why")]
     Failed,
-    /// A part of the server panicked; the partition takes no more events until the server is restarted. Which of
-    /// these are stored shows then.
+    /// A part of the server panicked; the partition accepts no events until a restart, which shows which of
+    /// these are stored.
     #[error(
         "a bug in the server stopped it from storing events until it is restarted; its log says where"
     )]
     Bug,
-    /// An append failed half-way, and this request's events were in it. The partition takes no more events until the
-    /// server is restarted; which of these are stored shows then.
+    /// An append with this request's events failed half-way. The partition accepts no events until a restart, which
+    /// shows which of these are stored.
     #[error(
         "the server failed while it stored these events: they may be stored or not, and sending them again is safe; it takes \
          no more until it is restarted"
@@ -91,19 +91,19 @@ impl From<&IndexError> for PublishError {
 /// Why stored events could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ReadError {
-    /// The cursor is not taken.
+    /// The cursor is refused.
     #[error("cursor: {0}")]
     Cursor(#[from] CursorError),
     /// Stored events are damaged. The text names the file and the offset.
     #[error("{0}")]
     LogDamaged(Arc<str>),
-    /// The log cannot be read now, for a reason that says nothing about what is stored.
+    /// The log cannot be read at the moment; that says nothing about its content.
     #[error("the server cannot read its log at the moment; try again later")]
     LogUnreadable,
-    /// The index is damaged. It is rebuilt from the log when the server is restarted.
+    /// The index is damaged. The next start rebuilds it from the log.
     #[error("the server's index is damaged until it is restarted; its log says where")]
     IndexDamaged,
-    /// The index cannot be read now, for a reason that says nothing about what is stored.
+    /// The index cannot be read at the moment; that says nothing about its content.
     #[error("the server cannot read its index at the moment; try again later")]
     IndexUnreadable,
     /// A part of the server panicked.
@@ -116,7 +116,7 @@ pub enum ReadError {
     Stopping,
 }
 
-/// The causes stay in the server's log, where each is written once: here.
+/// Causes stay in the server's log, where each is written once: here.
 impl From<LogReadError> for ReadError {
     fn from(error: LogReadError) -> Self {
         tracing::error!(%error, "stored events cannot be read");
@@ -132,7 +132,7 @@ impl From<IndexError> for ReadError {
         tracing::error!(%error, "the index cannot be read");
         match error {
             IndexError::Damaged { .. } => Self::IndexDamaged,
-            // The index is busy with what it could not write; it keeps trying.
+            // The index is occupied with a failed write, which it retries.
             IndexError::Full { .. } | IndexError::Seal { .. } | IndexError::Unreadable { .. } => {
                 Self::IndexUnreadable
             }
@@ -141,7 +141,7 @@ impl From<IndexError> for ReadError {
 }
 
 impl PublishError {
-    /// Whether what caused it may pass without a restart.
+    /// Whether the cause may pass without a restart.
     pub(super) fn passes(self) -> bool {
         match self {
             Self::DiskFull | Self::IndexBehind | Self::IndexUnreadable | Self::LogBehind => true,
@@ -156,13 +156,13 @@ impl PublishError {
 }
 
 impl ReadError {
-    /// Why a task did not end.
+    /// Why a task did not finish.
     pub(super) fn of_task(error: &JoinError) -> Self {
         of_task(error, Self::Bug, Self::Stopping)
     }
 }
 
-/// A task that did not end has panicked, or the runtime is being shut down.
+/// A task that did not finish has panicked, or the runtime is shutting down.
 pub(super) fn of_task<E>(error: &JoinError, bug: E, stopping: E) -> E {
     if error.is_panic() { bug } else { stopping }
 }

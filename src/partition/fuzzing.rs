@@ -1,11 +1,11 @@
-//! What is fuzzed of a partition: cursors, and the file of counters.
+//! Fuzz targets of a partition: cursors, and the file of counters.
 
 use super::{
     cursor::{self, CursorError, Mark},
     stats::{self, Snapshot, Stats},
 };
 
-/// Takes the input for a cursor, as it is and with its version and checksum made right.
+/// Decodes the input as a cursor, unchanged and with the right version and checksum.
 pub fn cursor(data: &[u8]) {
     if let Ok(text) = str::from_utf8(data) {
         decode_cursor(text);
@@ -35,7 +35,7 @@ fn decode_cursor(text: &str) {
     }
 }
 
-/// Takes the input for the file of counters, as it is and with its checksum made right.
+/// Parses the input as the file of counters, unchanged and with the right checksum.
 pub fn counters(data: &[u8]) {
     read_counters(data);
     if let Some(repaired) = stats::repaired(data) {
@@ -76,7 +76,7 @@ pub(crate) fn list_topics(prefix: &str, max: usize) {
     assert!(listed.iter().eq(expected.take(max)));
 }
 
-/// Inputs to begin with, by name.
+/// Seed inputs, by name.
 #[cfg(test)]
 pub(crate) mod seeds {
     use super::*;

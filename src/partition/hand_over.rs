@@ -1,8 +1,8 @@
 //! The hand-over between the writer and the syncer.
 //!
-//! Owns what is between them: which batches are in flight, how many may be, and that after a failure all that were
-//! decided before it are refused and none after. The writer gives work and takes what became of it; it touches
-//! neither the syncer nor the log.
+//! Owns what lies between them: which batches are in flight, how many may be, and the rule that a failure voids
+//! all batches decided before it and none after. The writer gives work and takes its outcome; it touches neither
+//! the syncer nor the log.
 
 use std::{
     collections::VecDeque,
@@ -31,37 +31,37 @@ pub(super) struct HandOver<L> {
     /// The topics that begin in each batch in flight, oldest first.
     in_flight: VecDeque<Vec<Topic>>,
     in_flight_max: usize,
-    /// How many failures the writer knows of.
+    /// How many failures the writer has seen.
     attempt: u64,
     /// Whether the syncer has panicked.
     is_gone: bool,
     waker: Waker,
 }
 
-/// The syncer has panicked: nothing in flight is answered by it.
+/// The syncer has panicked, and will not answer for anything in flight.
 pub(super) struct SyncerGone;
 
-/// What became of a batch.
+/// The outcome of a batch.
 pub(super) struct Ended {
     pub durable_tail: Sequence,
     pub refused: Option<Refused>,
 }
 
-/// The log does not take a batch: it, all others in flight and what was decided since are void.
+/// The log refuses a batch: this one, all others in flight and everything decided since are void.
 pub(super) struct Refused {
     pub error: PublishError,
-    /// The topics that would have begun in flight.
+    /// The topics that would have begun in these batches.
     pub topics: Vec<Topic>,
 }
 
-/// What the syncer's job is sent.
+/// A message to the syncer's job.
 enum Order {
     Work(Work),
     /// An append may be complete.
     Wake,
 }
 
-/// The syncer, for the job and for the writer while the job has nothing to do.
+/// The syncer, shared by its job and, while that is idle, the writer.
 struct SharedSyncer<L>(Arc<Mutex<Syncer<L>>>);
 
 impl<L> Clone for SharedSyncer<L> {
@@ -127,12 +127,12 @@ impl<L: Log> HandOver<L> {
         assert!(!self.is_full(), "what is in flight has a limit");
         work.attempt = self.attempt;
         self.in_flight.push_back(topics);
-        // If the syncer has panicked, the next outcome says so.
+        // If the syncer has panicked, the next outcome reports it.
         _ = self.orders.send(Order::Work(work));
     }
 
-    /// Does the same on this thread, which spares the way there and back. Nothing else may be in flight. The outcome is
-    /// there at once if the log has completed the append.
+    /// Does the work on this thread, which spares two hand-overs. Nothing else may be in flight. Returns the outcome if
+    /// the log has already completed the append.
     pub fn give_here(&mut self, mut work: Work, topics: Vec<Topic>) -> Option<Ended> {
         assert!(self.is_idle(), "the syncer is free");
         work.attempt = self.attempt;
@@ -146,18 +146,18 @@ impl<L: Log> HandOver<L> {
         ended.map(|synced| self.end(synced))
     }
 
-    /// What became of the oldest work, if that is known.
+    /// The outcome of the oldest work, if known.
     pub fn try_take(&mut self) -> Option<Result<Ended, SyncerGone>> {
         match self.synced.try_recv() {
             Ok(synced) => Some(Ok(self.end(synced))),
             Err(std_mpsc::TryRecvError::Empty) => None,
-            // It matters once.
+            // Reported once.
             Err(std_mpsc::TryRecvError::Disconnected) if self.is_gone => None,
             Err(std_mpsc::TryRecvError::Disconnected) => Some(Err(self.after_panic())),
         }
     }
 
-    /// The same. Waits for it.
+    /// The outcome of the oldest work. Waits for it.
     pub fn take(&mut self) -> Result<Ended, SyncerGone> {
         match self.synced.recv() {
             Ok(synced) => Ok(self.end(synced)),
@@ -165,7 +165,7 @@ impl<L: Log> HandOver<L> {
         }
     }
 
-    /// Looks whether the log can take the next batch. Nothing may be in flight.
+    /// Checks whether the log can take the next batch. Nothing may be in flight.
     pub fn probe(&mut self) -> Result<(), PublishError> {
         assert!(self.is_idle(), "the syncer is free");
         self.syncer.lock().probe()
@@ -181,7 +181,7 @@ impl<L: Log> HandOver<L> {
         let in_flight = self.in_flight.pop_front();
         let topics = in_flight.expect("an outcome is of what was given");
         let refused = match synced.result {
-            // One failure refuses all that was in flight then: the rest only follows.
+            // One failure refuses everything then in flight; later errors only follow from it.
             Err(error) if synced.attempt == self.attempt => {
                 self.attempt += 1;
                 let others = self.in_flight.iter_mut().flat_map(std::mem::take);
@@ -205,7 +205,7 @@ struct WakeJob(Weak<std_mpsc::SyncSender<Order>>);
 impl Wake for WakeJob {
     fn wake(self: Arc<Self>) {
         if let Some(orders) = self.0.upgrade() {
-            // Full orders wake it as well.
+            // A full channel of orders wakes it as well.
             _ = orders.try_send(Order::Wake);
         }
     }
@@ -215,7 +215,7 @@ impl Wake for WakeJob {
 pub(super) struct SyncerJob<L> {
     syncer: SharedSyncer<L>,
     orders: std_mpsc::Receiver<Order>,
-    /// Work that was received and not begun.
+    /// Received and not yet begun.
     waiting: VecDeque<Work>,
     /// Whether there may be something to do.
     is_awake: bool,
@@ -244,7 +244,7 @@ impl<L: Log> Job for SyncerJob<L> {
             Err(TryLockError::Poisoned(_)) => panic!("the writer panicked with the syncer"),
         };
         let tell_writer = |synced| {
-            // The writer outlives this, unless it panicked.
+            // The writer outlives this job unless it panicked.
             _ = self.synced.send(synced);
             if let Some(writer) = self.writer.upgrade() {
                 // A full queue wakes the writer as well.
@@ -262,7 +262,7 @@ impl<L: Log> Job for SyncerJob<L> {
             syncer.begin(work, tell_writer);
             self.is_awake = true;
         }
-        // The log may have woken this job meanwhile.
+        // The log may have woken this job in the meantime.
         Step::Worked
     }
 

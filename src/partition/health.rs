@@ -1,4 +1,4 @@
-//! Whether a partition can store events, and the one place that logs when that changes.
+//! Whether a partition can store events, and the one place that logs a change of it.
 
 use std::fmt::Display;
 
@@ -11,14 +11,14 @@ use super::PublishError;
 pub enum Health {
     /// It can.
     Serving,
-    /// It cannot at the moment: publishes are refused with an error like this one. Heals by itself, which is
-    /// noticed within seconds whether or not somebody publishes. Reads go on.
+    /// Not at the moment: publishes are refused with an error like this one. Heals by itself, within seconds
+    /// of its cause passing, whether or not anybody publishes. Reads go on.
     Refusing(PublishError),
-    /// It cannot until it is restarted: publishes are refused with this error. Reads go on.
+    /// Not until a restart: publishes are refused with this error. Reads go on.
     Failed(PublishError),
 }
 
-/// Changes the health of a partition. Clones change the same.
+/// Sets the health of a partition. Clones set the same.
 #[derive(Clone)]
 pub(super) struct Monitor(watch::Sender<Health>);
 
@@ -44,7 +44,7 @@ impl Monitor {
         }
     }
 
-    /// What had publishes refused has passed.
+    /// The cause of refusals has passed.
     pub fn heal(&self) {
         if self.change(Health::Serving, |now| matches!(now, Health::Refusing(_))) {
             tracing::info!("events are stored again");

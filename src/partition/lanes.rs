@@ -1,9 +1,8 @@
-//! What reads may take of the machine: threads, and memory for what was read.
+//! What reads may take of the machine: threads, and memory for their results.
 //!
-//! Scans of readers, look-ups of single events and look-ups of publishes run on the same pool of blocking threads.
-//! The first two have a lane each, far narrower than the pool, so that a publish finds a thread however many
-//! readers there are. Whatever runs in a lane keeps its place until it has ended, also when nobody waits for it any
-//! more.
+//! Readers' scans, look-ups of single events and look-ups for publishes run on the same pool of blocking threads.
+//! The first two each have a lane far narrower than the pool, so that a publish finds a thread however many readers
+//! there are. A job in a lane keeps its place until it ends, even if nobody waits for it any more.
 
 use std::sync::Arc;
 
@@ -14,14 +13,14 @@ use tokio::{
 
 use super::ReadError;
 
-/// How many scans of the log run at a time. Others wait, in order.
+/// How many scans of the log may run at a time. Others wait, in order.
 pub(super) const SCANS_MAX: usize = 32;
-/// How many events are looked up by their key at a time.
+/// How many look-ups of single events may run at a time.
 pub(super) const GETS_MAX: usize = 64;
-/// The memory of chunks of the usual size, in bytes. Beyond, chunks are small.
+/// The memory for chunks of the usual size, in bytes. Beyond that, chunks are small.
 const CHUNKS_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// Some of the memory of chunks; given back when it is dropped.
+/// A share of the memory for chunks; released when dropped.
 pub(crate) type ChunkShare = OwnedSemaphorePermit;
 
 /// One for each partition.
@@ -58,13 +57,13 @@ impl Lanes {
         run(&self.gets, get).await
     }
 
-    /// The memory for a chunk of `bytes`, if there is so much.
+    /// The memory for a chunk of `bytes`, if available.
     pub fn chunk(&self, bytes: usize) -> Option<ChunkShare> {
         let bytes = u32::try_from(bytes).expect("a chunk is small");
         Arc::clone(&self.chunks).try_acquire_many_owned(bytes).ok()
     }
 
-    /// How many scans could begin now.
+    /// How many scans could start now.
     #[cfg(test)]
     pub fn free_scans(&self) -> usize {
         self.scans.available_permits()

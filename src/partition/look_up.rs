@@ -1,7 +1,7 @@
-//! Looking up the events of a request, or one key, in the sealed parts of the index, before the writer sees them.
+//! Looks up the events of a request, or one key, in the sealed parts of the index, before the writer sees them.
 //!
-//! The sealed parts never change, so this needs no lock and runs beside the writer, which then looks only where
-//! this could not.
+//! Sealed parts never change, so this needs no lock and runs beside the writer, which then looks only where
+//! this cannot.
 
 use tokio::sync::oneshot;
 
@@ -15,8 +15,7 @@ use crate::{
     index::{Entry, IndexError, IndexReader, KeyHash, Secret, View},
 };
 
-/// An event with the hashes that the index goes by. They are computed here and not by the writer, which there is
-/// only one of.
+/// An event with the hashes the index uses. They are computed here because there is only one writer.
 pub(super) struct HashedEvent {
     pub event: Event,
     pub key_hash: KeyHash,
@@ -33,7 +32,7 @@ impl HashedEvent {
     }
 }
 
-/// Events whose keys the filters were asked for.
+/// Events whose keys have been checked against the filters.
 pub(crate) struct LookUp {
     events: Vec<HashedEvent>,
     view: View,
@@ -41,7 +40,7 @@ pub(crate) struct LookUp {
     maybe: Vec<usize>,
 }
 
-/// Events and what is sealed of them.
+/// Events and their sealed entries.
 pub(crate) struct LookedUp {
     events: Vec<HashedEvent>,
     sealed: Vec<Option<Entry>>,
@@ -49,7 +48,7 @@ pub(crate) struct LookedUp {
 }
 
 impl LookUp {
-    /// Hashes events and asks the filters, in memory.
+    /// Hashes events and probes the filters, in memory.
     pub fn new(index: &IndexReader, events: Vec<Event>) -> Self {
         let (view, secret) = (index.view(), index.secret());
         let hash = |event| HashedEvent::new(event, &secret);
@@ -68,12 +67,12 @@ impl LookUp {
         }
     }
 
-    /// Whether [`LookUp::run`] reads the disk: not for async workers then.
+    /// Whether [`LookUp::run`] reads the disk, and so does not belong on an async worker.
     pub fn reads_disk(&self) -> bool {
         !self.maybe.is_empty()
     }
 
-    /// Looks up what is left. Fails if it cannot be read now: the request is to be sent again.
+    /// Looks up the rest. Fails if the index cannot be read at the moment; the request must be sent again.
     pub fn run(self) -> Result<LookedUp, PublishError> {
         let Self {
             events,
@@ -97,7 +96,7 @@ impl LookUp {
         });
         let looked_to = match found {
             Ok(()) => view.sealed_to(),
-            // What is damaged is left to the writer, which fails on it for all.
+            // The writer handles damage, and fails for everyone.
             Err(IndexError::Damaged { .. }) => FIRST_SEQUENCE,
             Err(error) => {
                 tracing::error!(%error, "a request was refused");
@@ -113,7 +112,7 @@ impl LookUp {
 }
 
 impl LookedUp {
-    /// What the writer is told, and where it answers.
+    /// The message for the writer, and the channel for its reply.
     pub(super) fn into_message(
         self,
         rejection: Rejection,
@@ -132,7 +131,7 @@ impl LookedUp {
     }
 }
 
-/// What the writer finds.
+/// The writer's reply.
 pub(crate) type Found = oneshot::Receiver<Result<Option<Entry>, ReadError>>;
 
 /// A key to find: first in the sealed parts, then by the writer.
@@ -151,17 +150,18 @@ impl Find {
         }
     }
 
-    /// Whether [`Find::run`] reads the disk: not for async workers then. If not, no sealed part has the key.
+    /// Whether [`Find::run`] reads the disk, and so does not belong on an async worker. If not, no sealed
+    /// part has the key.
     pub fn reads_disk(&self) -> bool {
         self.view.may_contain(&self.key, self.hash)
     }
 
-    /// Looks in the sealed parts. A filter may have been wrong: the writer knows what this does not find.
+    /// Looks in the sealed parts. Filters give false alarms: the writer knows the keys this does not find.
     pub fn run(&self) -> Result<Option<Entry>, IndexError> {
         self.view.get(&self.key, self.hash)
     }
 
-    /// What the writer is told, and where it answers.
+    /// The message for the writer, and the channel for its reply.
     pub(super) fn into_message(self) -> (Message, Found) {
         let (reply, found) = oneshot::channel();
         let find = Message::Find {

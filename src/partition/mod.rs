@@ -1,10 +1,9 @@
 //! A partition: one log, its index and counters, and the threads that serve them.
 //!
-//! [`Partition`] is a handle, cheap to clone; [`Threads`] owns what runs behind it. Events go
-//! handler -> writer -> syncer -> readers. The writer owns the keys of the index and decides what is new; the
-//! syncer owns the end of the log and all that follows an append: positions, counters, the durable tail, the answers.
-//! What goes between the two goes through `hand_over`, on the syncer's thread or, for a small batch that comes alone,
-//! on the writer's.
+//! [`Partition`] is a handle, cheap to clone; [`Threads`] owns what runs behind it. Events go handler -> writer ->
+//! syncer -> readers. The writer owns the keys of the index and decides what is new; the syncer owns the end of the
+//! log and every step after an append: positions, counters, the durable tail, replies. Work passes between the two
+//! through `hand_over`, and is done on the syncer's thread or, for a small batch that comes alone, on the writer's.
 
 mod budget;
 mod clock;
@@ -107,8 +106,8 @@ impl Future for PendingOutcomes {
 }
 
 impl Partition {
-    /// The memory that requests may take, from their first bytes until their answers have left. Whoever brings a
-    /// request takes its share from here first, and hands it over with the request.
+    /// The memory that requests may take, from their first bytes until their responses have been sent. A caller
+    /// takes its share from here first, and hands it over with the request.
     pub fn ingest(&self) -> &Budget {
         &self.0.ingest
     }
@@ -137,13 +136,13 @@ impl Partition {
         Ok(PendingOutcomes(outcomes))
     }
 
-    /// Begins to look events up, for who submits them step by step.
+    /// Starts looking events up, for a caller that submits them step by step.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn look_up(&self, events: Vec<Event>) -> LookUp {
         LookUp::new(&self.0.index, events)
     }
 
-    /// Puts looked up events in the queue, or returns none if it is full or closed.
+    /// Puts looked up events in the queue; none if it is full or closed.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn try_submit(
         &self,
@@ -194,13 +193,13 @@ impl Partition {
         found.await.map_err(|_| ReadError::Bug)?
     }
 
-    /// Begins to find a key, for who does it step by step.
+    /// Starts finding a key, for a caller that does it step by step.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn look_for(&self, key: Key) -> Find {
         Find::new(&self.0.index, key)
     }
 
-    /// Asks the writer for what is not sealed, or returns none if the queue is full or closed.
+    /// Asks the writer for keys that are not sealed; none if the queue is full or closed.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn try_find(&self, find: Find) -> Option<Found> {
         let (message, found) = find.into_message();
@@ -208,7 +207,7 @@ impl Partition {
         Some(found)
     }
 
-    /// Why the writer takes no more messages.
+    /// Why the writer accepts no more messages.
     fn gone<E>(&self, bug: E, stopping: E) -> E {
         match *self.0.health.borrow() {
             Health::Failed(PublishError::Bug) => bug,
@@ -216,7 +215,7 @@ impl Partition {
         }
     }
 
-    /// The event that was found at a sequence, if it is durable. Blocks on the disk.
+    /// The event at a sequence found for its key, if it is durable. Blocks on the disk.
     pub(crate) fn read_event(
         &self,
         key: &Key,
@@ -232,7 +231,7 @@ impl Partition {
         };
         let mut events = batch.iter().flat_map(|batch| batch.events_of(&topic));
         let found = events.find(|event| event.sequence == at);
-        // An event found in flight may have been refused since, and its sequence be another's.
+        // An event found in flight may have been refused since, and another may have its sequence.
         Ok(found.filter(|event| {
             Event::from_stored(event.encoded.clone()).is_ok_and(|event| event.key() == key)
         }))
@@ -243,7 +242,7 @@ impl Partition {
         self.0.tail.get()
     }
 
-    /// Whether events can be stored, now and as it changes.
+    /// Whether events can be stored, now and on each change.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.0.health.clone()
     }
@@ -272,7 +271,7 @@ mod tests {
         partition::support::{event, opened, opened_with, soon, stop, store},
     };
 
-    /// A filter that cannot exclude a key says nothing of where the key is.
+    /// A filter that cannot exclude a key does not say where the key is.
     #[tokio::test]
     async fn an_event_behind_a_false_alarm_is_found() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -1,7 +1,7 @@
-//! Opening a data directory: what it takes, and in which order.
+//! Opens a data directory: the steps, in order.
 //!
-//! First what the files beside the log know of its end, then the log, then [recovery](super::recover), and the
-//! [jobs](super::spawn) last.
+//! First the tail that the files beside the log prove, then the log, then [recovery](super::recover), and last
+//! the [jobs](super::spawn).
 
 use std::{
     fs::{File, TryLockError},
@@ -28,20 +28,20 @@ use crate::{
     platform::{Disk as _, OsDisk, Platform},
 };
 
-/// How long a lock on the data directory that another has is waited for, and how often it is tried meanwhile. A
-/// process that has just ended, or closed its file while a child of another thread was between fork and exec, may
-/// hold it a moment longer.
+/// How long to wait for another holder's lock on the data directory, and how often to retry. A process that has
+/// just ended, or closed its file while a child of another thread was between fork and exec, may hold it a moment
+/// longer.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(1);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The default limit on topics.
 pub const TOPICS_MAX: usize = 100_000;
-/// The default limit on batches in memory for those who follow, in bytes.
+/// The default limit on batches kept in memory for followers, in bytes.
 const TAIL_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The default budget of requests in the server, in bytes.
 pub const INGEST_BYTES_MAX: usize = 128 * 1024 * 1024;
 
-/// What a partition is opened with.
+/// The options of a partition.
 #[derive(Clone)]
 pub struct PartitionOptions {
     /// The folder of its files; created if missing.
@@ -50,23 +50,22 @@ pub struct PartitionOptions {
     pub topics_max: usize,
     /// The budget of [`Partition::ingest`], in bytes.
     pub ingest_bytes_max: usize,
-    /// How much goes into a batch.
+    /// When a batch is full.
     pub batch: BatchLimits,
-    /// The most bytes of batches that are kept in memory for those who follow. The newest batch is kept
-    /// whatever its size.
+    /// The most bytes of batches kept in memory for followers. The newest batch is kept whatever its size.
     pub tail_cache_bytes_max: usize,
-    /// How much a reader is given at a time.
+    /// How much a reader gets at a time.
     pub reads: ReadLimits,
     /// The sizes of log segments.
     pub log: FileLogOptions,
     /// The sizes of generations.
     pub index: IndexOptions,
-    /// What it stands on.
+    /// The operating system, or its simulation.
     pub platform: Platform,
 }
 
 impl PartitionOptions {
-    /// The defaults, over `data_dir`.
+    /// The defaults, for `data_dir`.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
             data_dir: data_dir.into(),
@@ -82,7 +81,7 @@ impl PartitionOptions {
     }
 }
 
-/// Why a data directory is not served.
+/// Why a data directory cannot be served.
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// Another server has it.
@@ -96,10 +95,10 @@ pub enum OpenError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// The system has no room for another thread.
+    /// The system cannot start another thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
     /// The log cannot be opened.
@@ -119,8 +118,8 @@ pub enum OpenError {
     Counters(#[from] CountersError),
 }
 
-/// Takes the lock on a data directory, creating it if missing. Held until the file is closed. Blocks for a moment
-/// while another has it.
+/// Locks a data directory, creating it if missing. Locked until the file is closed. Blocks for a moment while
+/// another holds the lock.
 pub fn lock_data_dir(data_dir: &Path) -> Result<File, OpenError> {
     let deadline = Instant::now() + LOCK_WAIT_MAX;
     lock_while(data_dir, || {
@@ -129,7 +128,7 @@ pub fn lock_data_dir(data_dir: &Path) -> Result<File, OpenError> {
     })
 }
 
-/// Takes the lock, trying again for as long as `waits` says so.
+/// Takes the lock, trying again while `waits` returns true.
 fn lock_while(data_dir: &Path, mut waits: impl FnMut() -> bool) -> Result<File, OpenError> {
     let path = data_dir.join("LOCK");
     let create = || {
@@ -161,7 +160,7 @@ pub fn open(options: PartitionOptions) -> Result<(Partition, Threads, Recovery),
     })
 }
 
-/// The log in the files of a data directory, everything below `tail_min` of which was durable once.
+/// The log in the files of a data directory. Everything below `tail_min` was once durable.
 pub(crate) fn open_files(
     options: &PartitionOptions,
     tail_min: Sequence,
@@ -174,8 +173,8 @@ pub(crate) fn open_files(
     Ok(FileLog::open(&options.platform, &dir, &log)?)
 }
 
-/// Opens a data directory that nobody else has, over the log that `open_log` opens. That log must reach to the
-/// sequence it is given.
+/// Opens a data directory that is locked, over the log that `open_log` opens. That log must reach the sequence
+/// passed to `open_log`.
 pub(crate) fn open_locked<L: Log>(
     options: &PartitionOptions,
     lock: Option<File>,

@@ -1,7 +1,7 @@
-//! Reading: catch up from the log, follow from memory, and fall back to the log when too slow.
+//! Readers: catch up from the log, follow from memory, and fall back to the log when too slow.
 //!
-//! A reader is a position that pulls. It holds no events between calls, nothing is pushed to it, and
-//! so a slow or stalled one costs nobody anything.
+//! A reader is a position that pulls. It holds no events between calls and nothing is pushed to it, so a slow
+//! or stalled one costs nobody anything.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
     log::LogReader,
 };
 
-/// Where a reader begins.
+/// Where a reader starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// At the first event.
@@ -29,10 +29,10 @@ pub enum Start {
     After(String),
 }
 
-/// A position in the log that moves over the events of one topic, or of all.
+/// A position in the log that moves over the events of one topic, or of all topics.
 pub struct Reader {
     shared: Arc<Shared>,
-    /// A reader of its own remembers where in the files it is.
+    /// Its own reader of the log, which remembers its place in the files.
     log: Arc<dyn LogReader>,
     topic: Option<Topic>,
     at: Mark,
@@ -44,15 +44,15 @@ pub struct Reader {
 /// Some events, in order.
 #[derive(Debug)]
 pub struct Chunk {
-    /// The events. None at the durable tail; a chunk of a topic may have none on its way there too.
+    /// The events. Empty at the durable tail; a chunk of one topic may also be empty before it.
     pub events: Vec<StoredEvent>,
     /// Whether the reader is at the durable tail now.
     pub caught_up: bool,
-    /// The memory of the events: to be held for as long as they are, in whatever form.
+    /// The memory of the events, to be held as long as they are, in whatever form.
     pub(crate) share: Option<ChunkShare>,
 }
 
-/// Where a reader begins, as far as memory shows.
+/// Where a reader starts, as far as memory shows.
 enum Place {
     At(Mark),
     /// The log holds the batch that the cursor must prove.
@@ -60,7 +60,7 @@ enum Place {
 }
 
 impl Partition {
-    /// A reader of `topic`, or of all topics. It and what it reads hold `permit`.
+    /// A reader of `topic`, or of all topics. It and its chunks hold `permit`.
     pub async fn reader(
         &self,
         topic: Option<Topic>,
@@ -84,7 +84,7 @@ impl Partition {
         Ok(self.reader_at(log, topic, at, Some(permit)))
     }
 
-    /// The same without a permit, reading the log here.
+    /// The same without a permit, reading the log on this thread.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn reader_here(
         &self,
@@ -144,7 +144,7 @@ impl Shared {
         Ok(cursor.prove(found.checksum)?)
     }
 
-    /// The mark behind the event at `sequence`, which is below the durable tail. Blocks on the disk.
+    /// The mark after the event at `sequence`, which is below the durable tail. Blocks on the disk.
     pub(super) fn mark(&self, sequence: Sequence, log: &dyn LogReader) -> Result<Mark, ReadError> {
         let checksum = match self.tail.recent(sequence) {
             Some(batch) => batch.checksum(),
@@ -158,7 +158,7 @@ impl Shared {
 }
 
 impl Reader {
-    /// The cursor after the last event that was read.
+    /// The cursor after the last event read.
     pub fn cursor(&self) -> String {
         cursor::encode(self.log.id(), self.at)
     }
@@ -172,13 +172,13 @@ impl Reader {
         cursor::encode(self.log.id(), mark)
     }
 
-    /// The sequence of the first event that was not looked at.
+    /// The sequence of the first event not yet passed.
     pub fn next_sequence(&self) -> Sequence {
         self.at.next()
     }
 
-    /// Reads on, to `until` or the durable tail and to `events_max` events at most; may end before, at the end of
-    /// its work or its memory. Does not wait for events. If this is dropped, what it reads ends soon.
+    /// Reads on, to `until` or the durable tail and to at most `events_max` events; may stop earlier, at its
+    /// limits on work or memory. Does not wait for events. If the future is dropped, the read ends soon.
     pub async fn read(&mut self, until: Sequence, events_max: usize) -> Result<Chunk, ReadError> {
         let mut scan = self.scan_memory(until, events_max);
         if scan.is_of_log() {
@@ -197,7 +197,7 @@ impl Reader {
         Ok(self.move_to(scan.finish()))
     }
 
-    /// The same, reading the log here.
+    /// The same, reading the log on this thread.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn read_here(
         &mut self,

@@ -1,6 +1,7 @@
-//! Recovery: brings the index and the counters up to the log, whatever log it is.
+//! Recovery: brings the index and the counters up to the log, whatever kind of log it is.
 //!
-//! The log decides; what the others hold beyond it was never durable, and what they lack is read from it.
+//! The log decides: whatever the others have beyond it was never durable, and whatever they lack is read from
+//! it.
 
 use std::{ops::Range, path::Path, time::Duration};
 
@@ -15,15 +16,15 @@ use crate::{
     platform::Platform,
 };
 
-/// How often a long replay reports.
+/// How often a long replay reports progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What opening found.
+/// The result of opening.
 #[derive(Clone, Copy, Debug)]
 pub struct Recovery {
     /// Events in the log.
     pub events: u64,
-    /// Events that were read from the log to bring the index up to it.
+    /// Events read from the log to bring the index up to date.
     pub replayed: u64,
 }
 
@@ -43,10 +44,10 @@ pub(super) struct Recovered {
     pub recovery: Recovery,
 }
 
-/// Reads what is known of the end of the log.
+/// Reads what other files know about the end of the log.
 pub(super) fn known(platform: &Platform, data_dir: &Path) -> Result<Known, OpenError> {
     let counters = load_counters(platform, data_dir)?;
-    // A clean stop and a sealed generation are both proof of events that were durable.
+    // A clean stop and a sealed generation both prove that events were durable.
     let sealed_to = index::covered_to(&*platform.disk, &data_dir.join("index"))?;
     Ok(Known {
         tail_min: counters.tail.max(sealed_to),
@@ -81,7 +82,7 @@ pub(super) fn recover(
     })
 }
 
-/// The counters as last saved. Damaged ones are not used: what is in the log is counted again.
+/// The last saved counters. Damaged ones are ignored: the events in the log are counted again.
 fn load_counters(platform: &Platform, data_dir: &Path) -> Result<Snapshot, OpenError> {
     match Snapshot::load(&*platform.disk, data_dir) {
         Ok(snapshot) => Ok(snapshot.unwrap_or_default()),
@@ -96,7 +97,7 @@ fn load_counters(platform: &Platform, data_dir: &Path) -> Result<Snapshot, OpenE
     }
 }
 
-/// Reads into the index what it is missing. Returns how many events that were.
+/// Reads into the index what it lacks. Returns how many events that took.
 fn fill_index(
     platform: &Platform,
     index: &mut Index,
@@ -134,7 +135,7 @@ fn fill_index(
     Ok(replayed)
 }
 
-/// The batches of a range of the log that begins and ends with a batch.
+/// The batches of a range of the log that starts and ends at a batch boundary.
 fn batches(
     log: &impl LogReader,
     range: Range<Sequence>,
@@ -172,7 +173,7 @@ mod tests {
         },
     };
 
-    /// Each of the counters and a generation is proof enough that the log was longer.
+    /// The counters and a generation each prove that the log was longer.
     #[tokio::test]
     async fn a_log_shorter_than_other_files_prove_is_refused() {
         for lost in ["counters.json", "index"] {

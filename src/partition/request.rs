@@ -1,4 +1,4 @@
-//! What goes from a handler to the writer and back.
+//! The messages between a handler and the writer.
 
 use tokio::sync::oneshot;
 
@@ -8,14 +8,14 @@ use crate::{
     index::{Entry, KeyHash},
 };
 
-/// What became of one event.
+/// The outcome of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is stored now.
+    /// Stored now, with this sequence.
     Stored(Sequence),
-    /// An event of the same key and content is stored; its sequence.
+    /// An event with the same key and content was already stored; its sequence.
     Duplicate(Sequence),
-    /// An event of the same key and another content is stored; its sequence.
+    /// An event with the same key and different content was already stored; its sequence.
     Conflict(Sequence),
     /// It would begin a topic beyond the limit on topics.
     TopicLimit,
@@ -25,11 +25,11 @@ pub enum Outcome {
 pub struct Outcomes {
     /// The outcomes.
     pub outcomes: Vec<Outcome>,
-    /// Covers them, and the answer that is made of them.
+    /// Covers them, and the response made from them.
     pub share: Share,
 }
 
-/// What an event that cannot be accepted does to its request.
+/// What a rejected event means for its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
     /// No event of the request is stored.
@@ -41,24 +41,24 @@ pub enum Rejection {
 /// The events of one request, to be stored in their order.
 pub(super) struct Request {
     pub events: Vec<HashedEvent>,
-    /// What a handler found under their keys in the sealed parts of the index: for each event, or, if there
-    /// was nothing, for none.
+    /// The handler's finds for their keys in the sealed parts of the index: one per event, or empty if there
+    /// were none.
     pub sealed: Vec<Option<Entry>>,
-    /// The handler looked into all sealed parts of the index below it.
+    /// The handler searched all sealed parts of the index below this sequence.
     pub looked_to: Sequence,
     pub rejection: Rejection,
-    /// Covers the events, and goes on with the answer.
+    /// Covers the events, then the response.
     pub share: Share,
     pub reply: oneshot::Sender<PublishResult>,
 }
 
-/// What a request is answered with.
+/// The reply to a request.
 pub(super) type PublishResult = Result<Outcomes, PublishError>;
 
-/// What the writer is told.
+/// A message to the writer.
 pub(super) enum Message {
     Publish(Request),
-    /// Finds a key that the sealed parts below `looked_to` do not hold.
+    /// Finds a key that the sealed parts below `looked_to` do not have.
     Find {
         key: Key,
         hash: KeyHash,
@@ -67,8 +67,8 @@ pub(super) enum Message {
     },
     /// The syncer has finished a batch, or panicked.
     Synced,
-    /// Look whether what had publishes refused has passed.
+    /// Check whether the cause of refusals has passed.
     Probe,
-    /// Take no further message: answer what is in the queue, and end.
+    /// Accept no more messages: answer those in the queue, and end.
     Stop,
 }

@@ -1,7 +1,7 @@
 //! One pass over batches, from a mark towards an end.
 //!
-//! Owns what a chunk may hold, and how much work one pass may be: a pass ends with a full chunk, after a page of a
-//! topic's batches, or when nobody waits for it any more. What it gives holds about as much memory as it counts.
+//! Owns the size of a chunk, and the work of one pass: a pass ends with a full chunk, after a page of a topic's
+//! batches, or when nobody waits for it any more. A chunk holds about as much memory as it counts.
 
 use std::{
     mem,
@@ -22,17 +22,17 @@ use crate::{
 /// The default of [`ReadLimits::chunk_bytes_max`]: holds a full batch, so that few are read twice.
 const CHUNK_BYTES_MAX: usize = 768 * 1024;
 
-/// How much a reader is given at a time.
+/// How much a reader gets at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadLimits {
     /// A chunk ends with the first batch that brings it to this many bytes.
     pub chunk_bytes: usize,
-    /// A chunk ends within a batch before the event that would bring it over this many bytes, unless that
-    /// is its first.
+    /// A chunk ends inside a batch before the event that would take it over this many bytes, unless it is the
+    /// first.
     pub chunk_bytes_max: usize,
-    /// The same two when the memory for chunks is short.
+    /// The same two when memory for chunks is short.
     pub small_chunk_bytes: usize,
-    /// How many batches of a topic are looked up, and at most read, in one pass; at least 2.
+    /// How many batches of a topic one pass looks up, and reads at most; at least 2.
     pub positions_max: usize,
 }
 
@@ -47,7 +47,7 @@ impl Default for ReadLimits {
     }
 }
 
-/// What an event counts in a chunk beside its encoding: more than its place and time take when it is sent.
+/// What an event counts in a chunk beside its encoding: more than its sequence and time take when sent.
 const EVENT_OVERHEAD_BYTES: usize = 64;
 /// What a batch counts in a chunk beside its events.
 const BATCH_OVERHEAD_BYTES: usize = 64;
@@ -78,7 +78,7 @@ impl Room {
     }
 }
 
-/// Tells a scan that nobody waits for it, when it is dropped.
+/// Signals to a scan, when dropped, that nobody waits for it.
 #[derive(Default)]
 pub(super) struct CancelOnDrop(Arc<AtomicBool>);
 
@@ -102,7 +102,7 @@ pub(super) struct Scan {
     cancelled: Arc<AtomicBool>,
 }
 
-/// What a scan found.
+/// The result of a scan.
 pub(super) struct Scanned {
     pub at: Mark,
     pub events: Vec<StoredEvent>,
@@ -110,7 +110,7 @@ pub(super) struct Scanned {
 }
 
 impl Scan {
-    /// A scan from `at` to `until` or `tail`, whichever is first, and to `events_max` events at most.
+    /// A scan from `at` to `until` or `tail`, whichever comes first, and to at most `events_max` events.
     pub fn new(
         topic: Option<Topic>,
         at: Mark,
@@ -131,14 +131,14 @@ impl Scan {
         }
     }
 
-    /// Ends soon after what this returns is dropped.
+    /// Ends soon after the returned guard is dropped.
     pub fn cancel_on_drop(&mut self) -> CancelOnDrop {
         let cancel = CancelOnDrop::default();
         self.cancelled = Arc::clone(&cancel.0);
         cancel
     }
 
-    /// Whether there is nothing in memory where it begins.
+    /// Whether memory lacks the batch where it starts.
     pub fn is_of_log(&self) -> bool {
         self.at.next() < self.until && self.events.is_empty()
     }
@@ -189,7 +189,7 @@ impl Scan {
             }
         }
         if is_last_page {
-            // Batches are in the index before the tail moves past them: no more of the topic.
+            // Batches are in the index before the tail moves past them: the topic has no more.
             return self.pass_to_end(shared, log);
         }
         Ok(())
@@ -199,7 +199,7 @@ impl Scan {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Passes batches without events of the topic, the last of which it has not seen.
+    /// Passes batches without events of the topic; it has not seen the last of them.
     fn pass_to_end(&mut self, shared: &Shared, log: &dyn LogReader) -> Result<(), ReadError> {
         if self.at.next() < self.until {
             let last = self.until - 1;
@@ -211,7 +211,7 @@ impl Scan {
         Ok(())
     }
 
-    /// Takes the batches that `batch_of` gives, until it has none, the end or a full chunk.
+    /// Takes batches from `batch_of` until there are none, at the end, or when the chunk is full.
     fn over(
         &mut self,
         mut batch_of: impl FnMut(Sequence) -> Result<Option<Batch>, ReadError>,
@@ -227,7 +227,7 @@ impl Scan {
         Ok(())
     }
 
-    /// Takes what it can of a batch. Returns whether there is room for more.
+    /// Takes what fits of a batch. Returns whether there is room for more.
     fn take(&mut self, batch: &Batch) -> bool {
         let first = self.events.len();
         let has_room = match self.topic.clone() {
@@ -236,7 +236,7 @@ impl Scan {
         };
         let taken = &mut self.events[first..];
         let bytes = taken.iter().map(|event| event.encoded.len()).sum::<usize>();
-        // An event holds the whole batch it is a part of: not worth it for a few of them.
+        // An event keeps its whole batch in memory: too much for a few of them.
         if bytes < batch.shared_bytes() / 2 {
             copy_out(taken, bytes);
         }
@@ -286,7 +286,7 @@ impl Scan {
     }
 }
 
-/// Gives events memory of their own, `bytes` in all.
+/// Copies events to memory of their own, `bytes` in all.
 fn copy_out(events: &mut [StoredEvent], bytes: usize) {
     let mut copy = Vec::with_capacity(bytes);
     for event in &*events {
@@ -318,7 +318,7 @@ mod tests {
         )
     }
 
-    /// The memory that events hold: each buffer once.
+    /// The memory that events hold; each buffer counts once.
     fn held_bytes(scanned: &Scanned, buffers: impl Fn(&StoredEvent) -> (usize, usize)) -> usize {
         let mut held: Vec<_> = scanned.events.iter().map(buffers).collect();
         held.sort_unstable();
@@ -354,7 +354,7 @@ mod tests {
             };
             assert_eq!(scanned.at.checksum, expected);
         }
-        // Passing over batches of others ends with a proof as well.
+        // Passing batches of other topics ends with a proof as well.
         for until in [2, 10, partition.durable_tail()] {
             let mut scan = scan(&partition, Some("u"), until);
             scan.over_log(&partition.0, &*log).expect("read");
@@ -405,7 +405,7 @@ mod tests {
             let scanned = scan.finish();
             assert_eq!(scanned.events.len(), 20);
             let held = held_bytes(&scanned, |event| {
-                // What can be taken back as one piece is all there is of it.
+                // If a buffer can be reclaimed as one piece, the event is all there is of it.
                 let bytes = event.encoded.len();
                 let whole = event.encoded.clone().try_into_mut();
                 assert!(whole.is_err(), "it is shared with the chunk");
@@ -478,7 +478,7 @@ mod tests {
         stop(threads).await;
     }
 
-    /// A batch of three events, the second of which brings a chunk to its limit, or just beyond it.
+    /// A batch of three events, the second of which takes a chunk to its limit, or just beyond it.
     #[tokio::test]
     async fn an_event_at_the_limit_of_a_chunk_is_read_once() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -1,4 +1,4 @@
-//! The jobs of a partition: made, started, and stopped.
+//! Creates, starts and stops the jobs of a partition.
 
 use std::{
     any::Any,
@@ -34,7 +34,7 @@ use crate::{
 
 /// Requests that may wait for the writer, beside the limit on their bytes.
 const QUEUE_REQUESTS_MAX: usize = 4096;
-/// How often the writer is asked to look whether what had publishes refused has passed.
+/// How often the writer is asked to check whether the cause of refusals has passed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the counters are saved while the partition runs.
 pub(crate) const SAVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -53,13 +53,13 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// Answers what is in the queue, ends the threads and saves the counters. Blocks.
+    /// Answers the requests in the queue, ends the threads and saves the counters. Blocks.
     pub fn stop(self) -> Result<(), CountersError> {
-        // The writer may have gone already, by a panic.
+        // The writer may have panicked already.
         _ = self.queue.blocking_send(Message::Stop);
         drop(self.stop_saver);
         for thread in [self.writer, self.syncer, self.saver] {
-            // A panic was logged when it came.
+            // The panic has been logged.
             _ = thread.join();
         }
         self.stats
@@ -68,7 +68,7 @@ impl Threads {
     }
 }
 
-/// Starts the jobs of a partition that was recovered.
+/// Starts the jobs of a recovered partition.
 pub(super) fn spawn<L: Log>(
     options: &PartitionOptions,
     lock: Option<File>,
@@ -150,13 +150,13 @@ pub(super) fn spawn<L: Log>(
     Ok((partition, threads))
 }
 
-/// Saves the counters now and then, so that a crash loses few of those the log does not tell, and has the writer
-/// look whether it can store events again while it cannot and nobody publishes.
+/// Saves the counters now and then, so that a crash loses few of those the log cannot restore. While events
+/// cannot be stored and nobody publishes, it has the writer check whether they can be again.
 struct Saver {
     stats: Arc<Stats>,
     platform: Platform,
     data_dir: PathBuf,
-    /// As this process saved them. What it found may be a file whose new name was never synced.
+    /// As saved by this process. The file found at the start may have a name that was never synced.
     saved: Option<Snapshot>,
     save_at: Instant,
     probe_at: Instant,
@@ -194,7 +194,7 @@ impl Job for Saver {
     fn wait(&mut self) {
         let next = self.save_at.min(self.probe_at);
         let left = next.saturating_duration_since(self.platform.jobs.now());
-        // It is told of the stop by the end of the channel, which a step sees as well.
+        // Dropping the channel signals the stop, which a step sees as well.
         _ = self.stopped.recv_timeout(left);
     }
 }
@@ -204,7 +204,7 @@ impl Saver {
         if self.monitor.is_refusing()
             && let Some(writer) = self.writer.upgrade()
         {
-            // With a full queue there is somebody who publishes.
+            // If the queue is full, somebody is publishing.
             _ = writer.try_send(Message::Probe);
         }
     }
@@ -241,7 +241,7 @@ impl<J> FailOnPanic<J> {
     }
 }
 
-/// Wakes the writer when a job and its channels are gone: it may wait for an answer that does not come.
+/// Wakes the writer when a job and its channels are gone: it may be waiting for a reply that never comes.
 struct WakeWriter(mpsc::WeakSender<Message>);
 
 impl Drop for WakeWriter {
@@ -315,11 +315,11 @@ mod tests {
             assert!(saver.save_at > platform.jobs.now() + SAVE_INTERVAL / 2);
         };
         assert_eq!(saver.step(), Step::Idle);
-        // There is no folder: it is tried again.
+        // There is no folder: the save is retried.
         save(&mut saver);
         fs::create_dir(&data_dir).expect("created");
         assert_eq!(load(), None);
-        // What it was opened with may not be durable, and is saved as well.
+        // The counters it started with may not be durable, and are saved as well.
         save(&mut saver);
         assert_eq!(load(), Some(stats.snapshot()));
         reject(&stats);

@@ -1,8 +1,8 @@
-//! Counters of a partition and its topics, and the file that keeps them over a restart.
+//! The counters of a partition and its topics, and the file that keeps them across restarts.
 //!
-//! The file is a snapshot of all counters as of a durable tail. What was stored since is counted again from
-//! the log, so unique events are exact even after a crash; duplicates, conflicts and rejections since the
-//! snapshot are lost by a crash, and only by a crash.
+//! The file is a snapshot of all counters as of a durable tail. Later events are counted again from the log,
+//! so unique events are exact even after a crash; a crash, and only a crash, loses the duplicates, conflicts
+//! and rejections since the snapshot.
 
 use std::{
     collections::BTreeMap,
@@ -33,9 +33,9 @@ pub struct Counters {
     pub received: u64,
     /// Events stored.
     pub unique_processed: u64,
-    /// Events dropped because their key was stored already.
+    /// Events dropped because their key was already stored.
     pub duplicate_dropped: u64,
-    /// How many of `duplicate_dropped` had another content than the stored event.
+    /// How many of `duplicate_dropped` had content other than the stored event's.
     pub conflicts: u64,
     /// Events that broke a limit.
     pub rejected: u64,
@@ -46,7 +46,7 @@ pub struct Counters {
 pub struct TopicCounters {
     /// Events stored in it.
     pub unique_processed: u64,
-    /// Events dropped because their key was stored in it already.
+    /// Events dropped because their key was already stored in it.
     pub duplicate_dropped: u64,
     /// When its last event was stored.
     pub last_received_at: UnixNanos,
@@ -74,7 +74,7 @@ pub struct Snapshot {
     topics: BTreeMap<String, TopicCounters>,
 }
 
-/// What is in the file.
+/// The content of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Content<'a> {
@@ -84,7 +84,7 @@ struct Content<'a> {
     snapshot: &'a RawValue,
 }
 
-/// What is in the file in any version since 2, whatever else there is.
+/// Members of every version since 2, whatever else it has.
 #[derive(Deserialize)]
 struct AnyContent<'a> {
     crc32c: u32,
@@ -92,7 +92,7 @@ struct AnyContent<'a> {
     snapshot: &'a RawValue,
 }
 
-/// What is in a snapshot of any version, whatever else there is.
+/// Members of a snapshot of any version, whatever else it has.
 #[derive(Deserialize)]
 struct AnySnapshot {
     version: u64,
@@ -106,7 +106,7 @@ pub enum CountersError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: Arc<io::Error>,
     },
     /// The file is damaged.
@@ -193,7 +193,7 @@ impl Snapshot {
         let new = data_dir.join(format!("{FILE_NAME}.new"));
         let write = || {
             match disk.remove(&new) {
-                // What an attempt before left.
+                // Left by an earlier attempt.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
             }
@@ -205,7 +205,7 @@ impl Snapshot {
         write().map_err(|error| CountersError::io(&path, error))
     }
 
-    /// The invariants of a snapshot; the file may come from anywhere.
+    /// Checks the invariants of a snapshot; the file may come from anywhere.
     fn check(&self) -> Result<(), String> {
         let Counters {
             received,
@@ -239,8 +239,7 @@ impl Snapshot {
     }
 }
 
-/// The version of a whole file that a newer oncelog wrote. In a file that is not whole the version may be what is
-/// damaged.
+/// The version of an intact file that a newer oncelog wrote. In a damaged file the version itself may be damaged.
 fn newer_version(text: &[u8]) -> Option<u64> {
     let content: AnyContent<'_> = serde_json::from_slice(text).ok()?;
     let json = content.snapshot.get();
@@ -257,14 +256,14 @@ fn encode(snapshot: &RawValue) -> Vec<u8> {
     serde_json::to_vec(&content).expect("numbers and names are JSON")
 }
 
-/// The file whose snapshot is this JSON, if it is JSON.
+/// The file with this JSON as its snapshot, if it is JSON.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn repaired(snapshot: &[u8]) -> Option<Vec<u8>> {
     let snapshot: Box<RawValue> = serde_json::from_slice(snapshot).ok()?;
     Some(encode(&snapshot))
 }
 
-/// The counters of a running partition. Shared; every method takes a short lock.
+/// The counters of a running partition, shared. Every method takes a short lock.
 pub struct Stats(Mutex<State>);
 
 struct State {
@@ -274,7 +273,7 @@ struct State {
 }
 
 impl Stats {
-    /// Goes on from a snapshot.
+    /// Continues from a snapshot.
     pub fn new(snapshot: Snapshot) -> Self {
         let topics = snapshot.topics.into_iter().map(|(topic, counters)| {
             let topic = Topic::new(&topic).expect("a snapshot holds valid topics");
@@ -292,7 +291,7 @@ impl Stats {
         self.state().tail
     }
 
-    /// Counts a batch that is durable, and begins where the last one counted ended.
+    /// Counts a durable batch, which must start where the last one counted ended.
     pub fn add_batch(&self, batch: &Batch) {
         let mut state = self.state();
         assert_eq!(
@@ -314,7 +313,7 @@ impl Stats {
         }
     }
 
-    /// Counts what was answered and not stored.
+    /// Counts events that were answered and not stored.
     pub fn add_dropped(&self, dropped: &Dropped) {
         let mut state = self.state();
         for (name, duplicates) in &dropped.duplicates {
@@ -370,7 +369,7 @@ impl Stats {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic between lock and unlock is a broken invariant; the writer that met it has stopped.
+        // A panic between lock and unlock is a broken invariant, and has stopped the writer that met it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -384,7 +383,7 @@ mod tests {
     use super::*;
     use crate::{log::BatchBuilder, partition::support::event, platform::OsDisk};
 
-    /// Any snapshot that is balanced.
+    /// Any balanced snapshot.
     fn any_snapshot() -> impl Strategy<Value = Snapshot> {
         let count = 0..1u64 << 40;
         let topic = (count.clone(), count.clone(), any::<u64>());
@@ -494,7 +493,7 @@ mod tests {
         Snapshot::load(&OsDisk, dir.path()).expect_err("cut");
     }
 
-    /// A file of version 3, with what only that version knows.
+    /// A file of version 3, with a member only that version knows.
     fn newer() -> Vec<u8> {
         let snapshot = br#"{"version":3,"tail":[3],"more":{}}"#;
         let content = String::from_utf8(repaired(snapshot).expect("JSON")).expect("UTF-8");
@@ -513,7 +512,7 @@ mod tests {
         );
         assert_eq!(error.to_string(), expected);
 
-        // One that is damaged has no version that is known.
+        // A damaged file has no known version.
         let turned = String::from_utf8(snapshot().encode()).expect("UTF-8");
         let turned = turned.replace(r#""version":2"#, r#""version":3"#);
         fs::write(&path, turned).expect("written");

@@ -1,4 +1,4 @@
-//! Events, partitions, and a log whose appends end when a test says so, for the tests of this module.
+//! Events, partitions, and a log whose appends end on a test's signal, for the tests of this module.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ use crate::{
     proto::v1,
 };
 
-/// What takes longer than this does not come.
+/// Anything that takes longer is not coming.
 const WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// An event with `data` bytes.
@@ -59,7 +59,7 @@ pub async fn stop(threads: Threads) {
         .expect("saved");
 }
 
-/// Fails the test if `awaited` does not come.
+/// Fails the test if `awaited` does not finish.
 pub async fn soon<T>(awaited: impl Future<Output = T>) -> T {
     let waited = tokio::time::timeout(WAIT_MAX, awaited).await;
     waited.expect("it comes")
@@ -82,7 +82,7 @@ pub async fn store(partition: &Partition, events: Vec<Event>) {
     stored.expect("durable");
 }
 
-/// Ends the appends of a partition's log, one at a time, and says whether there is space for the next.
+/// Ends the appends of a partition's log, one at a time, and decides whether there is space for the next.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<(Mutex<GateState>, Condvar)>);
 
@@ -95,7 +95,7 @@ struct GateState {
 }
 
 impl Gate {
-    /// A partition whose appends end when this says so.
+    /// A partition whose appends end on this gate's signal.
     pub async fn open(&self, options: PartitionOptions) -> (Partition, Threads) {
         let gate = self.clone();
         let opened = spawn_blocking(move || {
@@ -111,7 +111,7 @@ impl Gate {
         (partition, threads)
     }
 
-    /// Waits until so many appends have begun.
+    /// Waits until this many appends have begun.
     pub fn await_begun(&self, appends: usize) {
         let (_, changed) = &*self.0;
         let waits = |state: &mut GateState| state.begun < appends;
@@ -120,7 +120,7 @@ impl Gate {
         assert!(!timed_out, "the append is begun");
     }
 
-    /// Ends the oldest append that has not ended, or the next. Wakes who waits for it.
+    /// Ends the oldest unfinished append, or the next one. Wakes its waiter.
     pub fn end(&self, outcome: Result<(), AppendError>) {
         let waker = {
             let mut state = self.lock();
@@ -132,7 +132,7 @@ impl Gate {
         }
     }
 
-    /// Ends an append for a lack of space, which lasts.
+    /// Ends an append for lack of space, which lasts.
     pub fn end_full(&self) {
         self.lock().is_full = true;
         self.end(Err(full()));

@@ -1,7 +1,7 @@
 //! The syncer: appends batches to the log, and shows and answers only what is durable.
 //!
-//! Owns the log's end, and everything that follows an append, in this order: the topics of the batch are in the index, it
-//! is counted, the durable tail moves, the writer knows, and its requests are answered.
+//! Owns the log's end and every step after an append, in this order: the batch's topics enter the index, it is counted,
+//! the durable tail moves, the writer learns of it, and its requests are answered.
 
 use std::{
     collections::VecDeque,
@@ -31,18 +31,18 @@ pub(super) struct Work {
     pub batch: Option<Batch>,
     pub replies: Vec<Reply>,
     pub dropped: Dropped,
-    /// How many failures the writer knew of.
+    /// How many failures the writer had seen.
     pub attempt: u64,
 }
 
-/// What became of work.
+/// The outcome of work, for the writer.
 pub(super) struct Synced {
     pub durable_tail: Sequence,
     pub attempt: u64,
     pub result: Result<(), PublishError>,
 }
 
-/// A request that is decided and not answered yet.
+/// A request that is decided but not yet answered.
 pub(super) struct Reply {
     decided: Result<Vec<Outcome>, PublishError>,
     reply: oneshot::Sender<PublishResult>,
@@ -58,9 +58,9 @@ impl Reply {
         }
     }
 
-    /// Sends what was decided, now that it is durable.
+    /// Sends the outcomes, now that they are durable.
     fn answer(self) {
-        // Nobody listens if the publisher has gone; its events are stored all the same.
+        // If the publisher has gone nobody listens; its events are stored anyway.
         let mut share = self.share;
         _ = self.reply.send(self.decided.map(|outcomes| {
             share.keep_answer(size_of_val(&*outcomes));
@@ -68,7 +68,7 @@ impl Reply {
         }));
     }
 
-    /// Says why it is not acknowledged.
+    /// Reports why it is not acknowledged.
     pub fn refuse(self, error: PublishError) {
         _ = self.reply.send(Err(error));
     }
@@ -81,9 +81,9 @@ pub(super) struct Syncer<L> {
     tail: Arc<DurableTail>,
     monitor: Monitor,
     jobs: Arc<dyn Jobs>,
-    /// Oldest first. The batch of each is at the log.
+    /// Oldest first. The log has the batch of each.
     in_flight: VecDeque<Work>,
-    /// How many failures there were.
+    /// How many failures there have been.
     attempt: u64,
     /// The last failure.
     failure: Option<PublishError>,
@@ -115,14 +115,14 @@ impl<L: Log> Syncer<L> {
         self.log.in_flight_max()
     }
 
-    /// Whether work may begin. After a failure, all that was in flight must come to its end first.
+    /// Whether work may begin. After a failure, everything in flight must end first.
     pub fn has_room(&self) -> bool {
         let is_failing = |work: &Work| work.attempt < self.attempt;
         self.in_flight.len() < self.log.in_flight_max()
             && !self.in_flight.front().is_some_and(is_failing)
     }
 
-    /// Begins to make a batch durable. Refuses it if it was decided before the last failure: it builds on what is void.
+    /// Starts making a batch durable. Refuses it if it was decided before the last failure: it builds on void work.
     pub fn begin(&mut self, work: Work, tell_writer: impl FnOnce(Synced)) {
         if work.attempt < self.attempt {
             let failure = self.failure.unwrap_or(PublishError::Failed);
@@ -134,8 +134,8 @@ impl<L: Log> Syncer<L> {
         self.in_flight.push_back(work);
     }
 
-    /// Ends the oldest work in flight, if its batch is durable or was refused: the writer is the first to know, and then
-    /// those who wait for it. False if there is none; then `cx` is woken when there may be.
+    /// Ends the oldest work in flight if its batch is durable or refused, informing first the writer and then the
+    /// waiting requests. False if there is none to end; `cx` is then woken when there may be.
     pub fn complete(&mut self, cx: &mut Context<'_>, tell_writer: impl FnOnce(Synced)) -> bool {
         let Some(work) = self.in_flight.front() else {
             return false;
@@ -160,7 +160,7 @@ impl<L: Log> Syncer<L> {
                 self.refuse(work, failure, tell_writer);
             }
             Err(error) => {
-                // Those behind it fail as well, and are no failures of their own.
+                // Those behind it fail as well; these are not failures of their own.
                 if work.attempt == self.attempt {
                     self.attempt += 1;
                     self.failure = Some(error);
@@ -171,7 +171,7 @@ impl<L: Log> Syncer<L> {
         true
     }
 
-    /// Lets readers see what is durable now.
+    /// Makes a durable batch visible to readers.
     fn make_visible(&mut self, batch: Option<Batch>, dropped: &Dropped) {
         if let Some(batch) = batch {
             let topics = batch.topics().map(|(topic, _)| topic);
@@ -200,7 +200,7 @@ impl<L: Log> Syncer<L> {
         }
     }
 
-    /// Looks whether the log can take the next batch.
+    /// Checks whether the log can take the next batch.
     pub fn probe(&mut self) -> Result<(), PublishError> {
         self.log.prepare().map_err(|error| self.fail(&error))
     }
@@ -210,7 +210,7 @@ impl<L: Log> Syncer<L> {
         match error {
             AppendError::Full(_) | AppendError::NotReady(_) => self.monitor.refuse(told, error),
             AppendError::Fenced(_) => self.monitor.fail(told, error),
-            // Only what was in flight may be stored.
+            // Only batches in flight may be stored.
             AppendError::Unknown(_) => self.monitor.fail(PublishError::Failed, error),
         }
         told
@@ -237,7 +237,7 @@ mod tests {
         },
     };
 
-    /// Looks at a partition when the tail moves, on the thread that moves it.
+    /// Inspects a partition when the tail moves, on the thread that moves it.
     struct Look {
         partition: Partition,
         request: Mutex<PendingOutcomes>,

@@ -1,7 +1,7 @@
 //! The durable tail, and the batches just below it.
 //!
 //! Owns what readers may see: nothing at or past the tail. Keeps the newest batches in memory, within a limit,
-//! so that those who follow do not go to the log.
+//! so that followers need not read the log.
 
 use std::{
     collections::VecDeque,
@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use super::cursor::Mark;
 use crate::{event::Sequence, log::Batch};
 
-/// The durable tail of a partition. One writer moves it, any number of readers wait for it.
+/// The durable tail of a partition. One writer moves it; any number of readers wait for it.
 pub struct DurableTail {
-    /// Behind the last event that is durable.
+    /// After the last durable event.
     tail: watch::Sender<Mark>,
     cache: Mutex<Cache>,
     cache_bytes_max: usize,
@@ -28,7 +28,8 @@ struct Cache {
 }
 
 impl DurableTail {
-    /// Everything up to `tail` is durable. Keeps at most `cache_bytes_max` of batches, or the newest alone.
+    /// Everything up to `tail` is durable. Keeps at most `cache_bytes_max` of batches, or just the newest
+    /// one.
     pub fn new(tail: Mark, cache_bytes_max: usize) -> Self {
         Self {
             tail: watch::Sender::new(tail),
@@ -42,7 +43,7 @@ impl DurableTail {
         self.mark().next()
     }
 
-    /// The tail, with the proof of what is before it.
+    /// The tail, with the proof of the batch before it.
     pub fn mark(&self) -> Mark {
         *self.tail.borrow()
     }
@@ -52,7 +53,7 @@ impl DurableTail {
         self.tail.subscribe()
     }
 
-    /// Moves the tail past `batch`, which is durable now and begins at the tail.
+    /// Moves the tail past `batch`, which is durable and starts at the tail.
     pub fn advance(&self, batch: Batch) {
         let tail = Mark::after(&batch);
         assert_eq!(batch.first_sequence(), self.get(), "batches have no gaps");
@@ -114,7 +115,7 @@ mod tests {
                 "{sequence}"
             );
         }
-        // One alone is kept whatever its size.
+        // A single batch is kept whatever its size.
         let tail = DurableTail::new(Mark::START, 0);
         tail.advance(batch(1));
         tail.advance(batch(3));

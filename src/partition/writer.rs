@@ -1,13 +1,13 @@
 //! The writer: decides, in order of arrival, what is new.
 //!
-//! One job that owns the index. It gathers requests into a batch for as long as the
-//! [syncer](super::syncer) has as many batches as the log takes, and [hands over](super::hand_over) what it has when
-//! there is room: a group commit without a timer, whose groups grow with the load. It waits for no disk, except
-//! for a small batch behind which nothing is queued.
+//! One job that owns the index. It gathers requests into a batch while the [syncer](super::syncer) has as many
+//! batches as the log takes, and [hands over](super::hand_over) the batch when there is room: a group commit without
+//! a timer, whose groups grow with the load. It waits for the disk only for a small batch with nothing queued behind
+//! it.
 //!
-//! Keys are in the index before their batch is durable, so that the next batch can be checked against
-//! them. That is sound because the syncer answers batches in their order: a duplicate of an event in
-//! flight is acknowledged after that event, or not at all.
+//! Keys enter the index before their batch is durable, so that the next batch can be checked against them.
+//! That is sound because the syncer answers batches in order: a duplicate of an event in flight is
+//! acknowledged after that event, or not at all.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -30,14 +30,14 @@ use crate::{
     platform::{Job, Step},
 };
 
-/// How much goes into a batch.
+/// When a batch is full.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
-    /// A batch with this many events takes no further request; at least 1.
+    /// A batch with this many events accepts no further request; at least 1.
     pub events_full: usize,
-    /// A batch with this many bytes takes no further request.
+    /// A batch with this many bytes accepts no further request.
     pub bytes_full: usize,
-    /// A request of at most this many events that comes alone is synced by the writer itself.
+    /// The writer itself syncs a request of at most this many events that comes alone.
     pub lone_events_max: usize,
 }
 
@@ -53,7 +53,7 @@ impl Default for BatchLimits {
 
 pub(super) struct Writer<L> {
     pub index: Index,
-    /// All topics, those of events in flight included.
+    /// All topics, including those of events in flight.
     pub topics: HashSet<Topic>,
     pub topics_max: usize,
     pub limits: BatchLimits,
@@ -63,7 +63,7 @@ pub(super) struct Writer<L> {
     pub monitor: Monitor,
     pub durable_tail: Sequence,
     pub batch: Pending,
-    /// Why nothing more can be stored, once that is so.
+    /// Why nothing more can be stored, if that is so.
     pub failed: Option<PublishError>,
 }
 
@@ -125,7 +125,7 @@ impl Pending {
     }
 }
 
-/// Ends when it was told to stop and everything in the queue is answered.
+/// Ends after a stop message, once every request in the queue is answered.
 impl<L: Log> Job for Writer<L> {
     fn step(&mut self) -> Step {
         while let Some(taken) = self.syncer.try_take() {
@@ -179,7 +179,7 @@ impl<L: Log> Writer<L> {
         }
     }
 
-    /// Tells what is new in a request and adds it to the batch.
+    /// Decides what is new in a request and adds it to the batch.
     fn check(&mut self, mut request: Request) {
         if let Err(error) = self.index.seal_if_full(self.durable_tail) {
             let error = self.after_index_error(&error);
@@ -225,8 +225,8 @@ impl<L: Log> Writer<L> {
         self.batch.replies.push(Reply::new(request, Ok(outcomes)));
     }
 
-    /// Looks into what was sealed since the handler looked: whatever reads the disk may fail, and from here on events
-    /// of the request are in the batch.
+    /// Searches the parts sealed since the handler looked, first of all: reading the disk may fail, and afterwards
+    /// events of the request are in the batch.
     fn finish_look_up(&self, request: &mut Request) -> Result<(), IndexError> {
         let sealed_to = self.index.sealed_to();
         if sealed_to <= request.looked_to {
@@ -325,7 +325,7 @@ impl<L: Log> Writer<L> {
     fn after_take(&mut self, taken: Result<Ended, SyncerGone>) {
         match taken {
             Ok(ended) => self.after_sync(ended),
-            // With it has gone who answers its batches.
+            // Nobody is left to answer its batches.
             Err(SyncerGone) => {
                 self.failed.get_or_insert(PublishError::Bug);
                 let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
@@ -347,14 +347,14 @@ impl<L: Log> Writer<L> {
         let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
         batch.refuse(error);
         if matches!(error, PublishError::MaybeStored) {
-            // What comes from now on is not stored.
+            // Nothing from now on is stored.
             self.failed = Some(PublishError::Failed);
         } else if !error.passes() {
             self.failed = Some(error);
         }
     }
 
-    /// Looks whether what had publishes refused has passed: the log and the index have both room again.
+    /// Checks whether the cause of refusals has passed: the log and the index both have room again.
     fn probe(&mut self) {
         if !self.monitor.is_refusing() || !self.syncer.is_idle() {
             return;
@@ -374,7 +374,7 @@ impl<L: Log> Writer<L> {
         let told = error.into();
         match error {
             IndexError::Full { .. } | IndexError::Seal { .. } => self.monitor.refuse(told, error),
-            // The next look-up may succeed: nothing but this request is refused.
+            // The next look-up may succeed: only this request is refused.
             IndexError::Unreadable { .. } => tracing::error!(%error, "a request was refused"),
             IndexError::Damaged { .. } => {
                 self.failed = Some(told);
@@ -403,14 +403,14 @@ mod tests {
         submitted.await.expect("queued")
     }
 
-    /// Two requests, the first at the log, the second in the batch behind it.
+    /// Two requests: the first in the log, the second in the batch behind it.
     async fn one_behind_the_other(gate: &Gate, partition: &Partition) -> [PendingOutcomes; 2] {
         let (one, other) = (event("a", 1, 1), event("b", 1, 1));
         let key = key_of(&other);
         let first = submit(partition, one).await;
         gate.await_begun(1);
         let second = submit(partition, other).await;
-        // The writer answers in the order of its queue: it has decided the second as well.
+        // The writer answers in the order of its queue, so it has decided the second as well.
         let found = soon(partition.get(key)).await.expect("found out");
         assert!(found.is_none(), "it is not durable");
         [first, second]
@@ -434,7 +434,7 @@ mod tests {
         }
         let refusing = Health::Refusing(PublishError::DiskFull);
         assert_eq!(*health.borrow_and_update(), refusing);
-        // None of it counts: not its keys, not its sequences, and not its topics.
+        // None of it counts: neither keys nor sequences nor topics.
         gate.free();
         for (at, topic) in ["c", "d"].into_iter().enumerate() {
             gate.end(Ok(()));
