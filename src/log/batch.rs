@@ -1,7 +1,7 @@
 //! A batch: the events made durable together, the unit of the log.
 //!
-//! Owns [`Batch`] and its decoding. A batch is immutable and was checked when it was made, so its events
-//! can be taken without errors. Made by [`BatchBuilder`](super::BatchBuilder) or from its encoding.
+//! Owns [`Batch`] and its decoding. A batch is immutable and was checked when it was made, so reading its
+//! events cannot fail. Made by [`BatchBuilder`](super::BatchBuilder) or from its encoding.
 
 use std::{fmt, sync::Arc};
 
@@ -26,12 +26,12 @@ enum Loaded {
     All(Bytes),
     /// The bytes of one group.
     One { group: usize, data: Bytes },
-    /// Nothing but the header: the topic that was asked for is not in the batch.
+    /// Nothing but the header: the batch lacks the requested topic.
     None,
 }
 
 impl Batch {
-    /// Takes a batch that is known to be well-formed.
+    /// Wraps a batch known to be well-formed.
     pub(super) fn from_parts(header: Header, encoded: Bytes) -> Self {
         Self(Arc::new(Inner {
             header,
@@ -52,14 +52,14 @@ impl Batch {
             let data = &encoded[group.data.clone()];
             header.check_group(group, data, |index| seen[index as usize] = true)?;
         }
-        // There are as many events as indexes, so none is missing if and only if none is there twice.
+        // There are as many events as indexes, so none is missing if and only if none occurs twice.
         if seen.contains(&false) {
             return Err(NotABatch("two events in one place"));
         }
         Ok(Self::from_parts(header, encoded))
     }
 
-    /// Takes a checked header and, if the topic asked for is in the batch, the bytes of its group.
+    /// Wraps a checked header and, if the batch has the requested topic, the bytes of its group.
     pub(super) fn from_group(
         header: Header,
         group: Option<(usize, Bytes)>,
@@ -94,12 +94,12 @@ impl Batch {
         self.0.header.fixed.received_at
     }
 
-    /// The checksum of the batch: of its header, which holds those of its events.
+    /// The checksum of the batch: that of its header, which holds the checksums of its events.
     pub fn checksum(&self) -> u32 {
         self.0.header.fixed.header_crc
     }
 
-    /// The topics of the batch with their number of events, ascending.
+    /// The topics of the batch with their event counts, ascending.
     pub fn topics(&self) -> impl ExactSizeIterator<Item = (&str, u32)> {
         let header = &self.0.header;
         let groups = header.groups.iter();
@@ -160,7 +160,7 @@ impl Batch {
         })
     }
 
-    /// The encoded batch: what [`decode`](Self::decode) takes.
+    /// The encoded batch, as [`decode`](Self::decode) accepts it.
     ///
     /// # Panics
     /// If the batch was read for one topic.
@@ -171,7 +171,7 @@ impl Batch {
         }
     }
 
-    /// How much memory each of its events holds on to, in bytes.
+    /// How much memory each of its events keeps alive, in bytes.
     pub fn shared_bytes(&self) -> usize {
         match &self.0.loaded {
             Loaded::All(encoded) => encoded.len(),
@@ -269,7 +269,7 @@ mod tests {
             prop_assert!(Batch::decode(flipped.into()).is_err());
         }
 
-        /// Also behind right checksums, garbage is refused without a panic or a large allocation.
+        /// Garbage behind correct checksums is refused without a panic or a large allocation as well.
         #[test]
         fn garbage_is_no_panic(
             events in any_events(),

@@ -1,4 +1,4 @@
-//! Collects events and makes a batch of them.
+//! Builds a batch from events.
 //!
 //! Owns [`BatchBuilder`]. Copies each event once, when the batch is finished, so that [`push`] is cheap.
 //! Does not look for duplicates.
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::event::{Event, Sequence, UnixNanos, put_varint, varint_len};
 
-/// The most bytes that a batch may have, encoded: its lengths are of 32 bits.
+/// The most bytes of an encoded batch: its lengths have 32 bits.
 pub const BATCH_BYTES_MAX: usize = 1 << 30;
 
 /// A batch in the making.
@@ -24,7 +24,7 @@ pub struct BatchBuilder {
     /// By arrival, with the topic of each.
     events: Vec<(u32, Bytes)>,
     topics: Vec<TopicSoFar>,
-    /// The names of the topics one after the other.
+    /// The names of the topics, concatenated.
     names: Vec<u8>,
     /// Indexes into `topics` by the hash of the name.
     by_name: HashTable<u32>,
@@ -39,7 +39,7 @@ struct TopicSoFar {
 }
 
 impl BatchBuilder {
-    /// A batch without events, whose first will have `first_sequence`.
+    /// A batch without events; the first will have `first_sequence`.
     pub fn new(first_sequence: Sequence) -> Self {
         Self {
             first_sequence,
@@ -51,10 +51,10 @@ impl BatchBuilder {
         }
     }
 
-    /// Adds an event and gives it its sequence.
+    /// Adds an event and assigns its sequence.
     ///
     /// # Panics
-    /// If the batch outgrows [`BATCH_BYTES_MAX`]: it is for the caller to finish a batch long before.
+    /// If the batch outgrows [`BATCH_BYTES_MAX`]: the caller must finish a batch long before.
     pub fn push(&mut self, event: &Event) -> Sequence {
         let sequence = self.next_sequence();
         let topic = self.topic(event.key().topic_bytes());
@@ -70,9 +70,9 @@ impl BatchBuilder {
         sequence
     }
 
-    /// The index of a topic, which is new or not.
+    /// The index of a topic, new or known.
     fn topic(&mut self, name: &[u8]) -> u32 {
-        // Events of one topic often come together.
+        // Events of a topic often come in a row.
         if let Some((last, _)) = self.events.last()
             && self.names[self.topics[*last as usize].name.clone()] == *name
         {
@@ -117,7 +117,7 @@ impl BatchBuilder {
         self.events.is_empty()
     }
 
-    /// What the batch takes when encoded, in bytes.
+    /// The size of the encoded batch, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -192,7 +192,7 @@ impl BatchBuilder {
         let mut topics: Vec<u32> = (0..self.topics.len() as u32).collect();
         let name = |topic: &u32| &self.names[self.topics[*topic as usize].name.clone()];
         topics.sort_unstable_by(|a, b| name(a).cmp(name(b)));
-        // Where the next event of each topic goes: a counting sort.
+        // Where each topic's next event goes: a counting sort.
         let mut next = vec![0; topics.len()];
         let mut start = 0;
         for topic in &topics {
@@ -225,7 +225,7 @@ mod tests {
     };
 
     proptest! {
-        /// What is pushed comes back in its order, and takes what was foretold.
+        /// Pushed events come back in order, and take the predicted space.
         #[test]
         fn events_keep_their_order(events in any_events(), first in 1..1_000_000u64) {
             let mut builder = BatchBuilder::new(first);

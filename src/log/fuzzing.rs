@@ -1,6 +1,6 @@
-//! What is fuzzed of the log: batches; a segment with all that reads it is in `files`.
+//! Fuzz targets of the log: batches. `files` has those of a segment and its readers.
 //!
-//! A checksum stops nearly every input, so what is behind it is reached with checksums made right.
+//! A checksum stops nearly every input, so the code behind it is reached with corrected checksums.
 
 use bytes::Bytes;
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::event::{Event, StoredEvent, Topic};
 
-/// Decodes a batch as it is, and with its checksums made right.
+/// Decodes a batch unchanged, and with its checksums corrected.
 pub fn batch(data: &[u8]) {
     let mut bytes = data.to_vec();
     decode_batch(&bytes);
@@ -29,7 +29,7 @@ fn decode_batch(bytes: &[u8]) {
     }
 }
 
-/// What a batch says of itself holds, and a builder makes the same of its events.
+/// A batch's own description holds, and a builder makes the same batch from its events.
 pub(super) fn assert_consistent(batch: &Batch) {
     let events = batch.events();
     assert_eq!(events.len(), batch.count() as usize);
@@ -56,8 +56,8 @@ pub(super) fn assert_consistent(batch: &Batch) {
     }
 }
 
-/// The batch of the same events, unless a topic has events that are none of it: a batch does not look into
-/// its events.
+/// The batch of the same events, unless a topic has bytes that are no event: a batch does not look inside
+/// events.
 fn rebuild(batch: &Batch, events: &[StoredEvent]) -> Option<Batch> {
     let mut builder = BatchBuilder::new(batch.first_sequence());
     for stored in events {
@@ -71,7 +71,7 @@ fn rebuild(batch: &Batch, events: &[StoredEvent]) -> Option<Batch> {
     Some(builder.finish(batch.received_at()))
 }
 
-/// Makes the checksums of a batch right, as far as it has any.
+/// Corrects the checksums of a batch, as far as it has any.
 pub(super) fn repair_batch(bytes: &mut [u8]) {
     let Some(header_bytes) = number(bytes, 4) else {
         return;
@@ -104,7 +104,7 @@ pub(super) fn number(bytes: &[u8], at: usize) -> Option<usize> {
     usize::try_from(u32::from_le_bytes(*bytes)).ok()
 }
 
-/// Inputs to begin with, by name.
+/// Seed inputs, by name.
 #[cfg(test)]
 pub(crate) mod seeds {
     pub(crate) use crate::log::files::fuzzing::seeds::segments;

@@ -1,4 +1,4 @@
-//! The header of an encoded batch: what is in the batch, and the directory of its topics.
+//! The header of an encoded batch: its summary, and the directory of its topics.
 //!
 //! Owns the layout, all integers little-endian:
 //!
@@ -13,9 +13,9 @@
 //!   u8 topic_bytes, topic, u32 events, u32 bytes, u32 crc32c of the group
 //! ```
 //!
-//! Behind the header are the groups, one per topic, and per event of a group: varint index in the batch,
-//! varint bytes, the canonical encoding. The header's checksum and those of the groups cover each byte of
-//! the batch, so a group can be read and checked by itself. Reads nothing from files.
+//! The groups follow the header, one per topic, with, for each event: varint index in the batch, varint
+//! bytes, the canonical encoding. The checksums of the header and the groups cover every byte of the batch,
+//! so a group can be read and checked alone. Reads no files.
 
 use std::ops::Range;
 
@@ -26,11 +26,11 @@ use crate::event::{FIRST_SEQUENCE, Sequence, Topic, UnixNanos, take_varint};
 
 /// The bytes of a header before the directory.
 pub(super) const FIXED_BYTES: usize = 32;
-/// The bytes of a directory entry besides the topic.
+/// The bytes of a directory entry without the topic.
 pub(super) const ENTRY_BYTES: usize = 13;
 const CRC_BYTES: usize = 4;
 
-/// The bytes are no encoded batch; says why.
+/// Why the bytes are not an encoded batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("not a batch: {0}")]
 pub struct NotABatch(pub(super) &'static str);
@@ -47,7 +47,7 @@ pub(super) struct Fixed {
 }
 
 impl Fixed {
-    /// Reads the fields and checks them against each other, not against the checksum.
+    /// Reads the fields and checks them against each other, but not against the checksum.
     pub fn parse(mut bytes: &[u8]) -> Result<Self, NotABatch> {
         if bytes.len() < FIXED_BYTES {
             return Err(NotABatch("shorter than a header"));
@@ -77,7 +77,7 @@ impl Fixed {
         self.first_sequence + u64::from(self.count)
     }
 
-    /// Appends the fields behind the checksum.
+    /// Appends the fields after the checksum.
     pub fn put_checked(&self, buf: &mut Vec<u8>) {
         buf.put_u32_le(self.header_bytes);
         buf.put_u32_le(self.count);
@@ -90,7 +90,7 @@ impl Fixed {
 /// A directory entry: the events of one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Group {
-    /// Where the topic is in the header.
+    /// Where the topic's name is in the header.
     pub topic: Range<usize>,
     pub events: u32,
     /// Where the group is in the encoded batch.
@@ -108,7 +108,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Reads the header of a batch of `batch_bytes`, and checks all that can be told without the groups.
+    /// Reads the header of a batch of `batch_bytes`, and checks everything that needs no group.
     pub fn parse(bytes: Bytes, batch_bytes: usize) -> Result<Self, NotABatch> {
         let fixed = Fixed::parse(&bytes)?;
         if bytes.len() != fixed.header_bytes as usize {
@@ -157,7 +157,7 @@ impl Header {
         let events = rest.get_u32_le();
         let bytes = rest.get_u32_le() as usize;
         let crc = rest.get_u32_le();
-        // An event takes two bytes at least, so no number here asks for more memory than was read.
+        // An event takes at least two bytes, so no count here asks for more memory than was read.
         if events == 0 || events as usize > bytes / 2 {
             return Err(NotABatch("impossible number of events"));
         }
@@ -185,7 +185,7 @@ impl Header {
             .ok()
     }
 
-    /// Checks the bytes of a group; `seen` is told the index of each event in the batch.
+    /// Checks the bytes of a group; calls `seen` with the index of each event in the batch.
     pub fn check_group(
         &self,
         group: &Group,
@@ -214,7 +214,7 @@ impl Header {
     }
 }
 
-/// Takes one event off the front of a group: its index in the batch and its encoding.
+/// Splits one event off the front of a group: its index in the batch and its encoding.
 pub(super) fn take_entry<'a>(rest: &mut &'a [u8]) -> Option<(u32, &'a [u8])> {
     let index = u32::try_from(take_varint(rest)?).ok()?;
     let bytes = usize::try_from(take_varint(rest)?).ok()?;
@@ -231,7 +231,7 @@ mod tests {
     use crate::log::support::{any_events, batch};
 
     proptest! {
-        /// The header alone tells all there is to know but the events.
+        /// The header alone has everything but the events.
         #[test]
         fn headers_round_trip(
             events in any_events(),

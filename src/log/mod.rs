@@ -1,7 +1,7 @@
 //! The log: batches of events, durable in order. It decides what is stored; all else is derived from it.
 //!
-//! Owns [`Log`] and [`LogReader`], what every log can do, their errors, and batches, the bytes that every log
-//! stores. `files` has the log in files. Knows nothing of duplicates, acks or streams.
+//! Owns [`Log`] and [`LogReader`], the interface of every log, their errors, and batches, the bytes that
+//! every log stores. `files` has the log in files. Knows nothing of duplicates, acks or streams.
 
 mod batch;
 mod builder;
@@ -32,32 +32,33 @@ use crate::event::{Sequence, Topic};
 
 /// An append-only sequence of batches with one writer.
 ///
-/// Appends may overlap: a replicated log takes the next batch before it knows what became of the last. They complete in
-/// the order in which they were begun, and once one fails, all that are begun before its outcome is given out fail as
-/// well. The log in files completes each before [`begin_append`](Self::begin_append) returns.
+/// Appends may overlap: a replicated log accepts the next batch before it knows the outcome of the last. They complete
+/// in the order in which they began, and once one fails, all that began before its outcome is handed out fail as well.
+/// The log in files completes each before [`begin_append`](Self::begin_append) returns.
 pub trait Log: Send + 'static {
-    /// What reads this log.
+    /// The reader of this log.
     type Reader: LogReader;
 
-    /// The sequence after the last batch that is complete; everything below it is durable.
+    /// The sequence after the last completed batch; everything below it is durable.
     fn tail(&self) -> Sequence;
 
-    /// How many appends may be begun and not given out as complete, at least one.
+    /// How many appends may be in flight, that is, begun without their outcome handed out; at least one.
     fn in_flight_max(&self) -> usize;
 
-    /// Begins to append `batch`. May block on the disk; does not wait for other appends.
+    /// Starts to append `batch`. May block on the disk; does not wait for other appends.
     ///
     /// # Panics
-    /// If `batch` does not begin where the last one that was begun ends, or, when none is in flight, at
+    /// If `batch` does not start where the last one begun ends, or, when none is in flight, at
     /// [`tail`](Self::tail); or if too many are in flight.
     fn begin_append(&mut self, batch: &Batch);
 
-    /// What became of the oldest append that was not given out yet; on `Ok` its batch is durable. If that is not known,
-    /// `cx` is woken when it is. A log whose answer was lost finds out what it holds before it says anything.
+    /// The outcome of the oldest append whose outcome has not been handed out; on `Ok` its batch is durable. While it
+    /// is unknown, `cx` is woken once it is known. A log that lost a reply finds out what it holds before it reports an
+    /// outcome.
     fn poll_append(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AppendError>>;
 
-    /// Whether the next append has its space, for all that is known. Tries again what an append was refused
-    /// for, when it is time, and does not wait for it.
+    /// Whether there is space for the next append, as far as known. Retries a refused append's preparation
+    /// when it is time, and does not wait for it.
     fn prepare(&mut self) -> Result<(), AppendError>;
 
     /// A reader of this log. It stays usable beside the writer and after it.
@@ -66,51 +67,50 @@ pub trait Log: Send + 'static {
 
 /// Reads a log beside its writer. Give each stream its own: a reader remembers where it is.
 pub trait LogReader: Send + Sync + 'static {
-    /// The batch that contains `sequence`, or `None` if the log does not hold it. Blocks on the disk.
+    /// The batch with `sequence`, or `None` if the log does not have it. Blocks on the disk.
     ///
-    /// With a topic, at least that topic's events of the batch are loaded and checked; without, all are.
+    /// With a topic, at least that topic's events are loaded and checked; without one, all are.
     fn read(
         &self,
         sequence: Sequence,
         topic: Option<&Topic>,
     ) -> Result<Option<Batch>, LogReadError>;
 
-    /// The [checksum](Batch::checksum) of the batch that contains `sequence`, or `None` if the log does not hold
-    /// it. Blocks on the disk, and reads no events.
+    /// The [checksum](Batch::checksum) of the batch with `sequence`, or `None` if the log does not have it.
+    /// Blocks on the disk, and reads no events.
     fn batch_checksum(&self, sequence: Sequence) -> Result<Option<u32>, LogReadError>;
 
     /// Another reader of the same log, with nothing read ahead.
     fn fresh(&self) -> Arc<dyn LogReader>;
 
-    /// The id of this log, drawn at random when it was created: a cursor of another log is told by it.
+    /// The id of this log, drawn at random when it was created; it identifies cursors of other logs.
     fn id(&self) -> u64;
 
-    /// The sequence of the first event that is in the log; the tail if there is none.
+    /// The sequence of the first event in the log; the tail if there is none.
     fn head(&self) -> Sequence;
 
-    /// The bytes of the log's files, with what is set aside for coming batches.
+    /// The bytes of the log's files, including space set aside for coming batches.
     fn storage_bytes(&self) -> u64;
 }
 
-/// What lies behind an error, in words for the server's log.
+/// The underlying error, for the server's log.
 pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
-/// Why an append did not end well.
+/// Why an append failed.
 #[derive(Clone, Debug, Error)]
 pub enum AppendError {
-    /// There is no space. The batch is not in the log; it may be appended again, and succeeds when there is
+    /// There is no space. The batch is not in the log; it may be appended again, which succeeds when there is
     /// space.
     #[error("the log has no space: {0}")]
     Full(Cause),
-    /// The space of the next append cannot be set aside, for another reason than a lack of it. The batch is not in the
+    /// Space for the next append cannot be set aside, for a reason other than a full disk. The batch is not in the
     /// log; it may be appended again later.
     #[error("the log cannot set space aside: {0}")]
     NotReady(Cause),
-    /// Another writer has appended to the log. The batch is not in it, nor will be any other of this writer.
+    /// Another writer has appended to the log. It has neither this batch nor any later one of this writer.
     #[error("another writer has appended to the log: {0}")]
     Fenced(Cause),
-    /// Whether the batch is in the log shows when the log is opened again. Every later append fails with this same
-    /// error.
+    /// Only reopening the log shows whether it has the batch. Every later append fails with this same error.
     #[error("an append to the log failed, and its batch may be stored or not: {0}")]
     Unknown(Cause),
 }
@@ -126,7 +126,7 @@ pub enum LogReadError {
         /// What the file system said.
         source: Arc<io::Error>,
     },
-    /// What was read is not what was written.
+    /// The bytes read are not those written.
     #[error(
         "the log is damaged: {} at offset {offset}: {what}; `oncelog verify` lists all damage",
         path.display()
@@ -134,9 +134,9 @@ pub enum LogReadError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where the batch begins in it, in bytes.
+        /// Where the batch starts in it, in bytes.
         offset: u64,
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
 }

@@ -1,7 +1,7 @@
-//! Reads a whole log and tells all that is damaged, for `oncelog verify`.
+//! Reads a whole log and reports all damage, for `oncelog verify`.
 //!
-//! Owns [`check`]. Where a batch is damaged it goes on with the next that can be found. Changes nothing; the
-//! log must not be open for writing meanwhile.
+//! Owns [`check`]. After a damaged batch it goes on with the next one it can find. Changes nothing; nobody
+//! may have the log open for writing meanwhile.
 
 use std::{
     fmt, io,
@@ -20,7 +20,7 @@ use crate::{
     platform::Disk,
 };
 
-/// A place of the log that is not as it was written.
+/// A place in the log that is not as written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// The file.
@@ -38,20 +38,20 @@ impl fmt::Display for Damage {
     }
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// The sequence after the last event that can be read. If it is below what was once the durable tail,
-    /// acknowledged events are missing at the end: that does not show in the log alone.
+    /// The sequence after the last readable event. If it is below a tail that was once durable, acknowledged
+    /// events are missing at the end: the log alone does not show that.
     pub tail: Sequence,
     /// All damage to acknowledged events, by place.
     pub damage: Vec<Damage>,
-    /// What is behind the last batch, if something is: most likely a batch that a crash left unfinished,
-    /// which is removed when the log is opened.
+    /// Data behind the last batch, if any: most likely a batch that a crash left unfinished, which opening
+    /// the log removes.
     pub unfinished: Option<Damage>,
 }
 
-/// Checks every batch of the log in `dir` and hands those that are whole to `on_batch`, in order.
+/// Checks every batch of the log in `dir` and passes the intact ones to `on_batch`, in order.
 ///
 /// # Errors
 /// If the directory cannot be listed, or a file has another format version. Other errors are damage.
@@ -66,7 +66,7 @@ pub fn check(
         damage: Vec::new(),
         unfinished: None,
     };
-    // The header before, or `None` if it cannot be read.
+    // The previous header, or `None` if unreadable.
     let mut previous: Option<Option<SegmentHeader>> = Some(None);
     for (index, first_sequence) in names.iter().enumerate() {
         let path = segment_path(dir, *first_sequence);
@@ -108,7 +108,7 @@ impl Checked {
         });
     }
 
-    /// Checks a segment, which must end where `next` begins.
+    /// Checks a segment, which must end where `next` starts.
     fn segment(
         &mut self,
         segment: Arc<Segment>,

@@ -1,6 +1,6 @@
-//! The directory of a log: which segments there are, and whether they belong together.
+//! The directory of a log: its segments, and whether they belong together.
 //!
-//! Owns the names of files and the check of each header against the one before. Changes nothing.
+//! Owns the names of files and the check of each header against the previous one. Changes nothing.
 
 use std::{io, path::Path, thread};
 
@@ -13,14 +13,14 @@ use crate::{
     platform::Disk,
 };
 
-/// The name of a segment that is being set aside. One that is found when a log is opened is a leftover.
+/// The name of a segment that is being set aside. When a log is opened, such a file is a leftover.
 pub(super) const NEXT_NAME: &str = "next.tmp";
 
-/// How many threads read headers at most, and how many headers are worth one.
+/// The most threads that read headers, and the number of headers that justifies each.
 const READERS_MAX: usize = 16;
 const PART_MIN: usize = 64;
 
-/// What is in a directory.
+/// The content of a directory.
 pub(super) struct Listing {
     /// The names of the segments as sequences, ascending.
     pub segments: Vec<Sequence>,
@@ -79,7 +79,8 @@ pub(super) fn read_header(
     Ok(header)
 }
 
-/// Reads the headers of all segments, many at a time if there are many: a long log would wait for each.
+/// Reads the headers of all segments, in parallel if there are many: a long log would have to wait for each
+/// in turn.
 pub(super) fn read_headers(
     disk: &dyn Disk,
     dir: &Path,
@@ -112,7 +113,7 @@ pub(super) fn read_headers(
     })
 }
 
-/// Checks that a segment follows `previous`, or is the first. Says what is wrong.
+/// Checks that a segment follows `previous`, or is the first. The error is the reason it does not.
 pub(super) fn check_link(
     previous: Option<&SegmentHeader>,
     header: &SegmentHeader,
@@ -138,7 +139,7 @@ pub(super) fn check_link(
 
 type HeaderBytes = [u8; SEGMENT_HEADER_BYTES];
 
-/// The header, if the file is not too short for it, and the file's length.
+/// The header, unless the file is too short for one, and the file's length.
 fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<(Option<HeaderBytes>, u64)> {
     let file = disk.open_read(path)?;
     let file_bytes = file.len()?;
@@ -157,7 +158,7 @@ mod tests {
     use super::*;
     use crate::platform::OsDisk;
 
-    /// Empty segments that follow one another.
+    /// Empty, consecutive segments.
     fn segments(dir: &Path, segments: u64) -> Vec<Sequence> {
         let names: Vec<_> = (FIRST_SEQUENCE..FIRST_SEQUENCE + segments).collect();
         for name in &names {
@@ -199,7 +200,7 @@ mod tests {
         assert!(read_headers(&OsDisk, dir.path(), &[]).is_empty());
     }
 
-    /// What the headers of 10 TB take to read: run it with --nocapture.
+    /// How long reading the headers of 10 TB takes: run it with --nocapture.
     #[test]
     #[ignore = "a measurement, not a test"]
     #[expect(clippy::print_stdout, reason = "it is run for what it prints")]

@@ -1,7 +1,7 @@
 //! The log in files: the writer.
 //!
 //! Owns [`FileLog`]: where the next batch goes, when the next segment begins, and the rule that nothing is
-//! written after a failed write or sync. One writer per directory; locking it is for who opens it.
+//! written after a failed write or sync. One writer per directory; whoever opens it takes the lock.
 
 use std::{
     io,
@@ -33,40 +33,39 @@ use crate::{
 
 /// Segments are a multiple of this many bytes.
 const BLOCK_BYTES: u64 = 4096;
-/// A segment has this share of the log before it, within the limits: what is set aside ahead is never much of
-/// the log, and the segments of a long log are few.
+/// A segment has this share of the log before it, within the limits: the space set aside is never a large
+/// part of the log, and a long log has few segments.
 const SEGMENT_SHARE: u64 = 16;
 
-/// How many places of batches a log remembers, beside the beginning of each segment: 16 MiB, and as much again while
-/// they grow. A log of 64 GiB is known in full; of longer ones, the parts that are read.
+/// How many batch offsets a log remembers, beside the start of each segment: 16 MiB, and as much again while they
+/// grow. A log of 64 GiB is known completely; of longer ones, the parts that are read.
 pub(super) const PLACES_MAX: usize = 1024 * 1024;
 
-/// How a log is kept.
+/// The options of a log.
 #[derive(Clone, Debug)]
 pub struct FileLogOptions {
-    /// The smallest segment and the first, in bytes.
+    /// The size of the smallest and first segments, in bytes.
     pub segment_bytes_min: u64,
-    /// The largest segment, in bytes; only one for a single batch that is larger can be larger.
+    /// The largest segment, in bytes; only a single batch larger than that gets a larger one.
     pub segment_bytes_max: u64,
-    /// Everything below was durable once, as something other than the log knows. A log that ends before is
-    /// damaged.
+    /// Everything below was once durable, as other files prove. A log that ends before it is damaged.
     pub tail_min: Sequence,
-    /// How long after a full disk it is tried again.
+    /// How long to wait before another try after a full disk.
     pub retry_after: Duration,
-    /// How much is read at a time.
+    /// How much to read at a time.
     pub windows: ReadWindows,
-    /// How much of a segment lies at least between two batches whose place is remembered, in bytes.
+    /// The least distance between two batches whose offsets are remembered, in bytes.
     pub place_spacing_bytes: u64,
 }
 
 /// How much of a log is read at a time, in bytes. A batch is always read whole.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadWindows {
-    /// At a place that was not expected: small batches whole.
+    /// At an unexpected place: enough for small batches whole.
     pub random_bytes: usize,
-    /// When the log is read in order.
+    /// When reading the log in order.
     pub sequential_bytes: usize,
-    /// When a segment is read whole, to open or check the log.
+    /// When reading a whole segment, to open or check the log.
     pub scan_bytes: usize,
 }
 
@@ -96,8 +95,8 @@ impl Default for FileLogOptions {
 /// A log in the files of one directory.
 pub struct FileLog {
     dir: PathBuf,
-    /// The directory, open: that there is no file descriptor left must not come between the new name of a segment
-    /// and its sync.
+    /// The open directory: running out of file descriptors must not come between the new name of a segment and
+    /// its sync.
     names: Arc<dyn DiskDir>,
     segment_bytes_min: u64,
     segment_bytes_max: u64,
@@ -106,9 +105,9 @@ pub struct FileLog {
     tail: Sequence,
     preparer: Preparer,
     random: fn() -> u64,
-    /// Why nothing is appended any more.
+    /// Why nothing is appended any more, if so.
     failed: Option<AppendError>,
-    /// What became of the append that was begun last, until it is given out.
+    /// The outcome of the last append, until it is handed out.
     appended: Option<Result<(), AppendError>>,
 }
 
@@ -121,8 +120,7 @@ struct Active {
 }
 
 impl FileLog {
-    /// Opens the log in `dir`, or makes a new one if there is none, and removes what an interrupted append
-    /// left behind.
+    /// Opens the log in `dir`, or creates one, and removes what an interrupted append left behind.
     pub fn open(
         platform: &Platform,
         dir: &Path,
@@ -189,13 +187,12 @@ impl FileLog {
             failed: None,
             appended: None,
         };
-        // What goes wrong with it is for the append that needs it.
+        // The append that needs the segment reports any failure.
         _ = log.nudge();
         Ok(log)
     }
 
-    /// Sees to it that the next segment is being prepared. That it cannot be now is for the append that
-    /// needs it.
+    /// Makes sure that the next segment is being prepared. The append that needs it reports a failure.
     fn nudge(&mut self) -> Result<(), AppendError> {
         let bytes = self.next_bytes();
         let nudged = self.preparer.nudge(bytes);
@@ -226,11 +223,11 @@ impl FileLog {
         }
     }
 
-    /// Appends `batch`; it is durable on return. After a failed write or sync every append fails with the same error:
-    /// what a failed sync lost does not come back by a second.
+    /// Appends `batch`; durable on return. After a failed write or sync every append fails with the same error: a
+    /// second sync does not bring back what the failed one lost.
     ///
     /// # Panics
-    /// If the batch does not begin at the tail.
+    /// If the batch does not start at the tail.
     pub fn append(&mut self, batch: &Batch) -> Result<(), AppendError> {
         assert_eq!(
             batch.first_sequence(),
@@ -260,7 +257,7 @@ impl FileLog {
             offset,
         } = &mut self.active;
         let prefix = Frame::prefix(segment.header.salt, *offset, encoded);
-        // What follows up to the next frame is zero already.
+        // The bytes up to the next frame are zero already.
         file.write_all_at(&prefix, *offset)
             .and_then(|()| file.write_all_at(encoded, *offset + PREFIX_BYTES as u64))
             .and_then(|()| file.sync_data())
@@ -282,7 +279,7 @@ impl FileLog {
             .preparer
             .take(next_bytes, bytes_min)
             .map_err(|error| self.not_prepared(error, next_bytes.max(bytes_min)))?;
-        // A segment that a first batch does not fit in is replaced: the new one has the same name.
+        // A segment too small for its first batch is replaced: the new one has the same name.
         let last = self.active.segment.header;
         let replaces = last.first_sequence == self.tail;
         let header = SegmentHeader {
@@ -297,7 +294,7 @@ impl FileLog {
             file_bytes: prepared.bytes,
         };
         if let Err(error) = write_header(&*prepared.file, &header) {
-            // It has no name yet, and nothing of the log in it.
+            // The file has no name yet, and nothing of the log in it.
             let error = self.preparer.discard(prepared, error);
             return Err(self.not_prepared(error, header.file_bytes));
         }

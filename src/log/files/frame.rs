@@ -1,9 +1,9 @@
 //! The frame of a batch in a segment file.
 //!
 //! Owns the layout: at an offset that is a multiple of [`ALIGN`], `u32 batch_bytes`, `u32 crc32c`, then the
-//! encoded batch; zeros up to the next multiple. The checksum is over the salt of the segment, the offset,
-//! `batch_bytes` and the fixed part of the batch's header, so that what a publisher sends, even if it is
-//! a copy of a frame, is no frame of this segment, and 40 bytes tell whether there is one.
+//! encoded batch; zeros up to the next multiple. The checksum covers the salt of the segment, the offset,
+//! `batch_bytes` and the fixed part of the batch's header. So a publisher's bytes, even a copy of a frame,
+//! are no frame of this segment, and 40 bytes are enough to recognize one.
 
 use crate::log::header::{FIXED_BYTES, Fixed};
 
@@ -11,10 +11,10 @@ use crate::log::header::{FIXED_BYTES, Fixed};
 pub(super) const ALIGN: u64 = 8;
 /// The bytes of a frame before the batch.
 pub(super) const PREFIX_BYTES: usize = 8;
-/// The bytes that tell whether there is a frame.
+/// The bytes that identify a frame.
 pub(super) const HEAD_BYTES: usize = PREFIX_BYTES + FIXED_BYTES;
 
-/// A frame of which the head was checked.
+/// A frame whose head was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
     pub offset: u64,
@@ -23,7 +23,7 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// What to write before an encoded batch.
+    /// The bytes to write before an encoded batch.
     pub fn prefix(salt: u64, offset: u64, batch: &[u8]) -> [u8; PREFIX_BYTES] {
         let batch_bytes = u32::try_from(batch.len()).expect("a batch has at most BATCH_BYTES_MAX");
         let crc = checksum(salt, offset, batch_bytes, &batch[..FIXED_BYTES]);
@@ -33,7 +33,7 @@ impl Frame {
         prefix
     }
 
-    /// The frame that begins with `head`, if it is one.
+    /// The frame that starts with `head`, if it is one.
     pub fn parse(salt: u64, offset: u64, head: &[u8; HEAD_BYTES]) -> Option<Self> {
         let [a, b, c, d, e, f, g, h, fixed @ ..] = head;
         let batch_bytes = u32::from_le_bytes([*a, *b, *c, *d]);
@@ -49,7 +49,7 @@ impl Frame {
         })
     }
 
-    /// Where the batch begins.
+    /// Where the batch starts.
     pub fn batch_offset(&self) -> u64 {
         self.offset + PREFIX_BYTES as u64
     }
@@ -59,7 +59,7 @@ impl Frame {
         self.batch_offset() + u64::from(self.batch_bytes)
     }
 
-    /// Where the next frame begins.
+    /// Where the next frame starts.
     pub fn next_offset(&self) -> u64 {
         self.end().next_multiple_of(ALIGN)
     }

@@ -1,4 +1,4 @@
-//! What is fuzzed of a segment: everything that reads one.
+//! Fuzz targets of a segment: everything that reads one.
 
 use std::{path::Path, sync::Arc};
 
@@ -26,12 +26,12 @@ const HEADER: SegmentHeader = SegmentHeader {
     file_bytes: 0,
 };
 const DIR: &str = "log";
-/// Where a flip is, and the bits that are changed.
+/// The place of a flip, and the bits it changes.
 const FLIP_BYTES: usize = 5;
 
-/// Recovers and checks a log of one segment: its bytes as they are, with checksums made right, and with one of
-/// them changed after that. The input is the place of the change (u32, little-endian), the bits that change,
-/// and what is behind the segment's header.
+/// Recovers and checks a log of one segment: its bytes unchanged, with checksums corrected, and with one byte
+/// changed after that. The input is the place of the change (u32, little-endian), the bits to change, and
+/// everything behind the segment's header.
 pub fn segment(data: &[u8]) {
     decode_header(data);
     let Some((flip, body)) = data.split_first_chunk::<FLIP_BYTES>() else {
@@ -75,7 +75,7 @@ fn decode_header(data: &[u8]) {
     }
 }
 
-/// Makes the checksums of the batches right that follow each other from the beginning.
+/// Corrects the checksums of the consecutive batches at the start.
 fn repair_frames(file: &mut [u8]) {
     let mut offset = SEGMENT_HEADER_BYTES;
     while let Some(batch_bytes) = number(file, offset)
@@ -101,7 +101,7 @@ fn recover_and_check(file: &[u8]) {
             return;
         }
     };
-    // What recovery takes, it keeps, and what it removes was no whole batch.
+    // What recovery accepts, it keeps, and what it removes was no whole batch.
     assert_eq!(checked.damage, []);
     assert_eq!(recovered.tail, checked.tail);
     assert_eq!(file_of(&disk).len(), file.len());
@@ -130,7 +130,7 @@ fn check_all(disk: &SimDisk) -> (Checked, Vec<Bytes>) {
     (checked.expect("a log of this version"), batches)
 }
 
-/// Each topic read by itself is what it is in the whole batch.
+/// Each topic read by itself equals its part of the whole batch.
 fn read_by_topic(recovered: &Recovered, disk: &SimDisk) {
     for segment in &recovered.segments {
         let mut walk = Walk::open(Arc::clone(segment), disk, ReadWindows::default().scan_bytes)
@@ -145,7 +145,7 @@ fn read_by_topic(recovered: &Recovered, disk: &SimDisk) {
             }
             offset = frame.next_offset();
         }
-        // A file that is made has room for the padding of its last batch.
+        // A new file has room for the padding of its last batch.
         assert_eq!(offset.min(Segment::end(segment)), Segment::end(segment));
     }
 }
@@ -159,13 +159,13 @@ fn disk_of(file: &[u8]) -> SimDisk {
     disk
 }
 
-/// What is in the segment.
+/// The content of the segment.
 fn file_of(disk: &SimDisk) -> Vec<u8> {
     let path = segment_path(Path::new(DIR), FIRST_SEQUENCE);
     disk.read(&path).expect("is never removed")
 }
 
-/// Inputs to begin with, by name.
+/// Seed inputs, by name.
 #[cfg(test)]
 pub(crate) mod seeds {
     use super::*;

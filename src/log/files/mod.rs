@@ -25,7 +25,7 @@ pub use check::{Checked, Damage, check};
 pub use file::{FileLog, FileLogOptions, ReadWindows};
 pub use reader::FileReader;
 
-/// Why an append could not be done: what the file system said, and where.
+/// Why an append failed: the file system's error, and where.
 #[derive(Debug, Error)]
 enum WriteError {
     #[error("the next segment needs {bytes} bytes in {}: {source}", path.display())]
@@ -44,16 +44,15 @@ enum WriteError {
 /// Why a log cannot be opened.
 #[derive(Debug, Error)]
 pub enum LogOpenError {
-    /// The file system refuses.
+    /// The file system refused.
     #[error("opening the log failed at {}: {source}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the file system said.
+        /// The file system's error.
         source: io::Error,
     },
-    /// Events that were acknowledged are damaged or missing; no crash leaves a log like this. Nothing was
-    /// changed.
+    /// Acknowledged events are damaged or missing; no crash leaves a log like this. Nothing was changed.
     #[error(
         "the log is damaged: {} at offset {offset}: {reason}; `oncelog verify` lists all damage",
         path.display()
@@ -63,10 +62,10 @@ pub enum LogOpenError {
         path: PathBuf,
         /// Where in it, in bytes.
         offset: u64,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
-    /// A newer oncelog wrote this.
+    /// A newer oncelog wrote the file.
     #[error(
         "{} has format version {version}; this oncelog knows version {}",
         path.display(),

@@ -1,7 +1,7 @@
-//! Sets the space of the next segment aside while the current one fills.
+//! Sets aside the space of the next segment while the current one fills.
 //!
-//! Owns [`Preparer`] and its job, which writes a file full of zeros and syncs it: an append into such a
-//! file changes no metadata, and meets no full disk. Gives the file neither header nor name.
+//! Owns [`Preparer`] and its job, which writes a file full of zeros and syncs it: an append into such a file
+//! changes no metadata, and cannot meet a full disk. Gives the file neither a header nor its final name.
 
 use std::{
     io, mem,
@@ -17,12 +17,12 @@ use std::{
 use super::directory::NEXT_NAME;
 use crate::platform::{Disk, DiskFile, Job, Jobs, Platform, Running, Step};
 
-/// What is written at once, in bytes.
+/// How much is written at once, in bytes.
 const CHUNK_BYTES: usize = 1024 * 1024;
-/// What is written between two syncs, in bytes: one large sync would hold up those of the appends.
+/// How much is written between two syncs, in bytes: one large sync would hold up those of the appends.
 const SYNC_BYTES: u64 = 8 * 1024 * 1024;
 
-/// A file full of zeros, synced, of the name [`NEXT_NAME`].
+/// A synced file full of zeros, named [`NEXT_NAME`].
 pub(super) struct Prepared {
     pub file: Arc<dyn DiskFile>,
     pub bytes: u64,
@@ -31,7 +31,7 @@ pub(super) struct Prepared {
 /// Why there is no next segment.
 #[derive(Clone, Debug)]
 pub(super) enum NotPrepared {
-    /// The last try failed. Nothing that was appended is in the file, so it is removed and made anew.
+    /// The last try failed. The file has no appended data, so it is removed and created again.
     Failed(Arc<io::Error>),
     /// The job has panicked.
     Gone,
@@ -61,7 +61,7 @@ pub(super) struct Preparer {
 
 enum State {
     Idle,
-    /// The job is at it; `retry` holds why the try before failed.
+    /// The job is working; `retry` holds why the previous try failed.
     Working {
         retry: Option<Arc<io::Error>>,
     },
@@ -74,13 +74,13 @@ enum State {
 
 struct FileRequest {
     bytes: u64,
-    /// A shorter one, to be made longer.
+    /// A shorter file, to be extended.
     shorter: Option<Prepared>,
 }
 
 impl Preparer {
-    /// Starts the job. `storage_bytes` is kept up to date with what it makes; after a try that failed,
-    /// the next is made after `retry_after`.
+    /// Starts the job, which keeps `storage_bytes` up to date with its files. After a failed try, the next
+    /// follows after `retry_after`.
     pub fn start(
         platform: &Platform,
         dir: &Path,
@@ -112,8 +112,8 @@ impl Preparer {
         })
     }
 
-    /// Starts to prepare a segment of `bytes` if none is there or in the making, and it is not too early to
-    /// try again. Does not wait.
+    /// Starts to prepare a segment of `bytes` unless one is ready or in the making, or it is too early to try
+    /// again. Does not wait.
     pub fn nudge(&mut self, bytes: u64) -> Result<(), NotPrepared> {
         self.state = match mem::replace(&mut self.state, State::Idle) {
             State::Idle => self.request(bytes, None, None),
@@ -132,7 +132,7 @@ impl Preparer {
         Ok(())
     }
 
-    /// Why the last try failed, if no later one has succeeded.
+    /// Why the last try failed, unless a later one has succeeded.
     pub fn last_try(&self) -> Result<(), NotPrepared> {
         match &self.state {
             State::Failed { cause, .. } | State::Working { retry: Some(cause) } => {
@@ -142,8 +142,7 @@ impl Preparer {
         }
     }
 
-    /// Takes the prepared segment, of at least `bytes_min`. Waits for it, but not if the try before
-    /// failed.
+    /// Takes the prepared segment, of at least `bytes_min`. Waits for it, unless the previous try failed.
     pub fn take(&mut self, bytes: u64, bytes_min: u64) -> Result<Prepared, NotPrepared> {
         let bytes = bytes.max(bytes_min);
         loop {
@@ -171,7 +170,7 @@ impl Preparer {
         }
     }
 
-    /// Takes back a segment that could not be used for `error`, to be made anew.
+    /// Takes back a segment that could not be used because of `error`, to be created again.
     pub fn discard(&mut self, prepared: Prepared, error: io::Error) -> NotPrepared {
         self.storage_bytes
             .fetch_sub(prepared.bytes, Ordering::Relaxed);
@@ -190,7 +189,7 @@ impl Preparer {
         retry: Option<Arc<io::Error>>,
     ) -> State {
         if let Some(requests) = &self.requests {
-            // If the job is gone, waiting for its result says so.
+            // If the job is gone, waiting for its result reports it.
             let _ = requests.send(FileRequest { bytes, shorter });
         }
         State::Working { retry }
@@ -212,7 +211,7 @@ impl Drop for Preparer {
         self.stop.store(true, Ordering::Relaxed);
         self.requests = None;
         if let Some(worker) = self.worker.take() {
-            // It panics only where the panic was reported already.
+            // It only panics where the panic has already been reported.
             let _ = worker.join();
         }
     }
@@ -224,7 +223,7 @@ struct Worker {
     storage_bytes: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     requested: Receiver<FileRequest>,
-    /// One that was waited for.
+    /// A request that was received while waiting.
     request: Option<FileRequest>,
     done: Sender<io::Result<Prepared>>,
 }
@@ -273,15 +272,15 @@ impl Worker {
             }
             Err(error) => {
                 self.storage_bytes.fetch_sub(from, Ordering::Relaxed);
-                // The error that matters is the first. A file that stays behind is for the next try.
+                // The first error matters. The next try handles a file that stays behind.
                 let _ = self.disk.remove(&self.path);
                 Err(error)
             }
         }
     }
 
-    /// Creates the file, in place of one that a failed try left behind: what a failed sync lost does not come
-    /// back by a second.
+    /// Creates the file, replacing one that a failed try left behind: a second sync does not bring back what
+    /// the failed one lost.
     fn create(&self) -> io::Result<Arc<dyn DiskFile>> {
         match self.disk.create(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -371,7 +370,7 @@ mod tests {
         assert!(!dir.path().join(NEXT_NAME).exists());
         assert_eq!(bytes.load(Ordering::Relaxed), 0);
         disk.fail_syncs(false);
-        // What could not even be removed is no reason to fail for ever.
+        // A file that could not be removed is no reason to fail forever.
         fs::write(dir.path().join(NEXT_NAME), [7; 9000]).expect("written");
         let prepared = loop {
             match preparer.take(4096, 4096) {

@@ -1,7 +1,8 @@
 //! Reads the log beside its writer.
 //!
-//! Owns [`FileReader`] and what it shares with the writer. Never sees an event before the writer says that
-//! it is durable. A clone remembers where its last batch ended, so reading in order reads each byte once.
+//! Owns [`FileReader`] and the state it shares with the writer. Never sees an event before the writer
+//! declares it durable. A clone remembers where its last batch ended, so reading in order reads each byte
+//! once.
 
 use std::{
     io,
@@ -24,14 +25,14 @@ use crate::{
     platform::Disk,
 };
 
-/// What the writer of a log and its readers share.
+/// The state shared by the writer of a log and its readers.
 pub(super) struct LogState {
     pub disk: Arc<dyn Disk>,
     pub id: u64,
     /// Ascending, without gaps; never empty once the log is open.
     pub segments: RwLock<Vec<Arc<Segment>>>,
     pub places: Arc<Places>,
-    /// How many places of batches may be known.
+    /// How many batch offsets may be remembered.
     pub places_max: usize,
     pub windows: ReadWindows,
     pub tail: AtomicU64,
@@ -45,7 +46,7 @@ impl LogState {
         Some(segments[after.checked_sub(1)?].clone())
     }
 
-    /// Forgets places of batches if too many are known.
+    /// Forgets batch offsets if there are too many.
     pub fn trim_places(&self) {
         if self.places.known() > self.places_max {
             let segments = self.segments.read().expect("no one panics with it").clone();
@@ -54,13 +55,13 @@ impl LogState {
     }
 }
 
-/// Reads a [`FileLog`](super::FileLog). A clone begins anew, with nothing read ahead.
+/// Reads a [`FileLog`](super::FileLog). A clone starts afresh, with nothing read ahead.
 pub struct FileReader {
     shared: Arc<LogState>,
     position: Mutex<Option<Position>>,
 }
 
-/// The end of the batch that was read last.
+/// The end of the last batch read.
 struct Position {
     walk: Walk,
     windows: ReadWindows,
@@ -76,7 +77,7 @@ impl FileReader {
         }
     }
 
-    /// Where to look for a sequence: behind the last batch if it is near, or a known place before it.
+    /// Where to look for a sequence: after the last batch if it is near, or at a known place before it.
     fn seek(&self, segment: Arc<Segment>, sequence: Sequence) -> io::Result<Position> {
         let last = self.position.lock().expect("no one panics with it").take();
         if let Some(last) = last
@@ -108,7 +109,7 @@ impl FileReader {
         })
     }
 
-    /// What `read` makes of the position before `sequence`; none if the log does not hold it.
+    /// Calls `read` with the position before `sequence`; none if the log does not have it.
     fn at<T>(
         &self,
         sequence: Sequence,
@@ -255,7 +256,7 @@ mod tests {
         drop(log);
         let log = open(dir.path());
         let reader = log.reader();
-        // 1009 is a prime, so that the steps meet every sequence.
+        // 1009 is a prime, so the steps reach every sequence.
         let mut sequence = 0;
         for _ in FIRST_SEQUENCE..tail {
             sequence = (sequence + 1009) % (tail - 1);
@@ -303,7 +304,7 @@ mod tests {
         assert!(!part.has_topic(&topic("d")));
         assert_eq!(part.events_of(&topic("d")).count(), 0);
 
-        // What is wrong with one topic is nothing to another.
+        // Damage to one topic does not affect another.
         let start = frames(&segments(dir.path())[0])[0];
         let of_a = whole.encoded().len() / 6;
         flip(&segments(dir.path())[0], start + of_a as u64);

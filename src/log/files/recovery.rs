@@ -1,8 +1,8 @@
-//! Finds the end of a log after whatever stopped its writer.
+//! Finds the end of a log, however its writer stopped.
 //!
 //! Owns the rule: only the last batch can be unfinished, because only one is ever unsynced. Such a batch is
-//! removed. A batch that others follow, a segment that is missing or cut off, or a log that ends before
-//! what is known to have been durable is damage to acknowledged events: then nothing is changed.
+//! removed. A bad batch with others behind it, a missing or truncated segment, or a log that ends before a
+//! tail known to have been durable is damage to acknowledged events: then nothing is changed.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -20,18 +20,18 @@ use crate::{
 /// Zeros are written in steps of this many bytes.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
-/// A log as it was found and repaired.
+/// A log as found and repaired.
 pub(super) struct Recovered {
-    /// All segments, the last of which is being filled. None if the log is new.
+    /// All segments; the last one is being filled. None if the log is new.
     pub segments: Vec<Arc<Segment>>,
-    /// What they know of places.
+    /// The batch offsets they remember.
     pub places: Arc<Places>,
-    /// The last segment, open to write, and where its next batch goes.
+    /// The last segment, open for writing, and where its next batch goes.
     pub last: Option<(Arc<dyn DiskFile>, u64)>,
     pub tail: Sequence,
 }
 
-/// Recovers the log in `dir`, everything below `tail_min` of the options of which was durable once.
+/// Recovers the log in `dir`. Everything below `tail_min` of the options was once durable.
 pub(super) fn recover(
     disk: &dyn Disk,
     dir: &Path,
@@ -91,9 +91,9 @@ pub(super) fn recover(
         tracing::warn!(%path, offset = run.offset, bytes, "removing an unfinished batch");
         zero(&*file, run.offset, rest.dirty_end).map_err(at(&last.path))?;
     }
-    // What is whole may not have been synced, and is about to be shown to readers. After a failed sync the
-    // system can take bytes that never reached the disk for written: only writing them again makes it
-    // write them.
+    // An intact batch may never have been synced, and readers are about to see it. After a failed sync the
+    // system may take bytes that never reached the disk for written: only writing them again makes it write
+    // them.
     if let Some(frame) = &run.last {
         let rewritten = walk
             .framed(frame)
@@ -101,7 +101,7 @@ pub(super) fn recover(
         rewritten.map_err(at(&last.path))?;
     }
     file.sync_data().map_err(at(&last.path))?;
-    // The name of a segment that was begun last may not be durable either.
+    // The name of the newest segment may not be durable either.
     disk.sync_dir(dir).map_err(at(dir))?;
     last.set_end(run.offset);
     last.share(&file);
@@ -118,7 +118,7 @@ fn run_all(walk: &mut Walk) -> io::Result<RunEnd> {
     walk.run(SEGMENT_HEADER_BYTES as u64, first_sequence, |_| ())
 }
 
-/// Checks that a segment that is full ends where the next begins.
+/// Checks that a full segment ends where the next starts.
 fn check_end(
     disk: &dyn Disk,
     segment: &Arc<Segment>,
@@ -207,7 +207,7 @@ mod tests {
         FileLog::open(&Platform::default(), dir, &options)
     }
 
-    /// Opens a damaged log, which must fail and change nothing, and returns where the damage is.
+    /// Opens a damaged log, which must fail and change nothing, and returns the place of the damage.
     fn damage(dir: &Path, tail_min: Sequence) -> (String, u64) {
         let before: Vec<_> = segments(dir).iter().map(fs::read).map(Result::ok).collect();
         let error = reopen(dir, tail_min).err().expect("is refused");
@@ -223,7 +223,7 @@ mod tests {
         }
     }
 
-    /// A log of some batches in one segment: its path, and where the last batch begins and ends.
+    /// A log of some batches in one segment: its path, and where the last batch starts and ends.
     fn one_segment(dir: &Path) -> (std::path::PathBuf, u64, u64, Sequence) {
         let mut log = open(dir);
         append_many(&mut log, 3);
@@ -309,7 +309,8 @@ mod tests {
         }
     }
 
-    /// A frame that a publisher put into an event looks like a batch behind a torn one, but for the salt.
+    /// A frame that a publisher put into an event would look like a batch behind a torn one, but for the
+    /// salt.
     #[test]
     fn a_frame_in_an_event_is_not_a_batch() {
         for knows_salt in [false, true] {
@@ -323,7 +324,7 @@ mod tests {
             let salt = SegmentHeader::decode(header).expect("a header").salt;
             let salt = if knows_salt { salt } else { !salt };
             let later = batch_at(first + 1);
-            // Twice, because where the payload begins shows when the batch is made.
+            // Twice, because only the finished batch shows where the payload starts.
             let mut payload = Vec::new();
             let mut payload_at = start;
             for _ in 0..2 {

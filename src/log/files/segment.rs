@@ -1,6 +1,7 @@
-//! One segment file: its name, its header, and where its batches are.
+//! A segment file: its name, its header, and the offsets of its batches.
 //!
-//! Owns the header's layout, all integers little-endian, and [`Segment`], what is known of a file in memory:
+//! Owns the header's layout, all integers little-endian, and [`Segment`], the state kept in memory for a
+//! file:
 //!
 //! ```text
 //! [u8; 8] magic
@@ -13,8 +14,8 @@
 //! u32 zero, u32 crc32c of all before
 //! ```
 //!
-//! Every format version keeps the magic, the version and the place of the checksum. Reading batches is in
-//! `walk.rs`.
+//! Every format version keeps the magic, the version and the checksum in their places. `walk.rs` reads
+//! batches.
 
 use std::{
     io,
@@ -30,26 +31,26 @@ use bytes::{Buf, BufMut};
 use crate::event::Sequence;
 use crate::platform::{Disk, DiskFile};
 
-/// The version of the format that is written.
+/// The format version this code writes.
 pub(super) const FORMAT_VERSION: u32 = 1;
-/// The bytes of a segment's header, behind which batches begin.
+/// The size of a segment's header, after which batches begin.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 64;
 const MAGIC: &[u8; 8] = b"oncelog\n";
-/// The default of how much of a segment lies at least between two entries of its index, in bytes.
+/// The default distance between two entries of a segment's index, in bytes.
 pub(super) const PLACE_SPACING_BYTES: u64 = 64 * 1024;
 
-/// What a segment says of itself.
+/// The header of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
     pub log_id: u64,
     pub salt: u64,
     pub first_sequence: Sequence,
-    /// The first sequence of the segment before, 0 for none.
+    /// The first sequence of the previous segment, 0 for none.
     pub previous: Sequence,
     pub file_bytes: u64,
 }
 
-/// Why bytes are no header.
+/// Why bytes are not a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BadHeader {
     Damaged(&'static str),
@@ -95,13 +96,13 @@ impl SegmentHeader {
     }
 }
 
-/// How many places of batches are known in all segments of a log: memory that grows with the log, unless it is kept
-/// within a limit.
+/// How many batch offsets are remembered for all segments of a log: memory that grows with the log, unless it is
+/// kept within a limit.
 pub(super) struct Places {
     known: AtomicUsize,
-    /// Counts the uses of all segments.
+    /// Counts uses of all segments.
     uses: AtomicU64,
-    /// How much of a segment lies at least between two of them.
+    /// The least distance between two of them, in bytes.
     spacing_bytes: u64,
 }
 
@@ -112,7 +113,7 @@ impl Default for Places {
 }
 
 impl Places {
-    /// With none known, which will lie at least `spacing_bytes` apart.
+    /// None remembered yet; they will be at least `spacing_bytes` apart.
     pub fn new(spacing_bytes: u64) -> Self {
         Self {
             known: AtomicUsize::new(0),
@@ -121,13 +122,13 @@ impl Places {
         }
     }
 
-    /// The places that are known, beside the beginning of each segment.
+    /// The number remembered, beside the start of each segment.
     pub fn known(&self) -> usize {
         self.known.load(Ordering::Relaxed)
     }
 
-    /// Brings the places of `segments` to three quarters of `places_max` if there are more. Those of segments that
-    /// were not used for longest are thinned first.
+    /// Reduces the offsets of `segments` to three quarters of `places_max` if there are more, thinning those of
+    /// the least recently used segments first.
     pub fn trim(&self, mut segments: Vec<Arc<Segment>>, places_max: usize) {
         let enough = places_max / 4 * 3;
         segments.sort_by_cached_key(|segment| segment.used.load(Ordering::Relaxed));
@@ -148,25 +149,25 @@ impl Places {
 pub(super) struct Segment {
     pub path: PathBuf,
     pub header: SegmentHeader,
-    /// Where what may be read ends.
+    /// The end of what may be read.
     end: AtomicU64,
-    /// Ascending: sequences that begin a batch, and its offset. The first is always there. Grows as batches are
-    /// written or met, and is thinned when the log knows too many places.
+    /// Ascending: sequences that start a batch, and its offset. The first is always there. Grows as batches are
+    /// written or met, and is thinned when the log remembers too many.
     index: RwLock<Vec<(Sequence, u64)>>,
     places: Arc<Places>,
-    /// When it was used last, by the count of the log's uses.
+    /// When it was last used, by the log's count of uses.
     used: AtomicU64,
-    /// Open as long as someone uses it, so that a long log does not use up the file descriptors.
+    /// Open as long as anyone uses it, so that a long log does not exhaust the file descriptors.
     file: Mutex<Option<Weak<dyn DiskFile>>>,
 }
 
 impl Segment {
-    /// A segment of which everything may be read.
+    /// A segment that may be read to its end.
     pub fn new(path: PathBuf, header: SegmentHeader) -> Self {
         Self::in_log(path, header, Arc::default())
     }
 
-    /// The same, of a log with other segments.
+    /// The same, in a log with other segments.
     pub fn in_log(path: PathBuf, header: SegmentHeader, places: Arc<Places>) -> Self {
         let first = (header.first_sequence, SEGMENT_HEADER_BYTES as u64);
         Self {
@@ -180,17 +181,17 @@ impl Segment {
         }
     }
 
-    /// Where what may be read ends, in bytes.
+    /// The end of what may be read, in bytes.
     pub fn end(&self) -> u64 {
         self.end.load(Ordering::Acquire)
     }
 
-    /// Lets readers read up to `end`; what is before it is durable.
+    /// Lets readers read up to `end`; everything before it is durable.
     pub fn set_end(&self, end: u64) {
         self.end.store(end, Ordering::Release);
     }
 
-    /// The file, opened to read if no one has it open.
+    /// The file; opens it for reading unless it is open already.
     pub fn open(&self, disk: &dyn Disk) -> io::Result<Arc<dyn DiskFile>> {
         let mut open = self.file.lock().expect("no one panics with it");
         if let Some(file) = open.as_ref().and_then(Weak::upgrade) {
@@ -201,12 +202,12 @@ impl Segment {
         Ok(file)
     }
 
-    /// Shares a file that is open.
+    /// Shares an open file.
     pub fn share(&self, file: &Arc<dyn DiskFile>) {
         *self.file.lock().expect("no one panics with it") = Some(Arc::downgrade(file));
     }
 
-    /// The last known batch that begins at or before `sequence`: where it begins.
+    /// The last remembered batch that starts at or before `sequence`, and its offset.
     pub fn nearest(&self, sequence: Sequence) -> (Sequence, u64) {
         let use_number = self.places.uses.fetch_add(1, Ordering::Relaxed);
         self.used.store(use_number, Ordering::Relaxed);
@@ -215,10 +216,10 @@ impl Segment {
         index[after.saturating_sub(1)]
     }
 
-    /// Remembers where a batch begins, if that is far from those known.
+    /// Remembers where a batch starts, if that is far from the others.
     pub fn note(&self, first_sequence: Sequence, offset: u64) {
         let spacing_bytes = self.places.spacing_bytes;
-        // Where it goes.
+        // Where to insert it.
         let place = |index: &[(Sequence, u64)]| {
             let at = index.partition_point(|(_, known)| *known <= offset);
             let (before, after) = (index[..at].last(), index.get(at));
@@ -236,7 +237,7 @@ impl Segment {
         }
     }
 
-    /// Forgets every second place. Returns how many.
+    /// Forgets every second offset. Returns how many.
     fn thin(&self) -> usize {
         let mut index = self.index.write().expect("no one panics with it");
         let before = index.len();
@@ -251,19 +252,19 @@ impl Segment {
         forgotten
     }
 
-    /// The number of places known.
+    /// The number of offsets remembered.
     #[cfg(test)]
     pub fn noted(&self) -> usize {
         self.index.read().expect("no one panics with it").len()
     }
 }
 
-/// The path of the segment that begins with `first_sequence`.
+/// The path of the segment that starts with `first_sequence`.
 pub(super) fn segment_path(dir: &Path, first_sequence: Sequence) -> PathBuf {
     dir.join(format!("{first_sequence:020}.log"))
 }
 
-/// The first sequence of the segment of this name, if it is one.
+/// The first sequence of the segment with this name, if it is one.
 pub(super) fn parse_segment_name(name: &str) -> Option<Sequence> {
     let digits = name.strip_suffix(".log")?;
     let is_ours = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -292,7 +293,7 @@ mod tests {
             prop_assert!(matches!(bad, Err(BadHeader::Damaged(_))));
         }
 
-        /// In the order of their sequences.
+        /// Names sort like their sequences.
         #[test]
         fn any_name_round_trips(one: Sequence, other: Sequence) {
             let [first, second] = [one, other].map(|sequence| {
@@ -355,7 +356,7 @@ mod tests {
         assert_eq!(segment.nearest(10), (7, 64 + PLACE_SPACING_BYTES));
     }
 
-    /// Segments with places as dense as they get.
+    /// Segments with offsets as dense as possible.
     fn full(places: &Arc<Places>, segments: u64, bytes: u64) -> Vec<Arc<Segment>> {
         let segments = (0..segments).map(|number| {
             let header = SegmentHeader {
@@ -391,7 +392,7 @@ mod tests {
         }
         let known: usize = segments.iter().map(|segment| segment.noted() - 1).sum();
         assert_eq!(known, places.known());
-        // What was used last is known best, and what was thinned is right.
+        // The segment used last keeps the most offsets, and the rest are still right.
         assert_eq!(segments[9].noted(), 64);
         assert!(segments[0].noted() < 64);
         for segment in &segments {
@@ -408,7 +409,7 @@ mod tests {
         assert_eq!(places.known(), 0);
     }
 
-    /// What a log of 1 GB to 10 TB takes in memory: run it with --nocapture.
+    /// How much memory a log of 1 GB to 10 TB takes: run it with --nocapture.
     #[test]
     #[ignore = "a measurement, not a test"]
     #[expect(clippy::print_stdout, reason = "it is run for what it prints")]

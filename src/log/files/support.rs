@@ -16,7 +16,7 @@ use crate::{
     platform::Platform,
 };
 
-/// Segments of one block, and a full disk tried again at once.
+/// Segments of one block, and no wait after a full disk.
 pub fn small() -> FileLogOptions {
     FileLogOptions {
         segment_bytes_min: 4096,
@@ -30,7 +30,7 @@ pub fn open(dir: &Path) -> FileLog {
     FileLog::open(&Platform::default(), dir, &small()).expect("opens")
 }
 
-/// The batch that `append_many` appends at a sequence: some events of two topics.
+/// The batch that `append_many` appends at a sequence: a few events of two topics.
 pub fn batch_at(first_sequence: Sequence) -> Batch {
     let events: Vec<_> = (0..1 + first_sequence % 5)
         .map(|index| {
@@ -42,14 +42,14 @@ pub fn batch_at(first_sequence: Sequence) -> Batch {
     batch(first_sequence, first_sequence * 10, &events)
 }
 
-/// Appends so many batches.
+/// Appends this many batches.
 pub fn append_many(log: &mut FileLog, batches: usize) {
     for _ in 0..batches {
         log.append(&batch_at(log.tail())).expect("appends");
     }
 }
 
-/// Checks that a log holds what `append_many` appends, up to its tail.
+/// Checks that a log has exactly the batches of `append_many`, up to its tail.
 pub fn assert_whole(log: &FileLog) {
     let reader = log.reader();
     let mut sequence = FIRST_SEQUENCE;
@@ -77,7 +77,7 @@ pub fn segments(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Where the batches of a segment file begin, and where the last ends.
+/// Where the batches of a segment file start, and where the last ends.
 pub fn frames(path: &Path) -> Vec<u64> {
     let bytes = fs::read(path).expect("reads");
     let mut offset = SEGMENT_HEADER_BYTES;

@@ -1,7 +1,7 @@
 //! Reads the batches of one segment file.
 //!
-//! Owns [`Walk`]: frames and batches at an offset, all of them in turn, and what is behind the last. Reads
-//! ahead; believes nothing that fails a checksum. Changes nothing, and decides nothing of what is found.
+//! Owns [`Walk`]: frames and batches at an offset, all of them in turn, and whatever is behind the last.
+//! Reads ahead; trusts nothing that fails a checksum. Changes nothing, and leaves decisions to its callers.
 
 use std::{io, sync::Arc};
 
@@ -46,34 +46,33 @@ impl From<NotABatch> for NoBatch {
 /// Where a run of batches ends.
 #[derive(Debug)]
 pub(super) struct RunEnd {
-    /// Behind the last batch.
+    /// After the last batch.
     pub offset: u64,
     /// The sequence after the last event's.
     pub sequence: Sequence,
-    /// Why there is no batch that follows it.
+    /// Why no batch follows it.
     pub what: &'static str,
     /// The last batch.
     pub last: Option<Frame>,
 }
 
-/// What is behind a run of batches.
+/// What lies behind a run of batches.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Rest {
-    /// Where the next frame is that is not from before the run's end.
+    /// The next frame that is not older than the run's end.
     pub frame: Option<Frame>,
-    /// Up to where there is something but zeros; where the run ends if there is not. Only looked for if there
-    /// is no frame.
+    /// The end of the non-zero bytes, or the run's end if all are zero. Only computed if there is no frame.
     pub dirty_end: u64,
 }
 
-/// An open segment with what was read ahead. What it gives out are copies, so that an event in a reader's hands
-/// holds its batch in memory, not the window the batch was read in.
+/// An open segment with a window read ahead. It hands out copies, so that an event keeps its batch in memory,
+/// not the window it was read in.
 pub(super) struct Walk {
     pub segment: Arc<Segment>,
     file: Arc<dyn DiskFile>,
     window_at: u64,
     window: Vec<u8>,
-    /// How much to read at least, in bytes.
+    /// The least to read at a time, in bytes.
     pub ahead: usize,
 }
 
@@ -89,7 +88,7 @@ impl Walk {
         })
     }
 
-    /// What was read ahead from `offset` on.
+    /// The bytes read ahead from `offset` on.
     fn read_ahead(&self, offset: u64) -> &[u8] {
         let from = offset.checked_sub(self.window_at);
         let from = from.and_then(|from| usize::try_from(from).ok());
@@ -97,7 +96,7 @@ impl Walk {
             .unwrap_or_default()
     }
 
-    /// Fails if the segment ends before `bytes` from `offset`; else the bytes up to its end.
+    /// The bytes from `offset` to the segment's end. Fails if there are fewer than `bytes`.
     fn left(&self, offset: u64, bytes: usize) -> io::Result<usize> {
         let left = self.segment.end().saturating_sub(offset);
         let left = usize::try_from(left).unwrap_or(usize::MAX);
@@ -107,7 +106,7 @@ impl Walk {
         Ok(left)
     }
 
-    /// A few `bytes` from `offset`, which must not go beyond the segment's end.
+    /// A few `bytes` from `offset`, within the segment.
     fn peek(&mut self, offset: u64, bytes: usize) -> io::Result<&[u8]> {
         if self.read_ahead(offset).len() < bytes {
             let left = self.left(offset, bytes)?;
@@ -121,7 +120,7 @@ impl Walk {
         Ok(&self.read_ahead(offset)[..bytes])
     }
 
-    /// A copy of `bytes` from `offset`, which must not go beyond the segment's end.
+    /// A copy of `bytes` from `offset`, within the segment.
     fn copy(&mut self, offset: u64, bytes: usize) -> io::Result<Bytes> {
         if bytes <= self.ahead {
             return Ok(Bytes::copy_from_slice(self.peek(offset, bytes)?));
@@ -137,7 +136,7 @@ impl Walk {
         Ok(copy.into())
     }
 
-    /// Frees what was read ahead if it is all before `offset`.
+    /// Frees the window if all of it is before `offset`.
     pub fn release(&mut self, offset: u64) {
         if self.window_at + self.window.len() as u64 <= offset {
             self.window = Vec::new();
@@ -161,7 +160,7 @@ impl Walk {
         }
     }
 
-    /// The bytes of a frame, the batch included.
+    /// The bytes of a frame, including the batch.
     pub fn framed(&mut self, frame: &Frame) -> io::Result<Bytes> {
         self.copy(frame.offset, PREFIX_BYTES + frame.batch_bytes as usize)
     }
@@ -187,8 +186,7 @@ impl Walk {
         Ok(Batch::from_group(header, group)?)
     }
 
-    /// Reads batches from `offset`, the first of which must begin at `sequence`, for as long as one follows
-    /// the other.
+    /// Reads consecutive batches from `offset`; the first must start at `sequence`.
     pub fn run(
         &mut self,
         mut offset: u64,
@@ -227,7 +225,7 @@ impl Walk {
         Ok((frame, batch))
     }
 
-    /// Looks behind a run of batches for a frame that can only be there if the run went on once.
+    /// Looks behind a run of batches for a frame that can only be there if the run once went on.
     pub fn rest(&mut self, run: &RunEnd) -> io::Result<Rest> {
         let mut rest = Rest {
             frame: None,
@@ -269,8 +267,8 @@ impl Walk {
 }
 
 impl RunEnd {
-    /// Whether a frame behind the run is of a batch that was appended after the one that is missing. The
-    /// frame right behind the run may be of that one itself, and fail only in its events.
+    /// Whether a frame behind the run belongs to a batch appended after the missing one. The frame right
+    /// behind the run may be the missing one itself, damaged only in its events.
     fn is_before(&self, frame: &Frame) -> bool {
         let first_sequence = frame.fixed.first_sequence;
         if frame.offset == self.offset {
