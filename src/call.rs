@@ -32,6 +32,9 @@ pub(crate) const ARRIVAL_SECONDS_MAX: u64 = 60;
 /// The slowest that a request may arrive: so many bytes in so many seconds.
 pub(crate) const PROGRESS_BYTES_MIN: usize = 16 * 1024;
 pub(crate) const PROGRESS_SECONDS: u64 = 10;
+/// How long a part of a response may stay unread before the response is dropped. Long enough for a client that works
+/// through one part before it reads the next; proxies wait as long (`stream_idle_timeout` of Envoy).
+pub(crate) const UNREAD_SECONDS_MAX: u64 = 300;
 
 /// A call. Cheap to clone.
 #[derive(Clone)]

@@ -4,6 +4,7 @@ mod admission;
 mod connection;
 mod incoming;
 mod memory;
+mod unread;
 
 use std::{
     io,

@@ -30,8 +30,6 @@ pub(super) async fn get_event(
             response.extensions_mut().insert(share);
             Ok(response)
         }
-        None => Err(Status::not_found(
-            "no event with this topic and event_id is stored",
-        )),
+        None => Err(status::no_such_event()),
     }
 }

@@ -19,7 +19,7 @@ use std::pin::Pin;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, codec::CompressionEncoding};
 
-pub(crate) use self::status::too_many_calls;
+pub(crate) use self::status::{response_not_read, too_many_calls};
 use self::wire::{RawListEventsResponse, RawPublishRequest, RawStreamingPublishResponse};
 use crate::{
     aggregator::{Aggregator, STREAM_REQUESTS_MAX},

@@ -10,7 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::reason::Reason;
 use crate::{
     aggregator::{RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS},
-    call::{ARRIVAL_SECONDS_MAX, PROGRESS_BYTES_MIN, PROGRESS_SECONDS},
+    call::{ARRIVAL_SECONDS_MAX, PROGRESS_BYTES_MIN, PROGRESS_SECONDS, UNREAD_SECONDS_MAX},
     event::Violation,
     partition::{CursorError, PublishError, ReadError},
 };
@@ -63,22 +63,42 @@ pub(super) fn invalid_request(request: u64, violation: &Violation) -> Status {
 
 /// DEADLINE_EXCEEDED for a request that stopped arriving.
 pub(super) fn stalled_request(request: u64) -> Status {
-    Status::deadline_exceeded(format!(
+    let message = format!(
         "request {request} (counted from 0) did not arrive within {ARRIVAL_SECONDS_MAX} s of its beginning, or \
          less than {PROGRESS_BYTES_MIN} bytes of it within {PROGRESS_SECONDS} s"
-    ))
+    );
+    failed(
+        Code::DeadlineExceeded,
+        Reason::RequestStalled,
+        SOON,
+        message,
+    )
 }
 
 /// INTERNAL for a compressed request whose stream does not say how; the code is gRPC's.
 pub(super) fn no_encoding() -> Status {
-    Status::internal("a compressed request, and no grpc-encoding that says how it is compressed")
+    let message = "a compressed request, and no grpc-encoding that says how it is compressed";
+    failed(Code::Internal, Reason::InvalidRequest, NEVER, message)
 }
 
 /// INVALID_ARGUMENT for a request that ends before its length.
 pub(super) fn cut_request(requests: u64) -> Status {
-    Status::invalid_argument(format!(
-        "the stream ended within a request, after {requests} that had begun"
-    ))
+    let message = format!("the stream ended within a request, after {requests} that had begun");
+    failed(Code::InvalidArgument, Reason::RequestCut, NEVER, message)
+}
+
+/// NOT_FOUND for a key that is not stored.
+pub(super) fn no_such_event() -> Status {
+    let message = "no event with this topic and event_id is stored";
+    failed(Code::NotFound, Reason::NoSuchEvent, NEVER, message)
+}
+
+/// UNAVAILABLE for a response that the client does not read.
+pub(crate) fn response_not_read() -> Status {
+    let message = format!(
+        "no part of the response was read for {UNREAD_SECONDS_MAX} s; call again, a list from its last cursor"
+    );
+    failed(Code::Unavailable, Reason::ResponseNotRead, SOON, message)
 }
 
 /// UNAVAILABLE for a request that waited too long for its share of the ingest budget.

@@ -2,7 +2,8 @@
 //!
 //! A call takes memory for as long as it is open, whatever it does: so there are only so many. Some calls of each
 //! connection are always admitted, so that one that opens thousands takes no place from others. The body of an
-//! admitted call lies behind the guard of [`Call`], and what it answers leaves with the share that covers it.
+//! admitted call lies behind the guard of [`Call`]. Its response leaves with the share that covers it, or is dropped when
+//! the client does not read it.
 
 use std::{
     pin::Pin,
@@ -11,6 +12,7 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
@@ -22,9 +24,15 @@ use axum::{
 };
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
-use super::speaks_grpc;
+use super::{
+    speaks_grpc,
+    unread::{OpenResponse, OpenResponses},
+};
 use crate::{call::Call, grpc, http, partition::Account, response::Unread};
 
 /// Calls that a connection may have open whatever others do.
@@ -38,6 +46,7 @@ pub(super) struct Peer {
     account: Account,
     unread: Unread,
     calls: Arc<AtomicUsize>,
+    responses: OpenResponses,
 }
 
 /// Puts the admission before everything that `routes` has.
@@ -61,9 +70,10 @@ async fn admit(State(places): State<Arc<Semaphore>>, request: Request, next: Nex
     head.extensions.insert(peer.unread);
     let request = Request::from_parts(head, Body::new(guarded));
     let response = next.run(request).await;
+    let is_grpc = speaks_grpc(response.headers());
     response.map(|inner| {
         Body::new(AdmittedBody {
-            inner,
+            inner: peer.responses.begin(inner, is_grpc),
             call,
             _place: place,
         })
@@ -71,6 +81,17 @@ async fn admit(State(places): State<Arc<Semaphore>>, request: Request, next: Nex
 }
 
 impl Peer {
+    /// Whether a call is open.
+    pub fn is_called(&self) -> bool {
+        self.calls.load(Relaxed) > 0
+    }
+
+    /// Drops responses of which the client has read nothing for `limit`. Returns whether a dropped one has stayed unread
+    /// for as long again: then only closing the connection frees what it holds.
+    pub fn drop_unread(&self, now: Instant, limit: Duration) -> bool {
+        self.responses.drop_unread(now, limit)
+    }
+
     /// A place for one call more, if there is one.
     fn place(&self, places: &Arc<Semaphore>) -> Option<Place> {
         let open = self.calls.fetch_add(1, Relaxed);
@@ -100,7 +121,7 @@ impl Drop for Place {
 
 /// The answer of a call, which holds its place.
 struct AdmittedBody {
-    inner: Body,
+    inner: OpenResponse,
     call: Call,
     _place: Place,
 }
@@ -110,10 +131,10 @@ impl http_body::Body for AdmittedBody {
     type Error = axum::Error;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        let polled = self.inner.poll_frame(cx);
         polled.map(|frame| {
             frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| self.call.covered(bytes))))
         })

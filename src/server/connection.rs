@@ -1,7 +1,8 @@
-//! A connection that must begin to speak in time.
+//! A connection that must greet in time, and read its responses.
 //!
-//! Which of its protocols a connection speaks is told by its first bytes, and until they are there no
-//! other limit on time applies: not that on the header of a request, nor the pings of HTTP/2.
+//! The first bytes of a connection identify its protocol, and until they are there no other limit on time applies: not
+//! that on the header of a request, nor the pings of HTTP/2. A connection that reads nothing of what is written to
+//! it, or leaves a dropped response unread, is closed: nothing else frees what was queued for it.
 
 use std::{
     io::{self, IoSlice},
@@ -14,22 +15,31 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::OwnedSemaphorePermit,
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
 use tonic::transport::server::Connected;
 
 use super::admission::Peer;
+use crate::call::UNREAD_SECONDS_MAX;
 
 /// How long a connection may take to tell its protocol.
 const GREETING_SECONDS_MAX: u64 = 30;
 /// The preface of HTTP/2. A greeting this long identifies the protocol. RFC 9113, section 3.4.
 const GREETING_BYTES: usize = 24;
 
-/// A connection that ends if it does not greet.
+/// How long a response, or anything that is written, may stay unread; how often to look.
+const UNREAD_MAX: Duration = Duration::from_secs(UNREAD_SECONDS_MAX);
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A connection that ends if it does not greet, or does not read its responses.
 pub(super) struct Connection {
     stream: TcpStream,
     greeting: Option<Greeting>,
     peer: Peer,
+    /// When to look next whether responses are read.
+    look: Option<Pin<Box<Sleep>>>,
+    /// Since when nothing can be written.
+    blocked_since: Option<Instant>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -49,8 +59,46 @@ impl Connection {
             stream,
             greeting: Some(greeting),
             peer: Peer::default(),
+            look: None,
+            blocked_since: None,
             _place: place,
         }
+    }
+
+    /// Looks now and then whether responses are read. Ready with an error if the connection must close.
+    fn poll_read_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if self.blocked_since.is_none() && !self.peer.is_called() {
+            return Poll::Pending;
+        }
+        let look = self
+            .look
+            .get_or_insert_with(|| Box::pin(sleep(LOOK_INTERVAL)));
+        while look.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            look.as_mut().reset(now + LOOK_INTERVAL);
+            let is_blocked = self
+                .blocked_since
+                .is_some_and(|since| now - since >= UNREAD_MAX);
+            if self.peer.drop_unread(now, UNREAD_MAX) || is_blocked {
+                tracing::debug!("closed a connection that does not read its responses");
+                return Poll::Ready(io::ErrorKind::TimedOut.into());
+            }
+        }
+        Poll::Pending
+    }
+
+    /// The result of a write, or an error if writing has been blocked for too long.
+    fn written(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.blocked_since = None;
+            return written;
+        }
+        self.blocked_since.get_or_insert_with(Instant::now);
+        self.poll_read_on(cx).map(Err)
     }
 }
 
@@ -71,7 +119,10 @@ impl AsyncRead for Connection {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         let Some(greeting) = &mut self.greeting else {
-            return read;
+            return match read {
+                Poll::Pending => self.poll_read_on(cx).map(Err),
+                Poll::Ready(read) => Poll::Ready(read),
+            };
         };
         if read.is_pending() {
             ready!(greeting.deadline.as_mut().poll(cx));
@@ -94,7 +145,8 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         // A response means that the protocol is known.
         self.greeting = None;
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.written(cx, written)
     }
 
     fn poll_write_vectored(
@@ -103,7 +155,8 @@ impl AsyncWrite for Connection {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.greeting = None;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.written(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

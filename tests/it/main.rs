@@ -24,4 +24,5 @@ mod publish;
 mod restart;
 mod restore;
 mod support;
+mod unread;
 mod validation;

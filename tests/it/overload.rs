@@ -271,7 +271,7 @@ async fn a_publisher_that_goes_away_gives_its_share_back() {
 }
 
 /// More than the flow control windows of a connection take.
-const BACKLOG_EVENTS: u64 = 6000;
+pub const BACKLOG_EVENTS: u64 = 6000;
 const DATA_BYTES: usize = 4096;
 
 fn backlog(id: u64) -> v1::Event {
@@ -279,7 +279,7 @@ fn backlog(id: u64) -> v1::Event {
     event_with_data("a", id, vec![byte; DATA_BYTES])
 }
 
-async fn publish_backlog(server: &TestServer, ids: std::ops::Range<u64>) {
+pub async fn publish_backlog(server: &TestServer, ids: std::ops::Range<u64>) {
     let client = &mut server.client().await;
     for first in ids.clone().step_by(200) {
         let ids = first..(first + 200).min(ids.end);
@@ -381,12 +381,12 @@ async fn counters_of_many_topics_are_capped() {
 /// The largest request, as its prefix announces it.
 const ANNOUNCED_BYTES: u32 = 4 * 1024 * 1024;
 /// SETTINGS_INITIAL_WINDOW_SIZE. RFC 9113, section 6.5.2.
-const INITIAL_WINDOW_SIZE: u16 = 4;
+pub const INITIAL_WINDOW_SIZE: u16 = 4;
 /// An encoded event without a field, in an encoded request.
 const EMPTY_EVENT: [u8; 2] = [1 << 3 | 2, 0];
 const REQUEST_EVENTS: usize = 16_384;
 
-async fn peer(server: &TestServer, settings: &[(u16, u32)]) -> Peer {
+pub async fn peer(server: &TestServer, settings: &[(u16, u32)]) -> Peer {
     let peer = Peer::greet_with(server.server.address(), settings).await;
     peer.expect("settings")
 }

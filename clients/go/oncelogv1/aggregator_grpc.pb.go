@@ -55,11 +55,15 @@ const (
 //	CURSOR_OF_ANOTHER_HISTORY  no: this server has other events than were read before the cursor.
 //	INVALID_EVENT     no: an event breaks a limit; the metadata says which, counted from 0.
 //	INVALID_REQUEST   no: a publish request as a whole breaks a limit.
+//	REQUEST_CUT       no: the stream ended in the middle of a request.
+//	REQUEST_STALLED   soon: a request began and then arrived too slowly, or not at all.
+//	NO_SUCH_EVENT     no: GetEvent found no event with this topic and event_id.
 //	TOO_MANY_TOPICS   no, unless --max-topics is raised.
 //	TOO_MANY_CALLS    later: the limit on open calls is reached; one connection should have few.
 //	TOO_MANY_READERS  later: --max-readers streams of stored events are open.
 //	DISK_FULL         later: the disk is full; heals when there is space.
 //	OVERLOADED        soon: no room for the request within --max-ingest-bytes, or for the response.
+//	RESPONSE_NOT_READ soon: no part of a response was read for five minutes; resume from the last cursor.
 //	LOG_BEHIND        later: space for the log cannot be set aside; the server keeps trying.
 //	INDEX_BEHIND      later: the index cannot be written; the server keeps trying.
 //	LOG_UNREADABLE    later: the log cannot be read at the moment.
@@ -186,11 +190,15 @@ func (c *aggregatorServiceClient) GetStats(ctx context.Context, in *GetStatsRequ
 //	CURSOR_OF_ANOTHER_HISTORY  no: this server has other events than were read before the cursor.
 //	INVALID_EVENT     no: an event breaks a limit; the metadata says which, counted from 0.
 //	INVALID_REQUEST   no: a publish request as a whole breaks a limit.
+//	REQUEST_CUT       no: the stream ended in the middle of a request.
+//	REQUEST_STALLED   soon: a request began and then arrived too slowly, or not at all.
+//	NO_SUCH_EVENT     no: GetEvent found no event with this topic and event_id.
 //	TOO_MANY_TOPICS   no, unless --max-topics is raised.
 //	TOO_MANY_CALLS    later: the limit on open calls is reached; one connection should have few.
 //	TOO_MANY_READERS  later: --max-readers streams of stored events are open.
 //	DISK_FULL         later: the disk is full; heals when there is space.
 //	OVERLOADED        soon: no room for the request within --max-ingest-bytes, or for the response.
+//	RESPONSE_NOT_READ soon: no part of a response was read for five minutes; resume from the last cursor.
 //	LOG_BEHIND        later: space for the log cannot be set aside; the server keeps trying.
 //	INDEX_BEHIND      later: the index cannot be written; the server keeps trying.
 //	LOG_UNREADABLE    later: the log cannot be read at the moment.
