@@ -1,7 +1,7 @@
-//! Builder: writes a generation, in order, into a folder that appears when it is whole and durable.
+//! Builder: writes a generation, in order, into a folder that appears once it is whole and durable.
 //!
-//! Owns the order in which a generation's files are written. Where its keys come from, memory or other
-//! generations, is the callers'.
+//! Owns the order in which a generation's files are written. The source of its keys, memory or other
+//! generations, is the caller's.
 
 use std::{
     io,
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::event::Sequence;
 
-/// A generation that is being built. Dropped before it is finished, it leaves nothing.
+/// A generation that is being built. Dropped before it is finished, it leaves nothing behind.
 pub(super) struct Builder {
     range: Range<Sequence>,
     filter: Filter,
@@ -34,7 +34,7 @@ pub(super) struct Builder {
     hashes: Vec<KeyHash>,
     positions_run: PositionRunWriter,
     key_count: u64,
-    // The store, declared before its folder: it is closed before the folder is removed.
+    // The store, declared before its folder, so that it is closed before the folder is removed.
     keys: FencedWriter,
     positions: FencedWriter,
     store: Store,
@@ -43,7 +43,7 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    /// Begins a generation of the sequences `range` and at most `keys_max` keys.
+    /// Starts a generation of the sequences `range` and at most `keys_max` keys.
     pub(super) fn create(
         folder: &Folder,
         range: Range<Sequence>,
@@ -72,8 +72,8 @@ impl Builder {
         })
     }
 
-    /// Adds a key above all so far; one that equals the last is left out. True if it began a run, for callers
-    /// that look up now and then.
+    /// Adds a key above all so far; one equal to the last is skipped. True if it started a run, for callers
+    /// that check something now and then.
     pub(super) fn push_key(
         &mut self,
         key: &[u8],
@@ -114,7 +114,7 @@ impl Builder {
     pub(super) fn finish(mut self) -> Result<Generation, BuildError> {
         self.put_run()?;
         self.put_positions_run()?;
-        // The folder first: of what is left when something fails, the last is dropped first.
+        // The folder first: if something fails, the last of these is dropped first.
         let Self {
             temp,
             range,
@@ -166,8 +166,8 @@ impl Builder {
     }
 }
 
-/// The generation of `range`, if an earlier attempt has finished it and could not open it, for example because the
-/// store did not give up its lock: it is as good as another, and is not built again.
+/// The generation of `range`, if an earlier attempt finished it and could not open it, for example because the
+/// store did not release its lock: it is as good as a new one, and is not rebuilt.
 pub(super) fn finished(
     folder: &Folder,
     range: &Range<Sequence>,
@@ -180,7 +180,7 @@ pub(super) fn finished(
     }
 }
 
-/// sled asserts what it writes and reads: its panic must not end a thread of the index.
+/// Runs `build`. sled asserts its reads and writes, and its panic must not end a thread of the index.
 pub(super) fn caught<T>(build: impl FnOnce() -> Result<T, BuildError>) -> Result<T, BuildError> {
     catch_unwind(AssertUnwindSafe(build))
         .unwrap_or_else(|_| Err(io::Error::other("building panicked").into()))

@@ -1,6 +1,6 @@
-//! Control: what the threads of the index tell each other and the writer.
+//! Control: signals between the threads of the index, and to the writer.
 //!
-//! Owns the one condition all of them wait for. Knows nothing of what they do.
+//! Owns the one condition they all wait for. Knows nothing of their work.
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
@@ -20,14 +20,14 @@ pub(super) struct Control {
 #[derive(Default)]
 struct State {
     stop: bool,
-    /// Counts what the threads were woken for, so that they miss nothing between looking and waiting.
+    /// Counts wake-ups, so that no thread misses one between looking and waiting.
     wakes: u64,
-    /// Why the last seal failed; none after one that did not.
+    /// Why the last seal failed, if it did.
     failure: Option<IndexError>,
 }
 
 impl Control {
-    /// Tells the threads to end.
+    /// Asks the threads to end.
     pub(super) fn stop(&self) {
         self.state().stop = true;
         self.changed.notify_all();
@@ -37,18 +37,18 @@ impl Control {
         self.state().stop
     }
 
-    /// Tells the threads that there are other parts than before.
+    /// Informs the threads that the parts have changed.
     pub(super) fn wake(&self) {
         self.state().wakes += 1;
         self.changed.notify_all();
     }
 
-    /// How often there were.
+    /// How often the parts have changed.
     pub(super) fn wakes(&self) -> u64 {
         self.state().wakes
     }
 
-    /// Waits for a wake since `wakes`, until `until`, or for the stop.
+    /// Waits for a wake-up after `wakes`, until `until`, or for the stop.
     pub(super) fn wait(&self, wakes: u64, until: Option<Instant>) {
         let mut state = self.state();
         while !state.stop && state.wakes == wakes {
@@ -71,7 +71,7 @@ impl Control {
         }
     }
 
-    /// Keeps why the last seal failed, or that it did not. Returns what was there before.
+    /// Records the result of the last seal. Returns the previous one.
     pub(super) fn set_failure(&self, failure: Option<IndexError>) -> Option<IndexError> {
         let before = std::mem::replace(&mut self.state().failure, failure);
         self.changed.notify_all();
@@ -82,7 +82,8 @@ impl Control {
         self.state().failure.is_some()
     }
 
-    /// Blocks while `waits`, which a job ends before it wakes. Fails when the last seal failed.
+    /// Blocks while `waits` returns true; a job makes it false before it wakes this one. Fails if the last
+    /// seal failed.
     pub(super) fn wait_while(
         &self,
         jobs: &dyn Jobs,
@@ -102,7 +103,7 @@ impl Control {
         Ok(())
     }
 
-    // No holder panics between two changes that belong together: poison says nothing here.
+    // No holder panics between two changes that belong together, so poison means nothing here.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,6 @@
 //! Folders that appear and disappear whole: built under another name, synced, renamed.
 //!
-//! Owns the folders' names and the order of syncs. Knows nothing of what is in the files.
+//! Owns the folders' names and the order of syncs. Knows nothing of their files.
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use std::{
 
 use crate::{event::Sequence, platform::Disk};
 
-/// Ends the name of a folder that is being built or removed.
+/// The suffix of a folder that is being built or removed.
 const TEMP_SUFFIX: &str = ".tmp";
 
 /// The name of the folder of a generation: `<first>-<end>`, 20 digits each.
@@ -19,14 +19,14 @@ pub(super) fn folder_name(range: &Range<Sequence>) -> String {
     format!("{:020}-{:020}", range.start, range.end)
 }
 
-/// The sequences that [`folder_name`] named.
+/// The sequences in a name from [`folder_name`].
 pub(super) fn parse_folder_name(name: &str) -> Option<Range<Sequence>> {
     let (first, end) = name.split_once('-')?;
     let range = first.parse().ok()?..end.parse().ok()?;
     (!range.is_empty() && folder_name(&range) == name).then_some(range)
 }
 
-/// Removes the folders in `dir` that were being built or removed.
+/// Removes folders left half-built or half-removed in `dir`.
 pub(super) fn remove_temp_folders(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     for name in disk.list(dir)? {
         if name.ends_with(TEMP_SUFFIX) {
@@ -51,7 +51,7 @@ pub(super) struct TempFolder {
 }
 
 impl TempFolder {
-    /// Creates the folder that becomes `target`, empty. What an earlier attempt left is removed.
+    /// Creates the empty folder that becomes `target`, removing the leftovers of an earlier attempt.
     pub(super) fn create(disk: Arc<dyn Disk>, target: PathBuf) -> io::Result<Self> {
         let path = temp_path(&target);
         remove_if_there(&*disk, &path)?;
@@ -69,7 +69,7 @@ impl TempFolder {
         &self.path
     }
 
-    /// Makes all that is in the folder durable and gives it its name.
+    /// Makes the folder durable and gives it its final name.
     pub(super) fn install(mut self) -> io::Result<()> {
         self.disk.sync_tree(&self.path)?;
         self.disk.rename(&self.path, &self.target)?;
@@ -88,8 +88,8 @@ impl Drop for TempFolder {
     }
 }
 
-/// Removes the folder `path` and all that is in it. It has its name until it is removed or a crash shows it
-/// as a temporary one, never with a part of its files.
+/// Removes the folder `path`. It keeps its name until it is removed, or a crash leaves it under a temporary
+/// name; it never has its name with only a part of its files.
 pub(super) fn remove_folder(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     let temp = temp_path(path);
     remove_if_there(disk, &temp)?;
@@ -123,7 +123,7 @@ mod tests {
     use crate::platform::OsDisk;
 
     proptest! {
-        /// In the order of where they begin.
+        /// Names sort like their first sequences.
         #[test]
         fn any_name_round_trips(one: Range<Sequence>, other: Range<Sequence>) {
             for range in [&one, &other] {

@@ -1,4 +1,4 @@
-//! What can go wrong in the index, and which input/output errors say nothing about the files read.
+//! Errors of the index, and which I/O errors say nothing about the files read.
 
 use std::{
     io,
@@ -13,26 +13,26 @@ use crate::platform::is_full;
 /// Why a lookup or a seal failed. Cheap to clone: one failure answers a whole batch.
 #[derive(Clone, Debug, Error)]
 pub enum IndexError {
-    /// A generation proved that it lost entries. It is marked, removed at the next
-    /// [`Index::open`](super::Index::open), and refilled from the log then.
+    /// A generation proved to have lost entries. It is marked; the next [`Index::open`](super::Index::open)
+    /// removes it and has it refilled from the log.
     #[error("{}: index generation is damaged: {reason}", path.display())]
     Damaged {
         /// The folder of the generation.
         path: PathBuf,
-        /// What was found.
+        /// The evidence.
         reason: Arc<str>,
     },
-    /// A generation cannot be read now, for a reason that says nothing about what is in it. The next lookup tries
+    /// A generation cannot be read at the moment; that says nothing about its content. The next lookup tries
     /// again.
     #[error("{}: an index generation cannot be read at the moment: {source}", path.display())]
     Unreadable {
         /// The folder of the generation.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: Arc<io::Error>,
     },
-    /// The parts in memory are full and there is no disk space to seal them. Heals by itself: the sealer
-    /// tries again about every second.
+    /// The parts in memory are full and the disk has no space to seal them. Heals by itself: the sealer
+    /// retries about every second.
     #[error("{}: no disk space to seal the index", path.display())]
     Full {
         /// The folder of the index.
@@ -40,8 +40,8 @@ pub enum IndexError {
         /// The last failure.
         source: Arc<io::Error>,
     },
-    /// The parts in memory are full and cannot be sealed for another reason. The sealer tries again about
-    /// every second.
+    /// The parts in memory are full and cannot be sealed for another reason. The sealer retries about every
+    /// second.
     #[error("{}: the index cannot be sealed", path.display())]
     Seal {
         /// The folder of the index.
@@ -51,16 +51,16 @@ pub enum IndexError {
     },
 }
 
-/// Why an index could not be opened. Damaged generations are no reason: they are rebuilt.
+/// Why an index could not be opened. Damaged generations are not a reason: they are rebuilt.
 #[derive(Debug, Error)]
 pub enum IndexOpenError {
-    /// A folder or file cannot be read or written, for a reason that lies outside of the index, for
-    /// example its owner or a reader of an earlier [`Index`](super::Index) that is still alive.
+    /// A folder or file cannot be read or written, for a reason outside the index, for example its owner, or
+    /// a reader of an earlier [`Index`](super::Index) that is still alive.
     #[error("{}: cannot open the index", path.display())]
     Io {
         /// The folder or file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A newer version wrote a file. Nothing was changed.
@@ -101,7 +101,7 @@ pub(super) enum BuildError {
 }
 
 impl BuildError {
-    /// What it means to the users of the index in the folder `dir`.
+    /// The same error, for users of the index in the folder `dir`.
     pub(super) fn into_index_error(self, dir: &Path) -> IndexError {
         let path = dir.to_owned();
         match self {
@@ -122,7 +122,7 @@ impl BuildError {
     }
 }
 
-/// The error of sled as one of the system's, of the same kind if it was one.
+/// An error of sled as an I/O error, of the same kind if it was one.
 pub(super) fn sled_io(error: sled::Error) -> io::Error {
     if let sled::Error::Io(error) = error {
         error
@@ -131,8 +131,8 @@ pub(super) fn sled_io(error: sled::Error) -> io::Error {
     }
 }
 
-/// Whether `error` says that a file is not what was written. Any other comes from the system, which may do tomorrow what
-/// it cannot do now: the files may be whole and must not be thrown away for it.
+/// Whether `error` means that a file differs from what was written. Any other error comes from the system and may pass:
+/// the files may be intact and must not be discarded.
 pub(super) fn is_damage(error: &io::Error) -> bool {
     let kinds = [
         io::ErrorKind::NotFound,
@@ -140,27 +140,27 @@ pub(super) fn is_damage(error: &io::Error) -> bool {
         io::ErrorKind::IsADirectory,
         io::ErrorKind::UnexpectedEof,
         io::ErrorKind::InvalidData,
-        // An offset that no file has.
+        // An offset beyond any file.
         io::ErrorKind::InvalidInput,
-        // What sled says in words of its own.
+        // sled's own errors.
         io::ErrorKind::Other,
     ];
     kinds.contains(&error.kind()) && !is_locked(error)
 }
 
-/// Whether sled could not lock its file; it has no kind for that.
+/// Whether sled could not lock its file; it has no error kind for that.
 pub(super) fn is_locked(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Other && error.to_string().contains("could not acquire lock")
 }
 
-/// Why a file of the index was not read.
+/// Why a file of the index could not be read.
 #[derive(Debug)]
 pub(super) enum Trouble {
-    /// It is not what was written, or unfinished.
+    /// It is unfinished or not as written.
     Damage(Fault),
-    /// It may be whole, but cannot be read now.
+    /// It may be intact, but cannot be read at the moment.
     Unreadable(io::Error),
-    /// Its store failed. That may be damage or not: sled repeats an error until it is opened again.
+    /// Its store failed, perhaps because of damage: sled repeats an error until it is reopened.
     Store(io::Error),
     /// A newer version wrote it.
     Newer {
@@ -180,7 +180,7 @@ impl Trouble {
         }
     }
 
-    /// Why the index cannot be opened, if it is not damage that can be repaired; `path` is what was read.
+    /// The error of opening the index, if it is not damage that can be repaired; `path` was being read.
     pub(super) fn into_open_error(self, path: &Path) -> IndexOpenError {
         let path = path.to_owned();
         match self {
@@ -201,7 +201,8 @@ impl Trouble {
         }
     }
 
-    /// What a failure of a store that was opened just now means: there is no earlier error that it could repeat.
+    /// Classifies a failure of a store that was just opened: there is no earlier error that it could be
+    /// repeating.
     pub(super) fn settled(self) -> Self {
         match self {
             Self::Store(error) => error.into(),
@@ -209,7 +210,7 @@ impl Trouble {
         }
     }
 
-    /// Names the file that it is about.
+    /// Adds the name of its file.
     pub(super) fn of(self, file: &Path) -> Self {
         match self {
             Self::Newer { version, known, .. } => Self::Newer {
@@ -238,7 +239,7 @@ impl From<io::Error> for Trouble {
     }
 }
 
-/// What is wrong with a generation, in words for the operator.
+/// The fault in a generation, in words for the operator.
 #[derive(Clone, Debug)]
 pub(super) struct Fault(pub(super) Arc<str>);
 

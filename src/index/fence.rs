@@ -1,14 +1,14 @@
-//! Fenced: runs in a file, found through a sled tree, in which each run names the next one, so that a lost
-//! run is noticed.
+//! Fenced: runs in a file, found through a sled tree. Each run names the next one, so that a lost run is
+//! noticed.
 //!
-//! The tree maps the key of each run to its place in the file: sled keeps one small entry a run, not the
-//! runs, which would cost several times their size in its cache and be written twice. sled 0.34.7 may come up
-//! without entries that were in it, and without an error, after its file was damaged. So each run holds a
-//! fence, the key of the run that follows, and a checksum. A lookup is the greatest run at or below a probe;
-//! the fence above the probe proves that no run between was lost. Knows nothing of what is in a run.
+//! The tree maps the key of each run to its place in the file: sled keeps one small entry per run instead of
+//! the run itself, which would take several times its size in sled's cache and be written twice. After damage
+//! to its file, sled 0.34.7 may open without entries it once had, and without an error. So each run holds a
+//! fence, the key of the next run, and a checksum. A lookup takes the greatest run at or below a probe; its
+//! fence above the probe proves that no run between them was lost. Knows nothing of the content of runs.
 //!
-//! In the file a run is `fence length (u16), fence, body, CRC32C (u32) of key and what is before it`, in the
-//! tree `offset (u64), length (u32)`, little-endian. The last run has an empty fence.
+//! In the file a run is `fence length (u16), fence, body, CRC32C (u32) of the key and everything before`; in
+//! the tree, `offset (u64), length (u32)`; all little-endian. The last run has an empty fence.
 
 use std::{
     io::{self, BufWriter, Write},
@@ -31,24 +31,23 @@ const CRC_BYTES: usize = 4;
 const RUN_BYTES_MAX: u32 = 1024 * 1024;
 /// How much is written at a time.
 const WRITE_BYTES: usize = 256 * 1024;
-/// The file is synced whenever this much was written: one sync of all of it at the end would hold up those of
-/// the log.
+/// The file is synced each time this much was written: one sync at the end would hold up those of the log.
 const SYNC_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Fills a tree and its file with runs in ascending order.
 pub(super) struct FencedWriter {
     tree: Tree,
     file: BufWriter<DiskWriter>,
-    /// The length of the file, and of what of it is synced.
+    /// The length of the file, and of its synced part.
     bytes: u64,
     synced: u64,
-    /// The last run, which waits for its fence.
+    /// The last run, waiting for its fence.
     waiting: Option<(Vec<u8>, Vec<u8>)>,
     first: Vec<u8>,
 }
 
 impl FencedWriter {
-    /// Writes into `tree`, which is empty, and a new file at `path`.
+    /// Writes into `tree`, which must be empty, and a new file at `path`.
     pub(super) fn create(tree: Tree, disk: &dyn Disk, path: &Path) -> io::Result<Self> {
         let file = DiskWriter::new(disk.create(path)?);
         Ok(Self {
@@ -61,7 +60,7 @@ impl FencedWriter {
         })
     }
 
-    /// Adds a run whose `key`, not empty, is above all so far.
+    /// Adds a run. Its `key` is not empty and above all so far.
     pub(super) fn put(&mut self, key: &[u8], body: &[u8]) -> Result<(), BuildError> {
         match self.waiting.take() {
             Some((mut last, mut waiting)) => {
@@ -81,7 +80,7 @@ impl FencedWriter {
         Ok(())
     }
 
-    /// Writes the last run. The file is not synced whole, the tree not at all.
+    /// Writes the last run. The end of the file, and the tree, remain unsynced.
     pub(super) fn finish(mut self) -> Result<Runs, BuildError> {
         if let Some((last, body)) = self.waiting.take() {
             self.write(&last, &body, &[])?;
@@ -118,7 +117,7 @@ impl FencedWriter {
     }
 }
 
-/// Where in the file a run is.
+/// The place of a run in the file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) offset: u64,
@@ -154,7 +153,7 @@ pub(super) struct Fenced {
 }
 
 impl Fenced {
-    /// `first` is what [`FencedWriter::finish`] returned, `file` what it wrote.
+    /// `first` is the result of [`FencedWriter::finish`], `file` its file.
     pub(super) fn new(tree: Tree, file: Arc<dyn DiskFile>, first: Vec<u8>) -> Self {
         Self { tree, file, first }
     }
@@ -164,7 +163,7 @@ impl Fenced {
         self.at(&self.first)
     }
 
-    /// The run that follows `run`, or none after the last one.
+    /// The next run after `run`, or none after the last one.
     pub(super) fn after(&self, run: &Run) -> Result<Option<Run>, Trouble> {
         self.at(run.fence())
     }
@@ -296,7 +295,7 @@ mod tests {
     }
 
     proptest! {
-        // A store is opened for each.
+        // Each case opens a store.
         #![proptest_config(ProptestConfig::with_cases(16))]
 
         #[test]

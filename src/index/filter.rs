@@ -1,7 +1,7 @@
-//! Filter: says of most absent keys that they are absent, from memory.
+//! Filter: rules out most absent keys, from memory.
 //!
-//! A blocked Bloom filter: one 64-byte block a key, one bit in each of its eight words, so that a probe
-//! touches one cache line. Owns the filter and its file. Never decides that a key is present. Keys are hashed under a
+//! A blocked Bloom filter: one 64-byte block per key, one bit in each of its eight words, so that a probe touches one
+//! cache line. Owns the filter and its file. Never decides that a key is present. Keys are hashed under a
 //! [secret](super::secret), so that nobody can choose keys that pass.
 
 use std::{
@@ -16,27 +16,27 @@ use crate::platform::{Disk, DiskReader, DiskWriter};
 type Block = [u64; WORDS];
 const WORDS: usize = 8;
 const BLOCK_BITS: u64 = 512;
-/// Some 0.2 % of absent keys pass. Each that passes costs a lookup, in each generation.
+/// About 0.2 % of absent keys pass. Each of them costs a lookup, in each generation.
 const BITS_PER_KEY: u64 = 14;
-/// Six bits choose one of the 64 of a word.
+/// Six bits choose one of a word's 64.
 const BIT_BITS: u32 = 6;
-/// Any odd number with well-mixed bits (2^64 / golden ratio): the bits within a block must not follow from
+/// Any odd number with well-mixed bits (2^64 / golden ratio): the bits within a block must be independent of
 /// those that chose the block.
 const REMIX: u64 = 0x9e37_79b9_7f4a_7c15;
-/// The first bytes of the file: name and version of the format. The number of blocks (u64), the blocks
-/// (eight u64 each) and the CRC32C (u32) of all that follow, little-endian. Which version it is, is decided by the
-/// [manifest](super::manifest) of the generation.
+/// The first bytes of the file: name and version of the format. After them: the number of blocks (u64), the blocks
+/// (eight u64 each), and the CRC32C (u32) of everything after the magic, little-endian. The
+/// [manifest](super::manifest) of the generation decides which version it is.
 const MAGIC: [u8; 8] = *b"olbloom2";
 /// How much of the file is read or written at a time.
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// A set of key hashes that may say yes for a hash that is not in it, never no for one that is.
+/// A set of key hashes that may answer yes for an absent hash, but never no for a present one.
 pub(super) struct Filter {
     blocks: Box<[Block]>,
 }
 
 impl Filter {
-    /// An empty one, sized for `keys`.
+    /// An empty filter, sized for `keys`.
     pub(super) fn with_capacity(keys: u64) -> Self {
         let blocks = (keys * BITS_PER_KEY).div_ceil(BLOCK_BITS).max(1);
         let blocks = usize::try_from(blocks).expect("a filter fits in memory");
@@ -45,7 +45,7 @@ impl Filter {
         }
     }
 
-    /// Adds hashes. Many at a time: each is in another cache line, and lines are waited for together.
+    /// Adds many hashes at once: each is in a different cache line, and their loads overlap.
     pub(super) fn insert(&mut self, hashes: &[KeyHash]) {
         for &KeyHash(hash) in hashes {
             let block = &mut self.blocks[block_of(hash, self.blocks.len())];
@@ -63,7 +63,7 @@ impl Filter {
             .all(|(word, bit)| word & bit != 0)
     }
 
-    /// Writes it to a new file, without syncing it.
+    /// Writes it to a new file, without syncing.
     pub(super) fn save(&self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
         let file = DiskWriter::new(disk.create(path)?);
         let mut file = BufWriter::with_capacity(BUFFER_BYTES, file);
@@ -85,15 +85,15 @@ impl Filter {
         file.write_all(&crc.to_le_bytes())
     }
 
-    /// Reads one that was saved. A file that differs from what was saved is [`io::ErrorKind::InvalidData`]
-    /// or [`io::ErrorKind::UnexpectedEof`].
+    /// Loads a saved filter. A file that differs from the saved one gives [`io::ErrorKind::InvalidData`] or
+    /// [`io::ErrorKind::UnexpectedEof`].
     pub(super) fn load(disk: &dyn Disk, path: &Path) -> io::Result<Self> {
         let file = DiskReader::new(disk.open_read(path)?)?;
         let len = file.file_bytes();
         Self::read(BufReader::with_capacity(BUFFER_BYTES, file), len)
     }
 
-    /// Reads one from a file of `len` bytes.
+    /// Reads a filter from a file of `len` bytes.
     pub(super) fn read(mut file: impl Read, len: u64) -> io::Result<Self> {
         const HEADER_BYTES: u64 = 16;
         const CRC_BYTES: u64 = 4;

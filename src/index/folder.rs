@@ -1,4 +1,4 @@
-//! Folder: where an index is, the secret that it hashes with, and its limits; what building and opening generations share.
+//! Folder: the place of an index, its secret and its limits, shared by building and opening generations.
 
 use std::{ops::Range, path::PathBuf, sync::Arc};
 
@@ -11,12 +11,12 @@ pub(super) struct Folder {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
     pub(super) secret: Secret,
-    /// Of the generations that are built.
+    /// For generations being built.
     pub(super) runs: RunLimits,
 }
 
 impl Folder {
-    /// Where the generation of `range` is, or would be.
+    /// The place of the generation of `range`, whether or not it exists.
     pub(super) fn generation(&self, range: &Range<Sequence>) -> PathBuf {
         self.path.join(folder_name(range))
     }

@@ -1,4 +1,4 @@
-//! What is fuzzed of the index: runs of keys and their fences, runs of positions, filters, manifests.
+//! Fuzz targets of the index: runs of keys and their fences, runs of positions, filters, manifests.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::event::Sequence;
 /// The first sequence of the generations here.
 const BASE: Sequence = 10;
 
-/// Looks keys up in a run of any bytes, reads it, and packs the keys in the input. The input is the lengths (u8) of
+/// Looks keys up in an arbitrary run, reads it, and packs the keys in the input. The input is the lengths (u8) of
 /// the run's key and of a key to look for, these keys, and the run.
 pub fn run(data: &[u8]) {
     let Some(([run_key_len, probe_len], rest)) = data.split_first_chunk() else {
@@ -42,7 +42,7 @@ fn read_run(run_key: &[u8], probe: &[u8], body: &[u8]) {
         assert!(entry.sequence >= BASE);
         items.push((cursor.key().to_vec(), entry));
     }
-    // What a writer packs the same way is a run; a lookup in it is exact.
+    // If a writer packs it the same way, it is a run, and lookups in it are exact.
     if repack(run_key, &items).is_some_and(|packed| packed == body) {
         for (key, entry) in &items {
             let found = find(run_key, body, BASE, key).expect("well-formed");
@@ -58,7 +58,7 @@ fn read_run(run_key: &[u8], probe: &[u8], body: &[u8]) {
     }
 }
 
-/// The body of the run of these items, if they are in order and fit one.
+/// The body of a run of these items, if they are in order and fit into one.
 fn repack(run_key: &[u8], items: &[(Vec<u8>, Entry)]) -> Option<Vec<u8>> {
     let (_, before) = run_key.split_last()?;
     let (first, _) = items.first()?;
@@ -66,7 +66,7 @@ fn repack(run_key: &[u8], items: &[(Vec<u8>, Entry)]) -> Option<Vec<u8>> {
         return None;
     }
     let mut writer = RunWriter::new(BASE, RunLimits::default());
-    // The key before the run decides how long the key of the run is.
+    // The key before the run decides the length of the run's key.
     if !before.is_empty() {
         let (_, entry) = items[0];
         writer.push(before, entry);
@@ -87,7 +87,7 @@ fn check_fence(key: &[u8], bytes: &[u8]) {
     let check = |bytes: &[u8]| {
         if let Ok(run) = Run::check(key.into(), bytes.to_vec()) {
             assert_eq!(run.key(), key);
-            // The length of the fence before them, the checksum behind.
+            // The length of the fence comes first, the checksum last.
             let content = [run.fence(), run.body()].concat();
             assert_eq!(content, bytes[2..bytes.len() - 4]);
         }
@@ -185,7 +185,7 @@ pub fn positions(data: &[u8]) {
     assert_eq!(writer.take(), Some((key.to_vec(), body.to_vec())));
 }
 
-/// Reads a filter as it is, and with its checksum made right.
+/// Reads a filter unchanged, and with its checksum corrected.
 pub fn filter(data: &[u8]) {
     read_filter(data);
     let crc = crc32c::crc32c(data).to_le_bytes();
@@ -205,7 +205,7 @@ fn read_filter(bytes: &[u8]) {
     }
 }
 
-/// Reads a manifest as it is, and with its checksum made right; also the name of a folder, and a secret.
+/// Reads a manifest unchanged, and with its checksum corrected; also a folder's name, and a secret.
 pub fn manifest(data: &[u8]) {
     if let Ok(secret) = Secret::parse(data) {
         assert_eq!(secret.encode(), data);
@@ -224,7 +224,7 @@ pub fn manifest(data: &[u8]) {
     }
 }
 
-/// Inputs to begin with, by name.
+/// Seed inputs, by name.
 #[cfg(test)]
 pub(crate) mod seeds {
     use super::{super::manifest::Runs, *};

@@ -1,9 +1,9 @@
 //! Generation: a sealed, immutable part of the index, in a folder of its own: a sled database, the files of
 //! runs that it leads to, and a filter.
 //!
-//! Owns reading one: the checks when it is opened, exact lookups, positions, and what happens when it turns out
-//! damaged. Nothing is ever written into one, except what sled writes for itself and the mark that it is
-//! damaged. Building is [`Builder`](super::builder::Builder)'s.
+//! Owns reading a generation: the checks on opening, exact lookups, positions, and the handling of damage.
+//! Nothing is ever written into one, except by sled for itself, and the mark of damage.
+//! [`Builder`](super::builder::Builder) builds them.
 
 use std::{
     io,
@@ -30,11 +30,11 @@ use crate::{
 };
 
 pub(super) const FILTER_FILE: &str = "filter";
-/// Names of trees, each of which leads to the runs in the file of its name.
+/// The names of the trees; each leads to the runs in the file of its name.
 pub(super) const KEYS_TREE: &str = "keys";
 /// The name on disk.
 pub(super) const POSITIONS_TREE: &str = "slices";
-/// Written when a generation turns out damaged, so that the next start removes it. Holds the reason.
+/// Written when a generation proves damaged, so that the next start removes it. Holds the reason.
 const DAMAGED_FILE: &str = "damaged";
 
 /// An open generation.
@@ -46,13 +46,13 @@ pub(super) struct Generation {
     bytes: u64,
     filter: Filter,
     manifest: Manifest,
-    /// None after it failed, until it is opened again.
+    /// None after a failure, until it is reopened.
     opened: RwLock<Option<Opened>>,
-    /// Set when it turned out damaged; it answers nothing from then on.
+    /// Set when it proves damaged; from then on it answers nothing.
     damage: OnceLock<Fault>,
 }
 
-/// The store and the files that it leads into.
+/// The store and the files it leads into.
 struct Opened {
     keys: Fenced,
     positions: Fenced,
@@ -83,7 +83,7 @@ impl Opened {
 }
 
 impl Generation {
-    /// Opens and checks the one of `range`.
+    /// Opens and checks the generation of `range`.
     pub(super) fn open(folder: &Folder, range: Range<Sequence>) -> Result<Self, Trouble> {
         let Folder { disk, secret, .. } = folder;
         let path = &*folder.generation(&range);
@@ -138,7 +138,7 @@ impl Generation {
         self.damage.get().is_some()
     }
 
-    /// From memory: false if the key is certainly not in it.
+    /// False if the key is certainly not in it. Answers from memory.
     pub(super) fn may_contain(&self, hash: KeyHash) -> bool {
         self.filter.may_contain(hash)
     }
@@ -155,7 +155,7 @@ impl Generation {
         })
     }
 
-    /// Appends to `page` the last position of `topic` at or below `from` and those that follow, until it has
+    /// Appends to `page` the last position of `topic` at or below `from` and the following ones, until it has
     /// `max`.
     pub(super) fn positions(
         &self,
@@ -168,10 +168,10 @@ impl Generation {
         let of_topic = |run: &Run| run.key().starts_with(&prefix);
         let before = page.len();
         self.read(|this| {
-            // What a failed attempt has read is read again.
+            // Positions read by a failed attempt are read again.
             page.truncate(before);
             let mut next = match this.positions.floor(&positions::run_key(topic, from))? {
-                // The topic's positions begin above `from`: with the run that follows, or there are none.
+                // The topic's positions begin above `from`: with the next run, or there are none.
                 Some(run) if !of_topic(&run) => this.positions.after(&run)?,
                 Some(run) => Some(run),
                 None => this.positions.first()?,
@@ -190,7 +190,7 @@ impl Generation {
         self.read(|this| this.keys.first())
     }
 
-    /// The run of keys that follows.
+    /// The next run of keys.
     pub(super) fn keys_after(&self, run: &Run) -> Result<Option<Run>, IndexError> {
         self.read(|this| this.keys.after(run))
     }
@@ -200,12 +200,12 @@ impl Generation {
         self.read(|this| this.positions.first())
     }
 
-    /// The run of positions that follows.
+    /// The next run of positions.
     pub(super) fn positions_after(&self, run: &Run) -> Result<Option<Run>, IndexError> {
         self.read(|this| this.positions.after(run))
     }
 
-    /// Tells the operator what was done to make it.
+    /// Logs how it was made, for the operator.
     pub(super) fn trace(&self, what: &'static str) {
         let Range { start, end } = self.range;
         let (keys, bytes) = (self.key_count, self.bytes);
@@ -230,8 +230,8 @@ impl Generation {
         }
     }
 
-    /// Runs `read`, again if the store fails, after it was opened again. If there is damage, which a panic of sled's says
-    /// as well (it asserts what it reads), the generation is marked and answers nothing any more.
+    /// Runs `read`, and if the store fails, reopens it and tries once more. On damage, which a panic of sled also means
+    /// (it asserts its reads), the generation is marked and answers nothing any more.
     fn read<T>(
         &self,
         mut read: impl FnMut(&Opened) -> Result<T, Trouble>,
@@ -257,7 +257,7 @@ impl Generation {
         }
     }
 
-    /// Takes what was decoded; a fault is damage.
+    /// Unwraps a decoded value; a fault is damage.
     pub(super) fn check<T>(&self, decoded: Result<T, Fault>) -> Result<T, IndexError> {
         decoded.map_err(|fault| self.mark(fault))
     }
@@ -296,7 +296,7 @@ impl Generation {
         }
     }
 
-    /// Lets it answer nothing any more. The file is written after that is so: others may go on meanwhile.
+    /// Stops it answering. The file is written afterwards: other threads may go on in the meantime.
     fn mark(&self, fault: Fault) -> IndexError {
         let (path, reason) = (self.path.display(), Arc::clone(&fault.0));
         if self.damage.set(fault).is_ok() {
@@ -373,7 +373,7 @@ mod tests {
             let found = get(&generation, sequence).expect("readable");
             assert_eq!(found, Some(entry(sequence)));
         }
-        // Past the filter, which would hide most of what a lookup does with an absent key.
+        // Past the filter, which would hide most of the work that an absent key takes.
         let probe = |key: Key| {
             let found = generation.read(|opened| opened.keys.floor(key.as_bytes()));
             let run = found.expect("whole")?;

@@ -1,8 +1,8 @@
-//! Manifest: the last file written of a generation, which says what is in it.
+//! Manifest: the last file written of a generation, which describes its content.
 //!
-//! Owns the file `generation.json`. A generation without a whole manifest was not finished. From version 3 on, every
-//! version has its number in `format` and ends with `,"crc32c":<CRC32C of all before>}`, so that a manifest of a newer
-//! version can be told from a damaged one.
+//! Owns the file `generation.json`. A generation without an intact manifest was not finished. From version 3 on, every
+//! version has its number in `format` and ends with `,"crc32c":<CRC32C of all before>}`, so that a newer version is
+//! not mistaken for damage.
 
 use std::{io, ops::Range, path::Path};
 
@@ -14,10 +14,10 @@ use crate::{event::Sequence, platform::Disk};
 pub(super) const FILE: &str = "generation.json";
 /// 3: contents and keys are hashed under the secret of the index; 2 hashed them without one.
 const FORMAT: u32 = 3;
-/// What begins the last member.
+/// The start of the last member.
 const CRC_MEMBER: &str = ",\"crc32c\":";
 
-/// What is in a file of runs.
+/// The description of a file of runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Runs {
     /// The key of the first run; empty if there is none.
@@ -26,7 +26,7 @@ pub(super) struct Runs {
     pub(super) bytes: u64,
 }
 
-/// What is in a generation.
+/// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Manifest {
     format: u32,
@@ -38,15 +38,15 @@ pub(super) struct Manifest {
     pub(super) key_runs: Runs,
     #[serde(rename = "slice_runs")]
     pub(super) position_runs: Runs,
-    /// The length of the store's main file, which never gets shorter.
+    /// The length of the store's main file, which never shrinks.
     pub(super) store_bytes: u64,
-    /// Which secret its hashes are of.
+    /// The name of the secret behind its hashes.
     pub(super) secret: u64,
-    /// Of all before.
+    /// Of everything before it.
     crc32c: u32,
 }
 
-/// What every version has.
+/// The members of every version.
 #[derive(Deserialize)]
 struct AnyVersion {
     format: u32,
@@ -81,12 +81,12 @@ impl Manifest {
         self.first..self.end
     }
 
-    /// Writes it to a new file in `folder`, without syncing it.
+    /// Writes it to a new file in `folder`, without syncing.
     pub(super) fn save(&self, disk: &dyn Disk, folder: &Path) -> io::Result<()> {
         disk.write_new(&folder.join(FILE), &self.json()).map(drop)
     }
 
-    /// Reads the one in `folder`.
+    /// Reads the manifest in `folder`.
     pub(super) fn load(disk: &dyn Disk, folder: &Path) -> Result<Self, Trouble> {
         let path = folder.join(FILE);
         Self::parse(&disk.read(&path)?).map_err(|trouble| trouble.of(&path))
@@ -113,7 +113,7 @@ impl Manifest {
         serde_json::to_vec(self).expect("numbers and bytes are JSON")
     }
 
-    /// The manifest in `json` with format and checksum made right, if there is one.
+    /// The manifest in `json` with format and checksum corrected, if there is one.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn repair(json: &[u8]) -> Option<Self> {
         let found: Self = serde_json::from_slice(json).ok()?;
@@ -126,7 +126,7 @@ impl Manifest {
     }
 }
 
-/// The CRC32C of a manifest up to the member that holds it; of nothing if it has none.
+/// The CRC32C of a manifest up to the member that holds it; of nothing if there is no such member.
 fn checksum(json: &[u8]) -> u32 {
     let member = CRC_MEMBER.as_bytes();
     let mut windows = json.windows(member.len());

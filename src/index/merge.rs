@@ -1,7 +1,7 @@
-//! Merge: makes one generation of several that are adjacent.
+//! Merge: makes one generation of several adjacent ones.
 //!
-//! Owns the order in which keys and positions of the parents are read. Which generations are merged is decided in
-//! [`tiers`](super::tiers).
+//! Owns the order in which the parents' keys and positions are read. [`tiers`](super::tiers) decides which
+//! generations are merged.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::{
     positions,
     run::RunCursor,
 };
-/// Merges adjacent `parents` into one generation. Calls `go_on` between runs; an error of it ends the merge.
+/// Merges adjacent `parents` into one generation. Calls `go_on` between runs; its error ends the merge.
 pub(super) fn merge(
     folder: &Folder,
     parents: &[Arc<Generation>],
@@ -45,7 +45,7 @@ fn merge_keys(
     for parent in parents {
         sources.extend(KeySource::begin(parent)?);
     }
-    // The oldest of equal keys comes first, as `min_by` prefers it, and the builder leaves out the others: see
+    // Of equal keys the oldest comes first, because `min_by` prefers it, and the builder skips the others: see
     // `Recent::insert`.
     while let Some(at) =
         (0..sources.len()).min_by(|&one, &other| sources[one].key().cmp(sources[other].key()))
@@ -96,7 +96,7 @@ impl<'a> KeySource<'a> {
         self.cursor.key()
     }
 
-    /// Goes to the next key. False after the last one.
+    /// Moves to the next key. False after the last one.
     fn advance(&mut self) -> Result<bool, BuildError> {
         if let Some(entry) = self.parent.check(self.cursor.advance())? {
             self.entry = entry;

@@ -1,7 +1,7 @@
-//! Merger: the thread that merges the generations of one tier, beside the one that seals them and those of the other
-//! tiers, so that no merge waits for a greater one.
+//! Merger: the thread that merges the generations of one tier. Sealing and the other tiers have threads of their
+//! own, so that no merge waits for a larger one.
 //!
-//! Owns when a merge is tried, and the removal of the generations that it replaced once no view shows them.
+//! Owns when to try a merge, and the removal of replaced generations once no view shows them.
 
 use std::{
     io,
@@ -23,10 +23,10 @@ use crate::platform::{Job, Jobs, Step};
 
 /// How long to wait after a failed merge: it may have written much before it failed.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
-/// How long to wait before looking again whether a view still shows a replaced generation.
+/// How long to wait before checking again whether a view still shows a replaced generation.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
-/// What the thread works with.
+/// The thread's state.
 pub(super) struct Merger {
     jobs: Arc<dyn Jobs>,
     folder: Folder,
@@ -36,14 +36,14 @@ pub(super) struct Merger {
     control: Arc<Control>,
     /// Replaced generations that a view may still show.
     retired: Vec<Arc<Generation>>,
-    /// How often the threads had been woken when this one last looked for work.
+    /// The number of wake-ups when this thread last looked for work.
     wakes: u64,
     /// When to try again after a failed merge.
     retry_at: Option<Instant>,
 }
 
 impl Job for Merger {
-    /// Removes what is replaced and merges what is to be merged next.
+    /// Removes replaced generations and makes the next merge.
     fn step(&mut self) -> Step {
         self.remove_unseen();
         if self.control.is_stopping() {
@@ -58,7 +58,7 @@ impl Job for Merger {
         }
         let step = match caught(|| self.merge_next()) {
             Ok(false) => return Step::Idle,
-            // The damaged parent is a candidate no more.
+            // The damaged parent is no longer a candidate.
             Ok(true) | Err(BuildError::Parent(IndexError::Damaged { .. })) => Step::Worked,
             Err(BuildError::Stopped) => Step::Ended,
             Err(error @ (BuildError::Parent(_) | BuildError::Io(_))) => {
@@ -68,7 +68,7 @@ impl Job for Merger {
                 Step::Idle
             }
         };
-        // A greater tier may have enough now, and a seal may wait for the end of this merge.
+        // A higher tier may have enough now, and a seal may be waiting for this merge.
         self.control.wake();
         step
     }
@@ -102,7 +102,7 @@ impl Merger {
         }
     }
 
-    /// Merges what is to be merged next. False if nothing is.
+    /// Makes the next merge. False if there is none.
     fn merge_next(&mut self) -> Result<bool, BuildError> {
         let Some(claim) = self.merges.claim(self.tier) else {
             return Ok(false);
@@ -111,7 +111,7 @@ impl Merger {
             if self.control.is_stopping() {
                 return Err(BuildError::Stopped);
             }
-            // What is left of the disk is for the seal.
+            // The rest of the disk is for the seal.
             if self.control.has_failure() {
                 return Err(io::Error::other("a seal failed meanwhile").into());
             }
@@ -124,7 +124,7 @@ impl Merger {
         Ok(true)
     }
 
-    /// Removes the generations that no view shows any more.
+    /// Removes generations that no view shows any more.
     fn remove_unseen(&mut self) {
         for generation in std::mem::take(&mut self.retired) {
             match Arc::try_unwrap(generation) {

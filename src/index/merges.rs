@@ -1,7 +1,7 @@
-//! Merges: those under way, so that no two take the same generation, and whether a seal has to wait for one.
+//! Merges: those in progress, so that no two take the same generation, and whether a seal must wait for one.
 //!
-//! Owns the claims of the mergers. A claim is given up after the merged generation is installed; so whoever finds
-//! generations unclaimed finds them in the view.
+//! Owns the mergers' claims. A claim is released after the merged generation is installed, so generations that
+//! are unclaimed are in the view.
 
 use std::{
     ops::Range,
@@ -24,13 +24,13 @@ pub(super) struct Merges {
 }
 
 struct State {
-    /// What is being merged.
+    /// The ranges being merged.
     claimed: Vec<Range<Sequence>>,
     /// By tier: false while its merger waits after a failure, or has ended.
     able: Vec<bool>,
 }
 
-/// Adjacent generations that nobody else merges until it is dropped.
+/// Adjacent generations that nobody else merges until this is dropped.
 pub(super) struct Claim<'a> {
     merges: &'a Merges,
     parents: Vec<Arc<Generation>>,
@@ -49,10 +49,10 @@ impl Merges {
         }
     }
 
-    /// Claims what is to be merged next in `tier`, if anything.
+    /// Claims the next generations to merge in `tier`, if any.
     pub(super) fn claim(&self, tier: usize) -> Option<Claim<'_>> {
         let mut state = self.state();
-        // Not before the lock is held: what a claim covered then is installed now.
+        // Only under the lock: what a claim covered before is installed now.
         let view = self.parts.view();
         let window = tiers::choose(&state.describe(&view), tier, self.options)?;
         let parents: Vec<_> = view
@@ -68,13 +68,13 @@ impl Merges {
         })
     }
 
-    /// Says whether the merger of `tier` takes what there is to merge.
+    /// Records whether the merger of `tier` accepts work.
     pub(super) fn set_able(&self, tier: usize, able: bool) {
         self.state().able[tier] = able;
     }
 
-    /// Whether there are as many generations as there may be, and a merge is under way or about to begin that makes
-    /// them fewer. A merge that failed or cannot begin keeps nobody waiting.
+    /// Whether the bound on generations is reached, and a merge that lowers their number is in progress or about to
+    /// start. A merge that failed or cannot start keeps nobody waiting.
     pub(super) fn must_go_first(&self) -> bool {
         let state = self.state();
         let view = self.parts.view();
@@ -86,7 +86,7 @@ impl Merges {
             && (!state.claimed.is_empty() || (0..state.able.len()).any(is_due))
     }
 
-    // No holder panics between two changes that belong together: poison says nothing here.
+    // No holder panics between two changes that belong together, so poison means nothing here.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

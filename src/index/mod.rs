@@ -1,13 +1,13 @@
-//! The index: which keys are stored, and in which batches each topic is.
+//! The index: which keys are stored, and which batches have events of each topic.
 //!
-//! The log decides, the index remembers: all of it is derived from the log and can be rebuilt from it. It
-//! maps each key of the whole history, compared byte for byte, to its sequence and content hash, and each
-//! topic to the batches that contain it. Callers hash keys and contents with its [`Secret`] before they ask, so that
-//! the writer need not. Owns the folder `index` of the data directory; the only place that
-//! names sled. Does not read the log, and decides nothing about events.
+//! The log decides, the index remembers: all of it is derived from the log and can be rebuilt. It maps each key of
+//! the whole history, compared byte for byte, to its sequence and content hash, and each topic to the batches that
+//! contain it. Callers hash keys and contents with its [`Secret`] in advance, so that the writer need not. Owns the
+//! folder `index` of the data directory; the only module that names sled. Does not read the log, and decides nothing
+//! about events.
 //!
-//! A key goes from `recent`, in memory and the writer's own, into a frozen part, in memory and seen by
-//! readers, into a generation on disk, which is merged with others into greater ones:
+//! A key goes from `recent`, in memory and private to the writer, into a frozen part, in memory and visible
+//! to readers, and then into a generation on disk, which is merged with others into larger ones:
 //!
 //! ```text
 //! generation [1, 400) | generation [400, 500) | frozen [500, 600) | recent [600, ...)
@@ -66,7 +66,7 @@ use recent::Recent;
 use survey::Survey;
 use workers::Workers;
 
-/// What the index knows of a stored event.
+/// What the index knows about a stored event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Its place in the log.
@@ -75,19 +75,19 @@ pub struct Entry {
     pub content_hash: u64,
 }
 
-/// How the index is divided.
+/// The sizes of the index's parts.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexOptions {
-    /// Sealed together once this many keys are in memory, at about 100 bytes each; up to four times as many
-    /// may be while the disk falls behind.
+    /// Keys are sealed once this many are in memory, at about 100 bytes each; up to four times as many may be
+    /// while the disk falls behind.
     pub keys_per_generation: usize,
     /// How many adjacent generations of one tier are merged into one of the next; at least 2.
     pub merge_fanout: usize,
-    /// How many tiers are merged, each by a thread of its own; at least 1. A generation that has come through all of
-    /// them stays as it is: with the defaults at 256 times `keys_per_generation`, 134 million keys, which limits how
-    /// long a merge takes and what is lost when one is interrupted.
+    /// How many tiers are merged, each by its own thread; at least 1. A generation that has passed all of them stays
+    /// as it is: with the defaults at 256 times `keys_per_generation`, 134 million keys. That limits how long a
+    /// merge takes, and how much an interrupted one loses.
     pub merge_tiers: usize,
-    /// How many frozen parts may wait to be sealed before the writer has to; at least 1.
+    /// How many frozen parts may wait to be sealed before the writer has to wait; at least 1.
     pub frozen_max: usize,
     /// How much is read for one lookup.
     pub runs: RunLimits,
@@ -105,13 +105,13 @@ impl Default for IndexOptions {
     }
 }
 
-/// How long the runs of a generation are: a lookup reads one.
+/// The length of a generation's runs: a lookup reads one.
 #[derive(Clone, Copy, Debug)]
 pub struct RunLimits {
-    /// The most keys of a run. More make the store smaller and a lookup slower; of 32, 64 and 128 the default is
-    /// where neither hurts.
+    /// The most keys of a run. More make the store smaller and lookups slower; of 32, 64 and 128, the default
+    /// costs little of either.
     pub keys_max: usize,
-    /// A run that holds this many bytes takes no more keys, so that long keys do not make large values.
+    /// A run with this many bytes accepts no more keys, so that long keys do not make large values.
     pub bytes_full: usize,
     /// The most positions of a run.
     pub positions_max: usize,
@@ -132,7 +132,7 @@ pub struct Index {
     folder: Folder,
     options: IndexOptions,
     parts: Arc<Parts>,
-    /// What is in no sealed part.
+    /// The keys in no sealed part.
     recent: Recent,
     /// Where the sealed parts end.
     recent_from: Sequence,
@@ -147,8 +147,8 @@ pub struct PositionsWriter {
 }
 
 impl PositionsWriter {
-    /// Adds a batch that contains `topics`, after the batch is durable and before the durable tail moves
-    /// over it. Batches come in order.
+    /// Adds a batch that contains `topics`, once it is durable and before the durable tail moves over it.
+    /// Batches come in order.
     pub fn add_batch<'a>(
         &mut self,
         topics: impl Iterator<Item = &'a str>,
@@ -159,10 +159,10 @@ impl PositionsWriter {
 }
 
 impl Index {
-    /// Opens the index in the folder `dir`, which is created if it is missing, for a log whose durable tail
-    /// is `tail`. Generations that are damaged, unfinished, superseded, of an older version or ahead of the tail are
-    /// removed, and a warning logged; if there is one of a newer version, it fails and changes nothing. Before anything
-    /// else, rebuild what is [`Index::missing`].
+    /// Opens the index in the folder `dir`, creating it if missing, for a log whose durable tail is `tail`. Removes
+    /// generations that are damaged, unfinished, superseded, of an older version or ahead of the tail, and logs a
+    /// warning; if one has a newer version, fails and changes nothing. Before anything else, rebuild the ranges of
+    /// [`Index::missing`].
     pub fn open(
         platform: &Platform,
         dir: &Path,
@@ -183,7 +183,7 @@ impl Index {
         let secret = match secret {
             Ok(secret) => secret,
             Err(fault) => {
-                // The first start has none; any other says of each generation that it is removed.
+                // The first start has none; any other logs each generation that it removes.
                 tracing::debug!(reason = &*fault.0, "drawing a secret for the index");
                 secret::draw(platform, dir).map_err(IndexOpenError::io(dir))?
             }
@@ -218,8 +218,8 @@ impl Index {
         })
     }
 
-    /// The ranges of sequences that are to be rebuilt from the log, ascending. They begin and end between
-    /// batches; the one that ends at the durable tail is what was in memory before.
+    /// The ranges of sequences to rebuild from the log, ascending. They start and end between batches; the
+    /// one that ends at the durable tail was in memory before.
     pub fn missing(&self) -> Vec<Range<Sequence>> {
         self.missing.clone()
     }
@@ -233,12 +233,12 @@ impl Index {
         Rebuild::new(self, range)
     }
 
-    /// What keys and contents are hashed with.
+    /// The secret that keys and contents are hashed with.
     pub fn secret(&self) -> Secret {
         self.folder.secret
     }
 
-    /// What adds the positions of new batches.
+    /// The writer of positions of new batches.
     ///
     /// # Panics
     /// If it was taken before.
@@ -251,8 +251,8 @@ impl Index {
         IndexReader::new(Arc::clone(&self.parts), self.folder.secret)
     }
 
-    /// The entry of exactly this key, which has this hash, for a caller that looked into a [`View`] whose
-    /// [`sealed_to`](View::sealed_to) is `looked_to`: looks into memory and into what was sealed since.
+    /// The entry of exactly this key, which has this hash, for a caller that searched a [`View`] whose
+    /// [`sealed_to`](View::sealed_to) is `looked_to`: searches memory and the parts sealed since.
     pub fn get(
         &self,
         key: &Key,
@@ -265,7 +265,7 @@ impl Index {
         self.get_sealed(key, hash, looked_to)
     }
 
-    /// The same, but for what is in memory and not sealed.
+    /// The same, without the unsealed keys in memory.
     pub fn get_sealed(
         &self,
         key: &Key,
@@ -299,9 +299,9 @@ impl Index {
     }
 
     /// Hands the keys below `durable_tail` to the sealer if there are enough for a generation. The positions of
-    /// all batches below must have been added. Blocks while the sealer is two generations behind; fails
-    /// when it is and cannot write, until it can again: then publishes must be refused, as memory would
-    /// grow without limit. Nothing is lost by a failure.
+    /// all batches below must have been added. Blocks while the sealer is two generations behind. Fails when it
+    /// is and cannot write, until it can again: publishes must then be refused, as memory would grow without
+    /// bound. A failure loses nothing.
     pub fn seal_if_full(&mut self, durable_tail: Sequence) -> Result<(), IndexError> {
         let enough = self.options.keys_per_generation;
         if self.recent.len() < enough || self.recent.len_below(durable_tail) < enough {
@@ -331,16 +331,16 @@ impl Index {
         self.workers.control().wake();
     }
 
-    /// Blocks until fewer than `frozen` parts wait to be sealed. Fails when the last seal failed.
+    /// Blocks until fewer than `frozen` parts wait to be sealed. Fails if the last seal failed.
     fn wait_for_fewer_than(&self, frozen: usize) -> Result<(), IndexError> {
         let waits = || self.parts.frozen_count() >= frozen;
         self.workers.wait_while(waits)
     }
 }
 
-/// Opens the generations in the folder `dir` to look into them, while no server runs: removes nothing,
-/// rebuilds nothing, and says which generations cannot be used. Lookups see what is sealed only; a lookup
-/// that finds damage marks the generation, so that the next [`Index::open`] rebuilds it.
+/// Opens the generations in the folder `dir` for inspection, while no server runs: removes nothing, rebuilds
+/// nothing, and reports unusable generations. Lookups see only sealed keys; a lookup that finds damage marks
+/// the generation, so that the next [`Index::open`] rebuilds it.
 pub fn inspect(
     platform: &Platform,
     dir: &Path,
@@ -348,7 +348,7 @@ pub fn inspect(
 ) -> Result<(IndexReader, Vec<Rejected>), IndexOpenError> {
     let disk = Arc::clone(&platform.disk);
     survey::refuse_newer(&*disk, dir)?;
-    // Without its secret no generation can be used: another one says so of each.
+    // Without the secret no generation is usable: with another one, each reports that.
     let secret = secret::load(&*disk, dir)?.unwrap_or_else(|_| Secret::draw(platform));
     let folder = Folder {
         disk,
@@ -364,15 +364,15 @@ pub fn inspect(
     Ok((IndexReader::new(parts, secret), rejected))
 }
 
-/// Where the last generation in the folder `dir` ends, by its name, whole or not; the first sequence if there
-/// is none. All below was durable in the log when it was sealed.
+/// The end of the last generation in the folder `dir`, by its name, intact or not; the first sequence if
+/// there is none. Everything below was durable in the log when it was sealed.
 pub fn covered_to(disk: &dyn Disk, dir: &Path) -> Result<Sequence, IndexOpenError> {
     let folders = survey::folders(disk, dir).map_err(IndexOpenError::io(dir))?;
     let ends = folders.iter().map(|(_, range)| range.end);
     Ok(ends.max().unwrap_or(FIRST_SEQUENCE))
 }
 
-/// What `generations` do not cover of the sequences below `tail`.
+/// The sequences below `tail` that `generations` do not cover.
 fn gaps(generations: &[Arc<Generation>], tail: Sequence) -> Vec<Range<Sequence>> {
     let mut from = FIRST_SEQUENCE;
     let mut gaps = Vec::new();
@@ -387,7 +387,7 @@ fn gaps(generations: &[Arc<Generation>], tail: Sequence) -> Vec<Range<Sequence>>
 
 #[cfg(test)]
 mod testing {
-    //! What the tests of the index share.
+    //! Helpers shared by the tests of the index.
 
     use std::{ops::Range, path::Path, sync::Arc};
 
@@ -443,7 +443,7 @@ mod testing {
         sealer::build(&folder(dir), &frozen, || Ok(())).expect("built")
     }
 
-    /// `dir` as the folder of an index, with [`SECRET`] in it.
+    /// `dir` as the folder of an index with [`SECRET`].
     pub(super) fn folder(dir: &Path) -> Folder {
         if Secret::load(&OsDisk, dir).is_err() {
             SECRET.save(&OsDisk, dir).expect("saved");

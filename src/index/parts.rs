@@ -1,7 +1,7 @@
-//! Parts: which sealed parts the index has at a moment, and the positions that are in none yet.
+//! Parts: the sealed parts of the index at a given moment, and the positions in none of them yet.
 //!
-//! Owns the one lock between the writer, the readers and the sealer, held for as long as it takes to clone
-//! or swap a pointer. What changes together for readers, changes here in one step.
+//! Owns the one lock between the writer, the readers and the sealer, held only to clone or swap a pointer.
+//! Changes that readers must see together are made here in one step.
 
 use std::{
     ops::Range,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::event::{FIRST_SEQUENCE, Key, Sequence};
 
-/// A part in memory that does not change any more and waits to become a generation.
+/// An immutable part in memory, waiting to become a generation.
 pub(super) struct Frozen {
     /// The sequences it covers.
     pub(super) range: Range<Sequence>,
@@ -22,7 +22,7 @@ pub(super) struct Frozen {
     pub(super) positions: RecentPositions,
 }
 
-/// A part that does not change any more.
+/// An immutable part.
 #[derive(Clone)]
 pub(super) enum Part {
     Frozen(Arc<Frozen>),
@@ -68,10 +68,10 @@ impl Part {
     }
 }
 
-/// The sealed parts of one moment. Cheap to clone; keeps what it shows alive.
+/// The sealed parts at one moment. Cheap to clone; keeps its parts alive.
 #[derive(Clone)]
 pub struct View {
-    /// Sorted by sequence, without overlap, and without gap unless a rebuild is under way.
+    /// Sorted by sequence, without overlaps, and without gaps unless a rebuild is in progress.
     parts: Arc<[Part]>,
 }
 
@@ -93,7 +93,7 @@ impl View {
         self.get_from(key, hash, FIRST_SEQUENCE)
     }
 
-    /// The same, in those parts only that hold sequences at or above `looked_to`.
+    /// The same, only in parts that hold sequences at or above `looked_to`.
     pub(super) fn get_from(
         &self,
         key: &Key,
@@ -125,7 +125,7 @@ impl View {
         })
     }
 
-    /// The positions of `topic` in sealed parts, from the part on that holds `from`.
+    /// The positions of `topic` in sealed parts, starting with the part that holds `from`.
     pub(super) fn positions(
         &self,
         topic: &str,
@@ -144,7 +144,7 @@ impl View {
     }
 }
 
-/// What the writer, the readers and the sealer share.
+/// The state shared by the writer, the readers and the sealer.
 pub(super) struct Parts {
     state: RwLock<State>,
 }
@@ -187,12 +187,12 @@ impl Parts {
         topics.for_each(|topic| state.positions.add(topic, first_sequence));
     }
 
-    /// Takes the positions over from a rebuild.
+    /// Takes over the positions from a rebuild.
     pub(super) fn set_positions(&self, positions: RecentPositions) {
         self.write().positions = positions;
     }
 
-    /// A view, and the page of positions that are in none of its parts.
+    /// A view, and the page of positions that none of its parts has.
     pub(super) fn view_with_positions(
         &self,
         topic: &str,
@@ -206,7 +206,7 @@ impl Parts {
         )
     }
 
-    /// Appends a frozen part of these keys that ends at `end`, with the positions below.
+    /// Appends a frozen part of these keys that ends at `end`, with the positions below it.
     pub(super) fn freeze(&self, keys: Recent, end: Sequence) {
         let mut state = self.write();
         let frozen = Arc::new(Frozen {
@@ -222,7 +222,7 @@ impl Parts {
         state.view.parts = parts.chain([Part::Frozen(frozen)]).collect();
     }
 
-    /// Puts a generation in place of the parts it covers.
+    /// Replaces the parts that a generation covers.
     pub(super) fn replace_with(&self, generation: Arc<Generation>) {
         let range = generation.range();
         let mut state = self.write();
@@ -238,7 +238,7 @@ impl Parts {
         state.view.parts = [before, &replacement, after].concat().into();
     }
 
-    // No holder panics between two changes that belong together: poison says nothing here.
+    // No holder panics between two changes that belong together, so poison means nothing here.
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }

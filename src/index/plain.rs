@@ -1,7 +1,7 @@
 //! Plain: the ordered maps of a generation in one file, for a simulated disk.
 //!
-//! Stands in for sled where its files cannot be. As much is asked of it as of sled, no more: after its file was damaged
-//! it comes up with the entries that it can still read, and after a failed read it fails until it is opened again.
+//! Stands in for sled where sled's files cannot be, and guarantees no more than sled: after damage to its file it opens
+//! with the entries that it can still read, and after a failed read it fails until it is reopened.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,7 @@ pub(super) struct PlainStore {
     failed: Arc<AtomicBool>,
 }
 
-/// One of the maps.
+/// One map.
 #[derive(Clone)]
 pub(super) struct PlainTree {
     name: Vec<u8>,
@@ -110,7 +110,7 @@ impl PlainTree {
         Ok(found.map(|(key, value)| (IVec::from(&**key), IVec::from(&**value))))
     }
 
-    /// Reads, for the sake of the faults of the disk.
+    /// Reads, so that the disk's faults take effect.
     fn touch(&self) -> io::Result<()> {
         if self.failed.load(SeqCst) {
             return Err(io::Error::other("an earlier read failed"));
@@ -129,7 +129,7 @@ fn lock(maps: &Mutex<Maps>) -> MutexGuard<'_, Maps> {
     maps.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An entry: map, key and value, each behind its length, and the CRC32C of all that.
+/// An entry: map, key and value, each preceded by its length, and the CRC32C of it all.
 fn put(content: &mut Vec<u8>, fields: [&[u8]; 3]) {
     let begin = content.len();
     for field in fields {
@@ -141,7 +141,7 @@ fn put(content: &mut Vec<u8>, fields: [&[u8]; 3]) {
     content.extend_from_slice(&crc.to_le_bytes());
 }
 
-/// All entries up to the first that is damaged.
+/// All entries before the first damaged one.
 fn decode(mut content: &[u8]) -> Maps {
     let mut maps = Maps::new();
     while let Some((fields, rest)) = take(content) {

@@ -1,9 +1,9 @@
-//! Positions: in which batches a topic is.
+//! Positions: the batches that have events of a topic.
 //!
-//! A position is the first sequence of a batch that contains the topic; the log finds the batch by it. Owns
-//! the positions of the newest batches in memory and the encoding of those in a generation: a run of positions of
-//! one topic has the key `topic ++ 0x00 ++ first position (u64, big-endian)` and, as its body, each further
-//! position as the varint of its distance to the one before.
+//! A position is the first sequence of a batch that contains the topic; the log finds the batch by it. Owns the
+//! positions of the newest batches in memory and the encoding of those in a generation: a run of positions of one
+//! topic has the key `topic ++ 0x00 ++ first position (u64, big-endian)` and, as its body, each further position
+//! as the varint of its distance from the previous one.
 
 use std::collections::HashMap;
 
@@ -38,7 +38,7 @@ impl RecentPositions {
         self.newest = self.newest.max(first);
     }
 
-    /// Takes out the positions below `tail`.
+    /// Removes and returns the positions below `tail`.
     pub(super) fn take_below(&mut self, tail: Sequence) -> Self {
         if self.newest < tail {
             return std::mem::take(self);
@@ -56,7 +56,7 @@ impl RecentPositions {
         taken
     }
 
-    /// The positions of `topic` as [`page`] gives them.
+    /// The [`page`] of positions of `topic`.
     pub(super) fn page(&self, topic: &str, from: Sequence, max: usize) -> &[Sequence] {
         self.topics
             .get(topic)
@@ -75,14 +75,14 @@ impl RecentPositions {
     }
 }
 
-/// Of ascending positions, the last one at or below `from` and those that follow, at most `max`.
+/// The last of ascending positions at or below `from`, and the following ones; at most `max`.
 pub(super) fn page(positions: &[Sequence], from: Sequence, max: usize) -> &[Sequence] {
     let above = positions.partition_point(|&position| position <= from);
     let rest = &positions[above.saturating_sub(1)..];
     &rest[..rest.len().min(max)]
 }
 
-/// `topic ++ 0x00`, which the runs of a topic and of no other begin with.
+/// `topic ++ 0x00`, the prefix of the topic's runs and of no other's.
 pub(super) fn topic_prefix(topic: &str) -> Vec<u8> {
     let mut prefix = Vec::with_capacity(topic.len() + 1 + size_of::<Sequence>());
     prefix.extend_from_slice(topic.as_bytes());
@@ -90,7 +90,7 @@ pub(super) fn topic_prefix(topic: &str) -> Vec<u8> {
     prefix
 }
 
-/// The key of the run of `topic` that begins with `first`.
+/// The key of the run of `topic` that starts with `first`.
 pub(super) fn run_key(topic: &str, first: Sequence) -> Vec<u8> {
     let mut key = topic_prefix(topic);
     key.extend_from_slice(&first.to_be_bytes());
@@ -135,13 +135,13 @@ impl PositionRunWriter {
         }
     }
 
-    /// Whether `topic` does not go into the run that is being packed.
+    /// Whether the current run accepts no position of `topic`.
     pub(super) fn is_full_for(&self, topic: &str) -> bool {
         self.positions.len() >= self.positions_max
             || (!self.positions.is_empty() && self.topic != topic)
     }
 
-    /// Adds a position; the run must not be full for it.
+    /// Adds a position; the run must have room for it.
     pub(super) fn push(&mut self, topic: &str, position: Sequence) {
         match self.positions.last() {
             Some(&last) => assert!(last < position, "positions come in ascending order"),
@@ -153,7 +153,7 @@ impl PositionRunWriter {
         self.positions.push(position);
     }
 
-    /// Key and body of the run, none if it holds nothing; the next position begins a new run.
+    /// Key and body of the run, none if it is empty; the next position starts a new run.
     pub(super) fn take(&mut self) -> Option<(Vec<u8>, Vec<u8>)> {
         let key = run_key(&self.topic, *self.positions.first()?);
         let mut body = Vec::new();

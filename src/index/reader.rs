@@ -1,6 +1,6 @@
 //! IndexReader: lookups in sealed parts, and the batches of a topic, from any thread.
 //!
-//! Sees no key that is not sealed: those are the writer's own.
+//! Does not see unsealed keys: those are private to the writer.
 
 use std::{ops::Range, sync::Arc};
 
@@ -11,8 +11,8 @@ use super::{
 };
 use crate::event::{Sequence, Topic};
 
-/// Reads the index. A cheap clone; keeps the generations it sees open after the index is dropped, and so
-/// keeps the index from being opened again.
+/// Reads the index. A cheap clone; keeps the generations it sees open after the index is dropped, which
+/// prevents reopening the index.
 #[derive(Clone)]
 pub struct IndexReader {
     parts: Arc<Parts>,
@@ -24,12 +24,12 @@ impl IndexReader {
         Self { parts, secret }
     }
 
-    /// What keys and contents are hashed with.
+    /// The secret that keys and contents are hashed with.
     pub fn secret(&self) -> Secret {
         self.secret
     }
 
-    /// The sealed parts of now. Take one for each request.
+    /// The current sealed parts. Take one for each request.
     pub fn view(&self) -> View {
         self.parts.view()
     }
@@ -39,10 +39,10 @@ impl IndexReader {
         self.view().sealed_to()
     }
 
-    /// The first sequences, ascending, of the batches that contain `topic`: the last one at or below
-    /// `from`, if its batch may hold `from`, and those that follow; at most `max`, which is 2 or more, so
-    /// that a page always leads on. Continue at the end of the last batch of a page: its position may come
-    /// again, first. May read the disk: not for async workers.
+    /// The first sequences, ascending, of the batches that contain `topic`: the last one at or below `from`,
+    /// if its batch may hold `from`, and the following ones; at most `max`, which is 2 or more, so that a
+    /// page always leads on. Continue at the end of the last batch of a page: its position may be repeated as
+    /// the first. May read the disk: not for async workers.
     pub fn positions(
         &self,
         topic: &Topic,
@@ -64,7 +64,7 @@ impl IndexReader {
             .sum()
     }
 
-    /// The generations in order: the sequences each covers and how many keys it holds.
+    /// The generations in order: the sequences and the number of keys of each.
     pub fn generations(&self) -> Vec<(Range<Sequence>, u64)> {
         let view = self.view();
         view.generations()

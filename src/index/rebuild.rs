@@ -1,6 +1,6 @@
 //! Rebuild: fills a part of the index from the log.
 //!
-//! Owns what was read of the part so far; reading the log is the caller's.
+//! Owns the part read so far; the caller reads the log.
 
 use std::{ops::Range, sync::Arc};
 
@@ -11,10 +11,10 @@ use super::{
 use crate::event::{Key, Sequence};
 
 /// Takes the batches of a missing range in order: each batch, then its events. Dropped before
-/// [`Rebuild::finish`], it leaves missing what was not built.
+/// [`Rebuild::finish`], it leaves the unbuilt rest missing.
 pub struct Rebuild<'a> {
     index: &'a mut Index,
-    /// What is not built.
+    /// The unbuilt rest.
     range: Range<Sequence>,
     keys: Recent,
     positions: RecentPositions,
@@ -31,7 +31,7 @@ impl<'a> Rebuild<'a> {
         }
     }
 
-    /// Begins a batch of events of `topics`. Builds a generation of the batches before if they fill one.
+    /// Starts a batch with events of `topics`. Builds a generation of the earlier batches if they fill one.
     pub fn add_batch<'t>(
         &mut self,
         topics: impl Iterator<Item = &'t str>,
@@ -57,8 +57,8 @@ impl<'a> Rebuild<'a> {
         self.keys.insert(key, hash, entry);
     }
 
-    /// Ends the range; it is missing no more. What is left goes into a generation, or into memory if the
-    /// range ends at the tail of the log.
+    /// Ends the range, which is then no longer missing. The rest goes into a generation, or into memory if
+    /// the range ends at the tail of the log.
     pub fn finish(mut self) -> Result<(), IndexError> {
         if self.range.start >= self.index.parts.view().sealed_to() {
             self.index.missing.retain(|missing| *missing != self.range);
@@ -69,7 +69,7 @@ impl<'a> Rebuild<'a> {
         self.build(self.range.end)
     }
 
-    /// Builds the generation of what was added, which ends at `end`.
+    /// Builds the generation of the events added so far, which ends at `end`.
     fn build(&mut self, end: Sequence) -> Result<(), IndexError> {
         self.index.workers.wait_for_merges()?;
         let folder = &self.index.folder;

@@ -1,6 +1,6 @@
 //! Recent: the exact keys that are in no generation yet, in memory, in order of insertion.
 //!
-//! Owns their bytes. Knows nothing of positions, threads or files; deciding when to seal is the caller's.
+//! Owns their bytes. Knows nothing of positions, threads or files; the caller decides when to seal.
 
 use std::{hint::black_box, vec};
 
@@ -47,7 +47,7 @@ fn key_of(chunks: &[Vec<u8>], slot: Slot) -> &[u8] {
 }
 
 impl Recent {
-    /// An empty one with room for `keys`, so that filling it does not stall to grow.
+    /// An empty one with room for `keys`, so that filling it never stalls to grow.
     pub(super) fn with_capacity(keys: usize) -> Self {
         Self {
             chunks: Vec::new(),
@@ -74,8 +74,8 @@ impl Recent {
         found.map(|&index| self.slots[index as usize].entry)
     }
 
-    /// Adds a key. A key that is there already keeps its first entry: the log may hold a key twice only if
-    /// it was tampered with, and then the first is the one that was acked.
+    /// Adds a key. If it is there already its first entry stays: the log has a key twice only if it was
+    /// tampered with, and then the first is the acked one.
     pub(super) fn insert(&mut self, key: &Key, hash: KeyHash, entry: Entry) {
         self.insert_bytes(key.as_bytes(), hash, entry);
     }
@@ -117,7 +117,7 @@ impl Recent {
         }
     }
 
-    /// Keeps the keys below `tail` and returns the others in a new one with room for `keys`.
+    /// Keeps the keys below `tail` and returns the others, with room for `keys`.
     pub(super) fn split_off(&mut self, tail: Sequence, keys: usize) -> Self {
         let mut rest = Self::with_capacity(keys);
         for &slot in &self.slots[self.len_below(tail)..] {
@@ -129,7 +129,7 @@ impl Recent {
 
     /// All keys, their hashes and entries in the order of the keys' bytes.
     pub(super) fn sorted(&self) -> impl Iterator<Item = Sorted<'_>> {
-        // Most comparisons end within the first bytes, and those are at hand.
+        // The first bytes decide most comparisons, and they are at hand.
         let mut order: Vec<(u128, &Slot)> = self
             .slots
             .iter()
@@ -148,7 +148,7 @@ impl Recent {
     }
 }
 
-/// Keys in sorted order lie all over the memory: fetched many at a time, they are waited for together.
+/// Sorted keys are scattered over memory: fetching many at a time overlaps the waits.
 struct Together<'a> {
     order: vec::IntoIter<(u128, &'a Slot)>,
     chunks: &'a [Vec<u8>],
@@ -186,7 +186,7 @@ fn front_of(key: &[u8]) -> u128 {
     u128::from_be_bytes(front)
 }
 
-/// Copies `key` behind the last one and returns its place.
+/// Appends a copy of `key` and returns its place.
 fn push_key(chunks: &mut Vec<Vec<u8>>, key: &[u8]) -> u64 {
     if chunks
         .last()

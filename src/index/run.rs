@@ -1,16 +1,16 @@
 //! The run: consecutive keys with their entries, packed into one value.
 //!
-//! Owns the encoding. Each item is `varint of the bytes shared with the key before, varint of the bytes that
-//! follow, those bytes, varint of the sequence above the generation's first, content hash (u64,
-//! little-endian)`. The key before the first item is the key of the run: the shortest front of the first item's
-//! key that is above all keys of the run before, so that the tree of runs is small.
+//! Owns the encoding. Each item is `varint of the bytes shared with the previous key, varint of the remaining
+//! bytes, those bytes, varint of the sequence above the generation's first, content hash (u64, little-endian)`.
+//! The key before the first item is the key of the run: the shortest prefix of the first item's key that is
+//! above all keys of the previous run, so that the tree of runs is small.
 
 use std::cmp::Ordering;
 
 use super::{Entry, RunLimits, error::Fault};
 use crate::event::{Sequence, put_varint, take_varint};
 
-/// Packs keys that come in ascending order.
+/// Packs keys in ascending order.
 pub(super) struct RunWriter {
     base: Sequence,
     run_key: Vec<u8>,
@@ -38,8 +38,8 @@ impl RunWriter {
             || (self.keys > 0 && self.body.len() >= self.limits.bytes_full)
     }
 
-    /// Adds a key above all so far. One that equals the last is left out: of equal keys the first counts.
-    /// False if so.
+    /// Adds a key above all so far. One equal to the last is skipped, and gives false: of equal keys the
+    /// first counts.
     pub(super) fn push(&mut self, key: &[u8], entry: Entry) -> bool {
         let mut shared = common(&self.last, key);
         match (self.last.get(shared), key.get(shared)) {
@@ -65,14 +65,14 @@ impl RunWriter {
         true
     }
 
-    /// Key and body of the run, none if it holds nothing; the next key begins a new run.
+    /// Key and body of the run, none if it is empty; the next key starts a new run.
     pub(super) fn take(&mut self) -> Option<(&[u8], &[u8])> {
         let keys = std::mem::take(&mut self.keys);
         (keys > 0).then_some((&self.run_key, &self.body))
     }
 }
 
-/// One item of a body: what it adds to the key before, and the entry.
+/// One item of a body: the suffix it adds to the previous key, and the entry.
 struct Item<'a> {
     shared: usize,
     rest: &'a [u8],
@@ -101,15 +101,15 @@ fn malformed() -> Fault {
     Fault::new("a run is malformed")
 }
 
-/// Finds `key` in the run of the key `run_key`, which is not above `key`.
+/// Finds `key` in the run with the key `run_key`, which is not above `key`.
 pub(super) fn find(
     run_key: &[u8],
     mut body: &[u8],
     base: Sequence,
     key: &[u8],
 ) -> Result<Option<Entry>, Fault> {
-    // How many bytes `key` shares with the key before the item. While the items are below `key`, one that
-    // shares more with its predecessor is below as well and one that shares less is above.
+    // How many bytes `key` shares with the key before the item. As long as the items are below `key`, one
+    // that shares more with its predecessor is below as well, and one that shares less is above.
     let mut matched = common(run_key, key);
     while !body.is_empty() {
         let item = take_item(&mut body, base).ok_or_else(malformed)?;
@@ -144,7 +144,7 @@ impl RunCursor {
         }
     }
 
-    /// Goes to the next key, the first one at first. None at the end.
+    /// Moves to the next key, at first to the first. None at the end.
     pub(super) fn advance(&mut self) -> Result<Option<Entry>, Fault> {
         let mut rest = &self.body[self.at..];
         if rest.is_empty() {
@@ -161,13 +161,13 @@ impl RunCursor {
         Ok(Some(entry))
     }
 
-    /// The key it is at.
+    /// The current key.
     pub(super) fn key(&self) -> &[u8] {
         &self.key
     }
 }
 
-/// How many bytes two keys share at the front.
+/// The length of the common prefix of two keys.
 fn common(one: &[u8], other: &[u8]) -> usize {
     const WORD_BYTES: usize = size_of::<u64>();
     let words = one
@@ -210,7 +210,7 @@ mod tests {
         runs
     }
 
-    /// Keys of few letters, so that they share much.
+    /// Keys of few letters, so that they share long prefixes.
     fn keys(most: usize) -> impl Strategy<Value = BTreeMap<Vec<u8>, u64>> {
         let key = prop::collection::vec(0u8..3, 1..8);
         prop::collection::btree_map(key, 10u64..1 << 40, 1..most)

@@ -1,7 +1,7 @@
 //! Sealer: the thread that turns frozen parts into generations.
 //!
-//! Owns building a generation from memory, and what the writer waits for. Waits itself while there are as many
-//! generations as there may be and a merge makes them fewer.
+//! Owns building a generation from memory, and the result that the writer waits for. Waits itself while the
+//! bound on generations is reached and a merge can lower their number.
 
 use std::{
     io,
@@ -23,8 +23,7 @@ use crate::platform::{Job, Jobs, Step};
 /// How long to wait after a failed seal.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Builds the generation of a frozen part. Calls `go_on` between runs; an error of it
-/// ends the build.
+/// Builds the generation of a frozen part. Calls `go_on` between runs; its error ends the build.
 pub(super) fn build(
     folder: &Folder,
     frozen: &Frozen,
@@ -46,14 +45,14 @@ pub(super) fn build(
     builder.finish()
 }
 
-/// What the thread works with.
+/// The thread's state.
 pub(super) struct Sealer {
     jobs: Arc<dyn Jobs>,
     folder: Folder,
     parts: Arc<Parts>,
     merges: Arc<Merges>,
     control: Arc<Control>,
-    /// How often the threads had been woken when this one last looked for work.
+    /// The number of wake-ups when this thread last looked for work.
     wakes: u64,
     /// When to try again after a failed seal.
     retry_at: Option<Instant>,
@@ -106,7 +105,8 @@ impl Sealer {
         }
     }
 
-    /// Seals the oldest frozen part. False if there is none, or a merge has to go first: it wakes this thread.
+    /// Seals the oldest frozen part. False if there is none, or a merge must go first, which wakes this
+    /// thread.
     fn seal_oldest(&self) -> Result<bool, BuildError> {
         let Some(frozen) = self.parts.oldest_frozen() else {
             return Ok(false);
@@ -128,7 +128,7 @@ impl Sealer {
         Ok(true)
     }
 
-    /// Keeps the outcome of a seal for the writer, and logs it if it is another than before.
+    /// Keeps the result of a seal for the writer, and logs it if it has changed.
     fn report(&self, failure: Option<IndexError>) {
         let cause = failure.as_ref().map(|failure| {
             let source = std::error::Error::source(failure);
@@ -146,7 +146,7 @@ impl Sealer {
 
 impl Drop for Sealer {
     fn drop(&mut self) {
-        // A panic is a failure for all who wait, not a wait without end.
+        // A panic is a failure for all who wait, not an endless wait.
         if std::thread::panicking() {
             self.control.set_failure(Some(IndexError::Seal {
                 path: self.folder.path.clone(),
@@ -172,7 +172,7 @@ mod tests {
             positions,
         };
         let folder = folder(dir.path());
-        // Whoever has it open holds the lock of its store.
+        // Opening it keeps its store locked.
         let held = build(dir.path(), 1..101);
         let failed = super::build(&folder, &frozen, || Ok(()));
         let Err(BuildError::Io(error)) = failed.map(drop) else {
@@ -184,7 +184,7 @@ mod tests {
         );
         assert!(held.path().exists());
         drop(held);
-        // The one that was there: of the frozen part without keys it would have none.
+        // The one that existed: built from the frozen part without keys, it would have none.
         let found = super::build(&folder, &frozen, || Ok(())).expect("it is closed");
         assert_eq!(found.key_count(), 100);
     }

@@ -1,13 +1,13 @@
 //! Secret: the random key of a data directory's hashes.
 //!
-//! Owns the file `secret` of the index and everything hashed with it. A publisher chooses keys and contents; with a
+//! Owns the file `secret` of the index and everything hashed with it. A publisher chooses keys and contents; under a
 //! public hash it could choose two contents that count as the same, or keys that all share one place of a hash table.
-//! With SipHash-1-3 under a key that it never sees it cannot: the best attack known on collisions is guessing (Dobraunig,
-//! Mendel and Schläffer, "Differential Cryptanalysis of SipHash", 2014), and a guess is right once in 2^64.
+//! Under SipHash-1-3 with a key that it never sees it cannot: the best known attack on collisions is guessing
+//! (Dobraunig, Mendel and Schläffer, "Differential Cryptanalysis of SipHash", 2014), and a guess is right once in 2^64.
 //!
-//! The file is `magic, version (u32), the secret (two u64), CRC32C (u32) of all before`, little-endian. Every version keeps
-//! the magic, the place of its version, and a checksum of all before it in the last four bytes. A generation names the
-//! secret that it was built with; when the file is lost, a new one is drawn and the generations are rebuilt.
+//! The file is `magic, version (u32), the secret (two u64), CRC32C (u32) of all before`, little-endian. Every version
+//! keeps the magic, the place of its version, and, in the last four bytes, a checksum of all before. A generation names
+//! the secret it was built with; if the file is lost, a new secret is drawn and the generations are rebuilt.
 
 use std::{fmt, io, path::Path};
 
@@ -23,7 +23,7 @@ use crate::{
 };
 
 const FILE: &str = "secret";
-/// What it is called until it is durable.
+/// Its name until it is durable.
 const NEW_FILE: &str = "secret.new";
 const MAGIC: &[u8; 8] = b"olsecret";
 const VERSION: u32 = 1;
@@ -44,7 +44,7 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// A new one.
+    /// Draws a new secret.
     pub(super) fn draw(platform: &Platform) -> Self {
         Self([(platform.random)(), (platform.random)()])
     }
@@ -54,13 +54,13 @@ impl Secret {
         Self(halves)
     }
 
-    /// The one in the folder `dir`; damage if it is lost.
+    /// The secret in the folder `dir`; damage if it is lost.
     pub(super) fn load(disk: &dyn Disk, dir: &Path) -> Result<Self, Trouble> {
         let path = dir.join(FILE);
         Self::parse(&disk.read(&path)?).map_err(|trouble| trouble.of(&path))
     }
 
-    /// Makes it the one of the folder `dir`; durable on return.
+    /// Saves it in the folder `dir`; durable on return.
     pub(super) fn save(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
         let (path, new) = (dir.join(FILE), dir.join(NEW_FILE));
         match disk.remove(&new) {
@@ -113,14 +113,15 @@ impl Secret {
         KeyHash(self.hash(key))
     }
 
-    /// The hash of an event's canonical encoding: two events of one key with different hashes are in conflict.
+    /// The hash of an event's canonical encoding: two events with the same key and different hashes are in
+    /// conflict.
     pub fn content_hash(&self, encoded: &[u8]) -> u64 {
         self.hash(encoded)
     }
 
-    /// Names the secret without giving it away.
+    /// Identifies the secret without revealing it.
     pub(super) fn name(&self) -> u64 {
-        // Longer than any key, and no canonical encoding: no event has this hash but by chance.
+        // Longer than any key, and not a canonical encoding: no event has this hash except by chance.
         self.hash(&[0; Key::BYTES_MAX + 1])
     }
 
@@ -130,7 +131,7 @@ impl Secret {
     }
 }
 
-/// The secret in the folder `dir`, or what is wrong with it.
+/// The secret in the folder `dir`, or the fault in it.
 pub(super) fn load(disk: &dyn Disk, dir: &Path) -> Result<Result<Secret, Fault>, IndexOpenError> {
     match Secret::load(disk, dir) {
         Ok(secret) => Ok(Ok(secret)),
@@ -139,7 +140,7 @@ pub(super) fn load(disk: &dyn Disk, dir: &Path) -> Result<Result<Secret, Fault>,
     }
 }
 
-/// Gives the folder `dir` another secret.
+/// Gives the folder `dir` a new secret.
 pub(super) fn draw(platform: &Platform, dir: &Path) -> io::Result<Secret> {
     let disk = &*platform.disk;
     let secret = Secret::draw(platform);
@@ -193,11 +194,12 @@ mod tests {
     #[test]
     fn it_is_siphash_under_the_secret() {
         let message: Vec<u8> = (0..15).collect();
-        // The standard library's hasher is SipHash-1-3 with a key of zeroes.
+        // The standard library's hasher is SipHash-1-3 with a key of zeros.
         let mut zeroes = DefaultHasher::new();
         zeroes.write(&message);
         assert_eq!(Secret([0, 0]).content_hash(&message), zeroes.finish());
-        // Hashes are in files: another function, or another order of the key, would make conflicts of duplicates.
+        // Hashes are stored in files: another function, or another order of the key, would turn duplicates into
+        // conflicts.
         let secret = Secret([0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]);
         assert_eq!(secret.content_hash(&message), 0xd320_d86d_2a51_9956);
         assert_ne!(

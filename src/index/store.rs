@@ -1,7 +1,7 @@
 //! Store: the ordered maps of a generation, in sled.
 //!
-//! Owns opening sled, its limits and its traps; with `error.rs` the only one that names it. sled opens files by
-//! itself. A disk that is not that of the operating system has them in a file of its own instead.
+//! Owns opening sled, its limits and its traps; only this file and `error.rs` name it. sled opens files by
+//! itself. On a disk other than the operating system's, the maps are in one plain file instead.
 
 use std::{
     io,
@@ -22,11 +22,11 @@ const STORE_FOLDER: &str = "sled";
 /// sled's main file in its folder.
 const STORE_FILE: &str = "db";
 
-/// What sled may cache, in bytes: this much for each key, within the limits. Enough for all it has.
+/// sled's cache, in bytes: this much for each key, within the limits. Enough for all it has.
 const CACHE_BYTES_PER_KEY: u64 = 4;
 const CACHE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 const CACHE_BYTES_MAX: u64 = 128 * 1024 * 1024;
-/// How long to wait for a store that was closed to give up its lock: sled does so in the background.
+/// How long to wait for a closed store to release its lock, which sled does in the background.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 const LOCK_POLL: Duration = Duration::from_millis(2);
 
@@ -45,15 +45,15 @@ pub(super) enum Tree {
     Plain(PlainTree),
 }
 
-/// Drops `store`, the last handle of one or not. sled asserts that its files can be synced as it closes: its panic is
-/// the outcome of the closing, not the end of a thread.
+/// Drops `store`, whether or not it is the last handle. sled asserts on closing that its files can be synced: its
+/// panic becomes the result of closing, not the end of a thread.
 pub(super) fn close<T>(store: T) -> io::Result<()> {
     catch_unwind(AssertUnwindSafe(|| drop(store)))
         .map_err(|_| io::Error::other("sled panicked while it was closed"))
 }
 
 impl Store {
-    /// Opens or creates the store of the generation in `folder`, which has this many keys.
+    /// Opens or creates the store of the generation in `folder`, which has `keys` keys.
     pub(super) fn open(disk: &dyn Disk, folder: &Path, keys: u64) -> io::Result<Self> {
         #[cfg(any(test, feature = "simulation"))]
         if !disk.is_of_os() {
@@ -81,7 +81,7 @@ impl Store {
         }
     }
 
-    /// The length of the main file of the closed store in `folder`. It never gets shorter.
+    /// The length of the main file of the closed store in `folder`. It never shrinks.
     pub(super) fn bytes(disk: &dyn Disk, folder: &Path) -> io::Result<u64> {
         #[cfg(any(test, feature = "simulation"))]
         if !disk.is_of_os() {
@@ -103,7 +103,7 @@ impl Store {
         }
     }
 
-    /// The map of this name, created if it is missing.
+    /// The map of this name, created if missing.
     pub(super) fn open_tree(&self, name: &str) -> io::Result<Tree> {
         match self {
             Self::Sled(db) => Ok(Tree::Sled(db.open_tree(name).map_err(sled_io)?)),
@@ -112,7 +112,7 @@ impl Store {
         }
     }
 
-    /// Writes what is in the maps. Not durable on return, whatever sled says of it.
+    /// Writes out the maps. Not durable on return, whatever sled's documentation promises.
     pub(super) fn flush(&self) -> io::Result<()> {
         match self {
             Self::Sled(db) => db.flush().map(drop).map_err(sled_io),
@@ -156,8 +156,8 @@ impl Tree {
     }
 }
 
-/// A kill while sled writes a snapshot leaves a file that sled later takes for a damaged one; it is derived
-/// from the main file.
+/// A kill while sled writes a snapshot leaves a file that sled later takes for damage; it is derived from the
+/// main file.
 fn remove_unfinished_snapshots(disk: &dyn Disk, store_folder: &Path) -> io::Result<()> {
     for name in disk.list(store_folder)? {
         if name.starts_with("snap.") && name.ends_with(".generating") {

@@ -1,6 +1,6 @@
-//! Survey: finds and opens the generations in a folder and says which folders cannot be used.
+//! Survey: finds and opens the generations in a folder and reports unusable folders.
 //!
-//! Opening removes nothing; what to do with the rejected is the caller's.
+//! Opening removes nothing; the caller decides about the rejected ones.
 
 use std::{
     cmp::Reverse,
@@ -25,7 +25,7 @@ use crate::{
     platform::{Disk, Jobs},
 };
 
-/// A folder of a generation that cannot be used.
+/// The folder of an unusable generation.
 #[derive(Clone, Debug)]
 pub struct Rejected {
     /// The folder.
@@ -36,7 +36,7 @@ pub struct Rejected {
 
 /// The generations of a folder.
 pub(super) struct Survey {
-    /// Sorted, without overlap.
+    /// Sorted, without overlaps.
     pub(super) generations: Vec<Arc<Generation>>,
     pub(super) rejected: Vec<Rejected>,
 }
@@ -51,7 +51,7 @@ pub(super) fn refuse_newer(disk: &dyn Disk, dir: &Path) -> Result<(), IndexOpenE
     Ok(())
 }
 
-/// Removes what cannot be used, with a warning for each reason.
+/// Removes unusable generations, with a warning for each reason.
 pub(super) fn remove(disk: &dyn Disk, rejected: Vec<Rejected>) -> Result<(), IndexOpenError> {
     let mut reasons: BTreeMap<Arc<str>, Vec<PathBuf>> = BTreeMap::new();
     for Rejected { path, reason } in rejected {
@@ -121,7 +121,7 @@ pub(super) fn survey(
     })
 }
 
-/// The folders in `dir`, if there is one, that have the name of a generation.
+/// The folders in `dir`, if it exists, that are named like generations.
 pub(super) fn folders(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(PathBuf, Range<Sequence>)>> {
     let names = match disk.list(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -131,7 +131,7 @@ pub(super) fn folders(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(PathBuf, R
     Ok(names.iter().filter_map(folder).collect())
 }
 
-/// Opens generations, as many at a time as there are processors.
+/// Opens generations, as many in parallel as there are processors.
 fn open_all(
     jobs: &dyn Jobs,
     folder: &Folder,
@@ -139,7 +139,7 @@ fn open_all(
 ) -> Vec<(PathBuf, Result<Generation, Trouble>)> {
     let at_a_time = jobs.parallelism();
     let open = |(_, range): &(PathBuf, Range<Sequence>)| {
-        // The store asserts what it reads: its panic says that the files are damaged.
+        // The store asserts its reads: its panic means that the files are damaged.
         let opened = || Generation::open(folder, range.clone());
         catch_unwind(AssertUnwindSafe(opened))
             .unwrap_or_else(|_| Err(Fault::new("sled panicked").into()))

@@ -1,4 +1,4 @@
-//! The index as a whole: what its writer, its readers and a restart see while parts move.
+//! The index as a whole, as its writer, its readers and a restart see it while parts move.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::platform::faulty::FaultyDisk;
 
-/// Batches have this many events.
+/// Every batch has this many events.
 const BATCH: Sequence = 2;
 const TOPICS: [&str; 3] = ["orders", "orders eu", "payments"];
 
@@ -34,7 +34,7 @@ fn dir() -> TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-/// An empty index in `dir` on `disk`, whose merge of the generation `range` waits.
+/// An empty index in `dir` on `disk`; the merge of the generation `range` waits.
 fn open_held(disk: &FaultyDisk, dir: &Path, range: &Range<Sequence>) -> Index {
     let name = format!("{}.tmp", disk::folder_name(range));
     disk.hold_folder(Some(&name));
@@ -88,7 +88,7 @@ fn get_sealed(view: &View, sequence: Sequence) -> Option<Entry> {
     view.get(&key, SECRET.key_hash(&key)).expect("readable")
 }
 
-/// How many folders the index has.
+/// The number of folders of the index.
 fn folders(dir: &Path) -> usize {
     let found = fs::read_dir(dir).expect("listed");
     found
@@ -96,7 +96,7 @@ fn folders(dir: &Path) -> usize {
         .count()
 }
 
-/// Stores the events `range`, from batch to batch.
+/// Stores the events `range`, batch by batch.
 fn store(index: &mut Index, range: Range<Sequence>) {
     for first in range.step_by(BATCH as usize) {
         for sequence in first..first + BATCH {
@@ -156,7 +156,7 @@ fn ranges(index: &Index) -> Vec<Range<Sequence>> {
     generations.into_iter().map(|(range, _)| range).collect()
 }
 
-/// Waits until the merging thread has left these generations.
+/// Waits until the merging thread has left exactly these generations.
 fn await_ranges(index: &Index, expected: &[Range<Sequence>]) {
     while ranges(index) != expected {
         thread::yield_now();
@@ -256,7 +256,7 @@ fn a_seal_waits_for_a_merge_rather_than_pass_the_bound() {
             assert!(!writer.is_finished());
             thread::yield_now();
         }
-        // Nothing is merged but what is held: all else is too small, or of the held tier.
+        // Only the held merge is possible: all others are too small, or of the held tier.
         for _ in 0..200 {
             assert!(reader.generations().len() <= bound);
             thread::park_timeout(Duration::from_millis(1));
@@ -346,7 +346,7 @@ fn the_writer_looks_only_where_the_caller_did_not() {
     assert_eq!(found(90), Some(entry(90)), "recent");
 }
 
-/// A merge may put what was looked into and what was not into one generation.
+/// A merge may combine searched and unsearched parts into one generation.
 #[test]
 fn a_half_searched_generation_is_searched() {
     let dir = dir();
@@ -433,7 +433,7 @@ fn without_its_secret_it_is_rebuilt() {
         let secret = dir.path().join("secret");
         let before = fs::read(&secret).expect("a file");
         damage(&secret);
-        // Another secret: with it each duplicate would look like a conflict.
+        // Another secret: under it every duplicate would look like a conflict.
         let index = Index::open(&Platform::default(), dir.path(), options(), 101).expect("opens");
         assert_eq!(index.missing(), std::slice::from_ref(&(1..101)));
         assert_eq!(folders(dir.path()), 0);
@@ -444,7 +444,7 @@ fn without_its_secret_it_is_rebuilt() {
     }
 }
 
-/// All that is below `dir`, by path.
+/// All files below `dir`, by path.
 fn contents(dir: &Path, into: &mut BTreeMap<PathBuf, Vec<u8>>) {
     for found in fs::read_dir(dir).expect("listed") {
         let path = found.expect("listed").path();
@@ -556,7 +556,7 @@ fn a_reader_that_is_left_keeps_the_index_from_opening_and_nothing_is_removed() {
 fn an_unwritable_folder_refuses_and_heals() {
     let dir = dir();
     let mut index = open(dir.path(), 1);
-    // A file where the temporary folder goes makes the build fail.
+    // A file in the place of the temporary folder makes the build fail.
     let obstacle = dir
         .path()
         .join(format!("{}.tmp", disk::folder_name(&(1..101))));
@@ -585,11 +585,11 @@ fn an_unwritable_folder_refuses_and_heals() {
 #[derive(Clone, Debug)]
 enum IndexOp {
     Store(u8),
-    /// Insert without making durable, then forget.
+    /// Inserts without making durable, then truncates.
     Abort(u8),
     Seal,
     Reopen,
-    /// Reopen after one generation was lost.
+    /// Reopens after losing one generation.
     Lose(u8),
 }
 

@@ -1,16 +1,16 @@
-//! Tiers: which generations are merged next, and how many there can be.
+//! Tiers: which generations to merge next, and how many there can be.
 //!
-//! Owns the choice. A merge takes as many adjacent generations of one tier as the fanout says and makes one of the next
-//! tier, so that a key is written once a tier. Each tier is merged by itself: one gets another generation in the time
-//! in which `fanout` of the tier below come, so that while merging keeps up with sealing, a merge ends before `fanout`
-//! more have come, and a tier has at most `2 * fanout`. Those of the last tier grow no more and are full.
+//! Owns the choice. A merge combines `fanout` adjacent generations of one tier into one of the next, so that each key
+//! is written once per tier. Each tier is merged by itself: it gets one generation in the time in which the tier below
+//! gets `fanout`. So while merging keeps up with sealing, a merge ends before `fanout` more have come, and a tier has
+//! at most `2 * fanout`. Those of the last tier are full and grow no more.
 
 use std::ops::Range;
 
 use super::IndexOptions;
 use crate::event::Sequence;
 
-/// What the choice depends on.
+/// The properties that decide the choice.
 pub(super) struct Described {
     pub(super) range: Range<Sequence>,
     pub(super) keys: u64,
@@ -18,9 +18,9 @@ pub(super) struct Described {
     pub(super) is_usable: bool,
 }
 
-/// How many generations there may be for this many keys: `2 * fanout` for each tier that is merged, and those that
-/// are full. Reached only while merging does not keep up with sealing; then seals wait for merges. Damaged ones
-/// and those beside them, which cannot be merged, come on top until the next start.
+/// How many generations there may be for this many keys: `2 * fanout` for each merged tier, and the full ones.
+/// Reached only while merging does not keep up with sealing; then seals wait for merges. Damaged generations and
+/// their neighbours, which cannot be merged, come on top until the next start.
 pub(super) fn generations_max(keys: u64, options: IndexOptions) -> usize {
     let full = keys / full_keys(options);
     2 * options.merge_fanout * options.merge_tiers + full as usize
@@ -53,8 +53,9 @@ pub(super) fn choose(
         })
 }
 
-/// The tier in which each is merged; none for full ones. A generation counts as the greatest tier of those between it and
-/// the next full one: one that a rebuild left between greater ones is merged with them, it would never meet equals.
+/// The tier in which each is merged; none for full ones. A generation counts as the highest tier between it and the
+/// next full one: a small one that a rebuild left between larger ones is merged with them, because it would never meet
+/// equals.
 fn tiers(generations: &[Described], options: IndexOptions) -> Vec<Option<usize>> {
     let mut greatest = 0;
     let mut tiers: Vec<_> = generations
@@ -73,7 +74,7 @@ fn tiers(generations: &[Described], options: IndexOptions) -> Vec<Option<usize>>
     tiers
 }
 
-/// How often a generation of `keys` can be divided by the fanout and still be full.
+/// How often `keys` can be divided by the fanout and still be `keys_per_generation` or more.
 fn tier(keys: u64, options: IndexOptions) -> usize {
     (keys / options.keys_per_generation as u64)
         .checked_ilog(options.merge_fanout as u64)
@@ -162,14 +163,14 @@ mod tests {
         assert_eq!(chosen_of(&generations), [None, None, None]);
     }
 
-    /// A merge that ends at a time, in seals.
+    /// A merge that ends at a given time, counted in seals.
     struct Merging {
         range: Range<Sequence>,
         end: u64,
     }
 
-    /// A history of `seals`: each tier merges by itself, a merge of tier k takes `percent` of the time in which the keys that
-    /// it writes are sealed. Returns the most generations that there were beyond those that are full.
+    /// Simulates a history of `seals`: each tier merges by itself, and a merge of tier k takes `percent` of the time in
+    /// which its keys are sealed. Returns the most generations there were beyond the full ones.
     fn most_generations(
         options: IndexOptions,
         seals: u64,
@@ -234,7 +235,7 @@ mod tests {
 
     #[test]
     fn without_a_thread_for_each_tier_there_would_be_more() {
-        // Of the last tier 256 are merged while 256 come.
+        // In the last tier, 256 are merged while 256 more come.
         let options = IndexOptions {
             merge_tiers: 4,
             ..options()

@@ -62,12 +62,13 @@ impl Workers {
         &self.control
     }
 
-    /// Blocks while `waits`, which a thread ends before it wakes. Fails when the last seal failed.
+    /// Blocks while `waits` returns true; a thread makes it false before it wakes this one. Fails if the last
+    /// seal failed.
     pub(super) fn wait_while(&self, waits: impl Fn() -> bool) -> Result<(), IndexError> {
         self.control.wait_while(&*self.jobs, waits)
     }
 
-    /// Blocks while there are as many generations as there may be and a merge makes them fewer.
+    /// Blocks while the bound on generations is reached and a merge can lower their number.
     pub(super) fn wait_for_merges(&self) -> Result<(), IndexError> {
         self.wait_while(|| self.merges.must_go_first())
     }
