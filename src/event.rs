@@ -1,7 +1,7 @@
-//! Events and their names: what oncelog stores, and the limits on it.
+//! Events and their names: the unit of storage, and the limits on it.
 //!
-//! Owns [`Topic`], [`EventId`], [`Key`], [`Event`] and their validation; a value of these types is valid.
-//! Knows nothing of files, of the index or of how events arrive.
+//! Owns [`Topic`], [`EventId`], [`Key`], [`Event`] and their validation; any value of these types is valid.
+//! Knows nothing of files, the index or transports.
 
 mod encoding;
 mod fields;
@@ -26,7 +26,7 @@ pub use form::JsonError;
 pub use payload::{Json, Payload};
 pub use protobuf::{NotCanonical, put_varint, take_varint, varint_len};
 
-/// The place of an event in the log. The first event has sequence 1, there are no gaps.
+/// The position of an event in the log. The first event has sequence 1; there are no gaps.
 pub type Sequence = u64;
 
 /// The sequence of the first event of a log.
@@ -35,16 +35,16 @@ pub const FIRST_SEQUENCE: Sequence = 1;
 /// A point in time in nanoseconds since 1970-01-01T00:00:00Z, by the server's clock.
 pub type UnixNanos = u64;
 
-/// The longest topic, event id, source or attribute key, in bytes; the shortest has one.
+/// The longest topic, event id, source or attribute key, in bytes; the shortest has one byte.
 pub const NAME_BYTES_MAX: usize = 255;
 /// The most attributes of one event.
 pub const ATTRIBUTES_MAX: usize = 64;
-/// The most bytes that the keys and values of the attributes of one event have together.
+/// The most bytes of an event's attributes, keys and values together.
 pub const ATTRIBUTES_BYTES_MAX: usize = 8 * 1024;
-/// How many objects and arrays of a JSON payload may be within each other, the payload itself included.
+/// How deep the objects and arrays of a JSON payload may nest, including the payload itself.
 ///
-/// Decoders of protobuf take 100 messages within each other. An object is three of them (a `Struct`, the entry of its
-/// map, a `Value`), and a `ListEventsResponse` has the payload at its third.
+/// Protobuf decoders accept 100 nested messages. An object takes three of them (a `Struct`, the entry of its map, a
+/// `Value`), and a `ListEventsResponse` has the payload at its third.
 pub const JSON_DEPTH_MAX: u32 = 32;
 /// The default limit on one encoded event, in bytes.
 pub const EVENT_BYTES_MAX: usize = 1024 * 1024;
@@ -55,13 +55,13 @@ const TIMESTAMP_SECONDS_MIN: i64 = -62_135_596_800;
 const TIMESTAMP_SECONDS_MAX: i64 = 253_402_300_799;
 const TIMESTAMP_NANOS_MAX: i32 = 999_999_999;
 
-/// A limit that a value breaks: the field, what it holds, and what it may hold.
+/// A broken limit: the field, its value's fault, and the limit.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{field}: {description}")]
 pub struct Violation {
-    /// The field of the contract, for example `event_id`.
+    /// The field in the contract, for example `event_id`.
     pub field: &'static str,
-    /// What is wrong and what the limit is. Never repeats what the publisher sent.
+    /// The fault and the limit. Never repeats the publisher's content.
     pub description: String,
 }
 
@@ -122,9 +122,9 @@ impl EventId {
     }
 }
 
-/// What identifies an event, as bytes: `topic ++ 0x00 ++ event_id`.
+/// The identity of an event, as bytes: `topic ++ 0x00 ++ event_id`.
 ///
-/// Names hold no NUL, so different pairs have different bytes, and the keys of a topic sort together.
+/// Names contain no NUL, so different pairs have different bytes, and the keys of a topic sort together.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key {
     bytes: Bytes,
@@ -142,7 +142,7 @@ impl Key {
         Self::from_names(topic.as_str(), event_id.as_str(), &mut BytesMut::new())
     }
 
-    /// The key of names that were checked, put in `space`.
+    /// The key of checked names, built in `space`.
     fn from_names(topic: &str, event_id: &str, space: &mut BytesMut) -> Self {
         space.reserve(topic.len() + 1 + event_id.len());
         space.put_slice(topic.as_bytes());
@@ -176,7 +176,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A valid event in its canonical encoding, with what the write path needs to know of it.
+/// A valid event in its canonical encoding, with the details that the write path needs.
 #[derive(Clone, Debug)]
 pub struct Event {
     key: Key,
@@ -184,12 +184,13 @@ pub struct Event {
 }
 
 impl Event {
-    /// Takes an encoded event as it is, if the encoding is canonical, and checks it against the limits.
+    /// Takes an encoded event unchanged, if the encoding is canonical, and checks it against the limits.
     pub fn from_canonical(encoded: Bytes) -> Result<Result<Self, Violation>, NotCanonical> {
         Self::from_canonical_in(encoded, &mut BytesMut::new())
     }
 
-    /// The same, with the key put in `key_space`: events that come together share the memory of their keys.
+    /// The same, with the key built in `key_space`: events that arrive together share the memory of their
+    /// keys.
     pub fn from_canonical_in(
         encoded: Bytes,
         key_space: &mut BytesMut,
@@ -204,13 +205,13 @@ impl Event {
         Ok(key.map(|key| Self { key, encoded }))
     }
 
-    /// Checks the fields of an event against the limits, and encodes it. The attributes must be in the order of their
-    /// keys, each once, and a JSON payload one of [`Json`].
+    /// Checks the fields of an event against the limits, and encodes it. The attributes must be sorted by key,
+    /// without repeats, and a JSON payload must come from [`Json`].
     pub fn new(fields: &EventView<'_>) -> Result<Self, Violation> {
         Self::new_in(fields, &mut BytesMut::new())
     }
 
-    /// The same, with the key put in `key_space`.
+    /// The same, with the key built in `key_space`.
     pub fn new_in(fields: &EventView<'_>, key_space: &mut BytesMut) -> Result<Self, Violation> {
         check_event(fields)?;
         let key = Key::from_names(fields.topic, fields.event_id, key_space);
@@ -218,7 +219,7 @@ impl Event {
         Ok(Self { key, encoded })
     }
 
-    /// Takes an event back that was checked when it was stored.
+    /// Takes back an event that was checked when it was stored.
     pub fn from_stored(encoded: Bytes) -> Result<Self, NotCanonical> {
         let view = EventView::parse(&encoded)?;
         if view.topic.len().max(view.event_id.len()) > NAME_BYTES_MAX {
@@ -228,7 +229,7 @@ impl Event {
         Ok(Self { key, encoded })
     }
 
-    /// What identifies the event.
+    /// The event's key.
     pub fn key(&self) -> &Key {
         &self.key
     }
@@ -239,14 +240,14 @@ impl Event {
     }
 }
 
-/// An event with its place in the log.
+/// An event with its position in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredEvent {
     /// Its place in the log.
     pub sequence: Sequence,
     /// When it was accepted.
     pub received_at: UnixNanos,
-    /// The checksum of its batch, by which a cursor proves where it was taken.
+    /// The checksum of its batch, which cursors use as proof of their position.
     pub batch_checksum: u32,
     /// The canonical encoding of the `oncelog.v1.Event`.
     pub encoded: Bytes,
@@ -322,7 +323,7 @@ fn check_name(field: &'static str, name: &str) -> Result<(), Violation> {
             ),
         ));
     }
-    // No early exit: the compiler makes few instructions of it, and nearly all names pass.
+    // No early exit: that compiles to few instructions, and nearly all names pass.
     let printable = |byte: u8| (b' '..=b'~').contains(&byte);
     if name.bytes().fold(true, |all, byte| all & printable(byte)) {
         return Ok(());

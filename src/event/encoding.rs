@@ -1,10 +1,11 @@
-//! The canonical encoding of `oncelog.v1.Event`: the only place that reads it in place, and that writes it.
+//! The canonical encoding of `oncelog.v1.Event`: the only place that reads it in place, and the only one that
+//! writes it.
 //!
-//! Canonical is what an encoder of ordered fields and ordered maps writes: every field at most once, in the order in
-//! which the contract declares them (so attributes come after any payload), without default values, with the
-//! shortest varints and no unknown fields, and a JSON payload in its one form. Equal events have equal canonical
-//! encodings, so a hash of the bytes is a hash of the content.
-//! Format: <https://protobuf.dev/programming-guides/encoding/>.
+//! Canonical means as written by an encoder of ordered fields and ordered maps: every field at most once, in the
+//! order in which the contract declares them (so attributes come after any payload), without default values, with
+//! the shortest varints and no unknown fields, and a JSON payload in its one form. Equal events have equal canonical
+//! encodings, so a hash of the bytes is a hash of the content. Format:
+//! <https://protobuf.dev/programming-guides/encoding/>.
 
 use super::{
     payload::Payload,
@@ -29,16 +30,16 @@ const VALUE_TAG: u8 = len_tag(2);
 const SECONDS_TAG: u8 = 1 << 3;
 const NANOS_TAG: u8 = 2 << 3;
 
-/// A `google.protobuf.Timestamp`, of any value.
+/// A `google.protobuf.Timestamp`, with any values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timestamp {
     /// Seconds since 1970-01-01T00:00:00Z.
     pub seconds: i64,
-    /// Nanoseconds on top of them.
+    /// Nanoseconds on top of that.
     pub nanos: i32,
 }
 
-/// The fields of an event, borrowed. They are not yet checked against limits.
+/// The fields of an event, borrowed, not yet checked against limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventView<'a> {
     /// Field 1.
@@ -56,8 +57,8 @@ pub struct EventView<'a> {
 }
 
 impl<'a> EventView<'a> {
-    /// Reads a canonical encoding. A JSON payload is taken as it is, in whatever form: that of a stored event is
-    /// canonical, or was by the rules of an earlier version.
+    /// Reads a canonical encoding. A JSON payload is accepted in whatever form: that of a stored event is
+    /// canonical, or was under the rules of an earlier version.
     pub fn parse(encoded: &'a [u8]) -> Result<Self, NotCanonical> {
         let mut event = Self::default();
         let mut rest = encoded;
@@ -97,8 +98,8 @@ impl<'a> EventView<'a> {
         Ok(event)
     }
 
-    /// Writes the canonical encoding. Attributes must be in the order of their keys, each once, and a JSON payload must
-    /// be in its canonical form.
+    /// Writes the canonical encoding. Attributes must be sorted by key, without repeats, and a JSON payload must be in
+    /// its canonical form.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.encoded_len_max());
         put_text(TOPIC_TAG, self.topic, &mut out);
@@ -123,7 +124,7 @@ impl<'a> EventView<'a> {
         out
     }
 
-    /// No less than the encoding takes.
+    /// At least the size of the encoding.
     fn encoded_len_max(&self) -> usize {
         /// A tag and the longest length.
         const FIELD: usize = 11;
@@ -141,7 +142,7 @@ impl<'a> EventView<'a> {
     }
 }
 
-/// Appends a field that is left out when it is empty.
+/// Appends a field, unless it is empty.
 fn put_text(tag: u8, text: &str, out: &mut Vec<u8>) {
     if !text.is_empty() {
         put_field(tag, text.as_bytes(), out);
@@ -261,7 +262,7 @@ mod tests {
             prop_assert_eq!(view.encode(), encoded);
         }
 
-        /// Whatever is taken as canonical is what prost would write for it.
+        /// Any encoding accepted as canonical equals prost's.
         #[test]
         fn prost_writes_canonical_bytes_unchanged(
             event in any_event(),

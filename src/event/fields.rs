@@ -1,4 +1,4 @@
-//! Fields of a `google.protobuf.Struct` in any encoding, as publishers of every language write them.
+//! Fields of a `google.protobuf.Struct` in any encoding that a publisher's library may produce.
 
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
@@ -39,7 +39,7 @@ impl<'a> Content<'a> {
     }
 }
 
-/// Takes a field off the front of any encoding.
+/// Splits a field off the front of any encoding.
 pub(super) fn next_field<'a>(rest: &mut &'a [u8]) -> Result<Option<(u32, Content<'a>)>, JsonError> {
     let malformed = |_| JsonError::NotStruct;
     if rest.is_empty() {

@@ -1,12 +1,12 @@
-//! What the two forms of a JSON object have in common: their parts, and what cannot be stored in either.
+//! The common ground of the two forms of a JSON object: their parts, and what neither can store.
 
 use thiserror::Error;
 
 use super::JSON_DEPTH_MAX;
 
-/// How the parts of a JSON object are written. What is opened returns where it began, for its close.
+/// How to write the parts of a JSON object. Opening a part returns its start, which closing it takes.
 pub(super) trait Form {
-    /// Whether the outermost object is written as its members only.
+    /// Whether the outermost object is written as just its members.
     const ROOT_IS_BARE: bool;
 
     fn null(out: &mut Vec<u8>);
@@ -19,45 +19,45 @@ pub(super) trait Form {
     fn close_element(start: usize, out: &mut Vec<u8>);
     fn close_list(start: usize, out: &mut Vec<u8>);
     fn open_object(out: &mut Vec<u8>) -> usize;
-    /// Returns where the member and where its value began.
+    /// Returns the starts of the member and of its value.
     fn open_member(name: &str, out: &mut Vec<u8>) -> [usize; 2];
     fn close_member(starts: [usize; 2], out: &mut Vec<u8>);
     fn close_object(start: usize, out: &mut Vec<u8>);
 }
 
-/// Appends a string as canonical text has it.
+/// Appends a string in canonical text.
 pub(super) fn put_string(text: &str, json: &mut Vec<u8>) {
     serde_json::to_writer(json, text).expect("a Vec takes everything");
 }
 
-/// The depth that is left within an object or an array.
+/// The depth that remains inside an object or array.
 pub(super) fn deeper(depth_left: u32) -> Result<u32, JsonError> {
     depth_left.checked_sub(1).ok_or(JsonError::TooDeep)
 }
 
-/// Why something is not a JSON object that can be stored.
+/// Why a value is not a JSON object that can be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum JsonError {
-    /// The text is no JSON.
+    /// The text is not JSON.
     #[error("not JSON: {expected} is expected at byte {at}")]
     NotJson {
-        /// What would be.
+        /// What was expected there.
         expected: &'static str,
-        /// Where, in bytes from the beginning of the object.
+        /// The offset in bytes from the start of the object.
         at: usize,
     },
-    /// The bytes are no encoded `google.protobuf.Struct`.
+    /// The bytes are not an encoded `google.protobuf.Struct`.
     #[error("not an encoded google.protobuf.Struct")]
     NotStruct,
-    /// One name has two values.
+    /// An object has a name twice.
     #[error("a name twice in one object")]
     NameTwice,
-    /// It is nested deeper than every reader could decode.
+    /// It nests deeper than every reader can decode.
     #[error(
         "nested too deeply; the limit is {JSON_DEPTH_MAX} objects and arrays within each other"
     )]
     TooDeep,
-    /// A number that JSON does not have.
+    /// A number outside JSON.
     #[error("a number that is NaN or infinite; JSON has only finite ones")]
     NotFinite,
     /// A `google.protobuf.Value` without a kind.

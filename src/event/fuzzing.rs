@@ -1,4 +1,5 @@
-//! What is fuzzed of events: their canonical encoding and JSON payloads, against other encoders and parsers.
+//! Fuzz targets of events: their canonical encoding and JSON payloads, compared with other encoders and
+//! parsers.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -11,7 +12,7 @@ use crate::proto::v1;
 /// The limit on an object here, in bytes.
 const JSON_BYTES_MAX: usize = 1 << 16;
 
-/// Takes the input for an encoded event, and for an encoded JSON object.
+/// Decodes the input as an encoded event, and as an encoded JSON object.
 pub fn event(data: &[u8]) {
     json_struct(data);
     let decoded = v1::Event::decode(data);
@@ -34,7 +35,8 @@ pub fn event(data: &[u8]) {
     }
 }
 
-/// Takes the input for an encoded JSON object: what is made of it is what the decoder of the contract reads.
+/// Decodes the input as an encoded JSON object: the contract's decoder must read the result as the same
+/// object.
 fn json_struct(data: &[u8]) {
     let canonical = match Json::from_struct(data) {
         Ok(Json::Struct(canonical)) => canonical,
@@ -55,7 +57,7 @@ fn json_struct(data: &[u8]) {
     );
 }
 
-/// Makes every null the same: its number is of an open enum, so it could be any.
+/// Makes all nulls equal: theirs is an open enum, so the number could be any.
 fn number_nulls(value: &mut Value) {
     match &mut value.kind {
         Some(Kind::NullValue(number)) => *number = 0,
@@ -65,7 +67,7 @@ fn number_nulls(value: &mut Value) {
     }
 }
 
-/// Takes the input for the text of a JSON object.
+/// Parses the input as the text of a JSON object.
 pub fn json_text(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -75,7 +77,7 @@ pub fn json_text(data: &[u8]) {
         Ok(json) => json,
         Err(JsonError::NotJson { expected, at }) => {
             assert!(at <= text.len());
-            // What another parser may take is no object, or text that is not Unicode.
+            // Another parser may accept values that are no object, or text that is not Unicode.
             assert!(
                 !is_json
                     || at == 0
@@ -92,7 +94,7 @@ pub fn json_text(data: &[u8]) {
     assert!(is_json, "another parser takes it too");
     let again = json_of(&json);
     assert!(!again.contains('\n'));
-    // Canonical is a fixed point, and the value is the same.
+    // Canonical text is a fixed point, with the same value.
     assert_eq!(Json::from_text(&again, usize::MAX).as_ref(), Ok(&json));
     if let (Ok(given), Ok(canonical)) = (
         serde_json::from_str::<serde_json::Value>(text),
@@ -112,7 +114,7 @@ fn json_of(json: &Json) -> String {
     String::from_utf8(text).expect("UTF-8")
 }
 
-/// The other parser tells 12 from 12.0.
+/// The other parser distinguishes 12 from 12.0.
 fn without_integers(mut json: serde_json::Value) -> serde_json::Value {
     use serde_json::Value::{Array, Bool, Null, Number, Object, String};
     match &mut json {
@@ -129,7 +131,7 @@ fn without_integers(mut json: serde_json::Value) -> serde_json::Value {
     }
 }
 
-/// The numbers of a text that is JSON, as they are written, in no order.
+/// The numbers in a JSON text, as written, in no particular order.
 fn numbers(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut outside = String::new();
@@ -150,14 +152,14 @@ fn numbers(text: &str) -> Vec<String> {
             _ => outside.push(' '),
         }
     }
-    // The ends of true and false are no numbers.
+    // The ends of true and false are not numbers.
     let words = outside.split_whitespace();
     found.extend(words.filter(|word| *word != "e").map(str::to_owned));
     found.sort();
     found
 }
 
-/// An event holds what its type promises, and comes back from the log as it is.
+/// An event keeps the promises of its type, and comes back from the log unchanged.
 pub(crate) fn assert_valid(event: &Event) {
     let view = EventView::parse(event.encoded()).expect("canonical");
     let topic = Topic::new(view.topic).expect("valid");
@@ -176,14 +178,14 @@ pub(crate) fn assert_valid(event: &Event) {
     assert_eq!(*event.encoded(), decoded.encode_to_vec());
 }
 
-/// Inputs to begin with, by name.
+/// Seed inputs, by name.
 #[cfg(test)]
 pub(crate) mod seeds {
     use prost_types::{ListValue, Timestamp};
 
     use super::*;
 
-    /// A JSON object that no Struct holds, in canonical text.
+    /// A JSON object that no Struct can hold, in canonical text.
     const TEXT: &str = r#"{"a":[0.12345678901234567890,1E400,-0],"id":9007199254740993}"#;
 
     pub(crate) fn texts() -> Vec<(&'static str, Vec<u8>)> {
@@ -202,7 +204,7 @@ pub(crate) mod seeds {
         ]
     }
 
-    /// A JSON object with every kind of value, and some that JSON does not have.
+    /// A JSON object with every kind of value, including some outside JSON.
     fn json() -> Struct {
         let value = |kind| Value { kind: Some(kind) };
         let number = |number| value(Kind::NumberValue(number));

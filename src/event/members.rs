@@ -1,10 +1,10 @@
-//! The members of a JSON object that is being written: in the order of their names, each once.
+//! The members of a JSON object being written: sorted by name, each once.
 
 use std::ops::Range;
 
 use super::form::JsonError;
 
-/// The members written so far. Names are compared as UTF-8 bytes, which is the order of their code points.
+/// The members written so far. Names are compared as UTF-8 bytes, which sort like their code points.
 pub(super) struct Members<N> {
     written: Vec<(N, Range<usize>)>,
     in_order: bool,
@@ -18,13 +18,13 @@ impl<N: Ord> Members<N> {
         }
     }
 
-    /// Adds a member that is at `place` in the output, right behind the last one.
+    /// Adds the member at `place` in the output, right behind the last one.
     pub fn add(&mut self, name: N, place: Range<usize>) {
         self.in_order &= self.written.last().is_none_or(|(last, _)| *last < name);
         self.written.push((name, place));
     }
 
-    /// Puts the members, which are at the end of `out`, in order.
+    /// Sorts the members, which are at the end of `out`.
     pub fn sort(mut self, out: &mut Vec<u8>) -> Result<(), JsonError> {
         if self.in_order {
             return Ok(());

@@ -1,23 +1,23 @@
-//! Numbers of JSON, and the doubles that hold them.
+//! JSON numbers, and the doubles that hold them.
 //!
-//! A double stands for one decimal: below 2^64 in magnitude a whole one stands for itself, to the last digit; any
-//! other for the shortest decimal that parses to it. So 0.1 and 1e300 are held, 9007199254740993, 1e400 and
-//! 0.12345678901234567890 are not, and no two values share a double. Negative zero is a number of its own, which a
-//! double holds; it is written `-0.0`, because many parsers take `-0` for the integer 0.
+//! Every double stands for one decimal: a whole double below 2^64 in magnitude for its exact value, any other for
+//! the shortest decimal that parses to it. So doubles hold 0.1 and 1e300, but not 9007199254740993, 1e400 or
+//! 0.12345678901234567890, and no two values share a double. Negative zero is a distinct number, which a double
+//! holds; it is written `-0.0`, because many parsers read `-0` as the integer 0.
 
 use std::io::Write as _;
 
-/// Whole doubles below this magnitude are written to the last digit.
+/// Whole doubles below this magnitude are written in full.
 const WHOLE_MAX: f64 = (1u128 << 64) as f64;
-/// More significant digits than any double is written with: 2^64 has 20.
+/// More significant digits than any double needs: 2^64 has 20.
 const DIGITS_MAX: u64 = 20;
-/// A decimal of this many significant digits survives a double, and the shortest decimal of that is it again, where
-/// doubles are neither subnormal nor infinite (`DBL_DIG`).
+/// A decimal of this many significant digits survives a double, and is the shortest decimal for it, where doubles
+/// are neither subnormal nor infinite (`DBL_DIG`).
 const DIGITS_SAFE: u64 = f64::DIGITS as u64;
-/// Magnitudes of 10 that [`DIGITS_SAFE`] is relied on for: above, whole doubles have more digits to check.
+/// Magnitudes of 10 where [`DIGITS_SAFE`] can be relied on: above, whole doubles have more digits to check.
 const SAFE_MAGNITUDES: std::ops::Range<i64> = -300..15;
 
-/// The double that holds `literal`, a number as JSON writes it. `None` if there is none.
+/// The double that holds `literal`, a JSON number. `None` if there is none.
 pub(super) fn held(literal: &str) -> Option<f64> {
     let decimal = Decimal::parse(literal)?;
     let number: f64 = literal.parse().ok()?;
@@ -33,8 +33,8 @@ pub(super) fn held(literal: &str) -> Option<f64> {
     (written == Some(decimal)).then_some(number)
 }
 
-/// Appends the decimal that `number` stands for. One that JSON does not have is one of the strings "NaN", "Infinity" and
-/// "-Infinity": events stored by earlier versions can have it.
+/// Appends the decimal that `number` stands for. A number outside JSON becomes one of the strings "NaN", "Infinity" and
+/// "-Infinity": earlier versions stored such events.
 pub(super) fn write(number: f64, json: &mut Vec<u8>) {
     let is_whole = number.trunc() == number && number.abs() < WHOLE_MAX;
     let written = if number == 0.0 && number.is_sign_negative() {
@@ -53,7 +53,7 @@ pub(super) fn write(number: f64, json: &mut Vec<u8>) {
     written.expect("a Vec takes everything");
 }
 
-/// The value of a literal: `mantissa * 10^exponent`, without zeros at the end of the mantissa.
+/// The value of a literal: `mantissa * 10^exponent`, without trailing zeros in the mantissa.
 #[derive(Debug, PartialEq, Eq)]
 struct Decimal {
     is_negative: bool,
@@ -109,7 +109,7 @@ impl Decimal {
     }
 }
 
-/// An exponent; one that is too large for any double may be taken for another such.
+/// An exponent; one too large for any double may be confused with another such.
 fn parse_exponent(text: &str) -> i64 {
     let (is_negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
@@ -173,7 +173,7 @@ mod tests {
             "9007199254740993",
             "18446744073709551615",
             "-9223372036854775807",
-            // The double next to it stands for 1152921504606846976.
+            // The nearest double stands for 1152921504606846976.
             "1152921504606847000",
             "9007199254740993.5",
             "1e400",
@@ -191,7 +191,7 @@ mod tests {
     }
 
     proptest! {
-        /// Each double holds one value, and that is the one it is written as.
+        /// Each double holds one value, the one it is written as.
         #[test]
         fn every_double_comes_back(bits: u64) {
             let number = f64::from_bits(bits);
@@ -199,7 +199,7 @@ mod tests {
             prop_assert_eq!(held(&written(number)).map(f64::to_bits), Some(bits));
         }
 
-        /// A literal that is held is written with its own value, whatever way it was written.
+        /// A literal that a double holds is written with its own value, however it was spelled.
         #[test]
         fn a_held_literal_keeps_its_value(
             literal in "-?(0|[1-9][0-9]{0,22})(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?",
@@ -209,7 +209,7 @@ mod tests {
             }
         }
 
-        /// Whole numbers are held exactly if the double next to them is they.
+        /// A whole number is held exactly if its nearest double equals it.
         #[test]
         fn a_whole_number_is_held_if_it_is_a_double(whole: u64) {
             let exact = whole as f64 as u128 == u128::from(whole);

@@ -1,7 +1,7 @@
-//! The payload of an event, and the one form that a JSON object has in it.
+//! The payload of an event, and the single form of a JSON object in it.
 //!
-//! A JSON object is an encoded `google.protobuf.Struct` if doubles hold each of its numbers, else canonical text. So
-//! equal objects are equal bytes, whichever edge they come from and in whichever form they are sent.
+//! A JSON object is an encoded `google.protobuf.Struct` if doubles hold all its numbers, and canonical text
+//! otherwise. So equal objects are equal bytes, whichever edge and form they come in.
 
 use super::{
     form::JsonError,
@@ -22,7 +22,7 @@ pub enum Payload<'a> {
 }
 
 impl Payload<'_> {
-    /// Whether this is the one form that its content has.
+    /// Whether this is the only form its content may have.
     pub(super) fn is_canonical(&self) -> bool {
         match *self {
             Self::Struct(encoded) => structs::is_canonical(encoded),
@@ -49,21 +49,21 @@ impl Payload<'_> {
 pub enum Json {
     /// An encoded `google.protobuf.Struct`.
     Struct(Vec<u8>),
-    /// Text: the members of objects in the order of their names (as UTF-8 bytes, which is the order of their code
-    /// points), no white space, numbers as they were written, strings as `JSON.stringify` writes them: escaped are `"`,
-    /// `\` and control characters below U+0020, these as `\b`, `\t`, `\n`, `\f`, `\r` or `\u00xx` with small letters.
+    /// Text: members sorted by name (as UTF-8 bytes, which sort like code points), no white space, numbers as written,
+    /// strings as `JSON.stringify` writes them: escaping `"`, `\` and control characters below U+0020, these as `\b`,
+    /// `\t`, `\n`, `\f`, `\r` or `\u00xx` with lower-case letters.
     Text(String),
 }
 
 impl Json {
-    /// Reads the text of a JSON object that takes at most `bytes_max` bytes in its canonical form.
+    /// Reads the text of a JSON object whose canonical form takes at most `bytes_max` bytes.
     pub fn from_text(text: &str, bytes_max: usize) -> Result<Self, JsonError> {
         match text::read::<StructForm>(text, bytes_max) {
             Ok(encoded) => return Ok(Self::Struct(encoded)),
             Err(Stop::NotHeld) => {}
             Err(Stop::Error(error)) => return Err(error),
         }
-        // Once more, for what is rare.
+        // Read again, for the rare case.
         match text::read::<TextForm>(text, bytes_max) {
             Ok(text) => Ok(Self::Text(
                 String::from_utf8(text).expect("written as pieces of text"),

@@ -1,11 +1,11 @@
-//! Fields and varints of protobuf, as canonical encodings have them.
+//! Fields and varints of protobuf, as in canonical encodings.
 //!
 //! Format: <https://protobuf.dev/programming-guides/encoding/>.
 
 use bytes::BufMut;
 use thiserror::Error;
 
-/// The bytes are no canonical encoding: they may be another encoding of an event, or none.
+/// The bytes are not a canonical encoding: they may encode an event differently, or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("not the canonical encoding of an event")]
 pub struct NotCanonical;
@@ -20,7 +20,7 @@ pub(super) const fn len_tag(field: u8) -> u8 {
     field << 3 | LEN as u8
 }
 
-/// Takes one length-delimited field off the front: its number and its value.
+/// Splits one length-delimited field off the front: its number and its value.
 pub(super) fn take_len_field<'a>(rest: &mut &'a [u8]) -> Result<(u32, &'a [u8]), NotCanonical> {
     let (field, wire_type) = take_tag(rest)?;
     if wire_type != LEN {
@@ -29,7 +29,7 @@ pub(super) fn take_len_field<'a>(rest: &mut &'a [u8]) -> Result<(u32, &'a [u8]),
     Ok((field, take_len(rest)?))
 }
 
-/// Takes the value of a length-delimited field.
+/// Reads the value of a length-delimited field.
 pub(super) fn take_len<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], NotCanonical> {
     let len = take_varint(rest).ok_or(NotCanonical)?;
     let len = usize::try_from(len).map_err(|_| NotCanonical)?;
@@ -38,7 +38,7 @@ pub(super) fn take_len<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], NotCanonical
     Ok(value)
 }
 
-/// Takes the number and the wire type of a field.
+/// Reads the number and the wire type of a field.
 pub(super) fn take_tag(rest: &mut &[u8]) -> Result<(u32, u32), NotCanonical> {
     let tag = take_varint(rest).ok_or(NotCanonical)?;
     let tag = u32::try_from(tag).map_err(|_| NotCanonical)?;
@@ -54,14 +54,14 @@ pub fn put_varint(mut value: u64, buf: &mut impl BufMut) {
     buf.put_u8(value as u8);
 }
 
-/// The bytes [`put_varint`] writes for `value`.
+/// The number of bytes that [`put_varint`] writes for `value`.
 pub fn varint_len(value: u64) -> usize {
     let bits = (u64::BITS - value.leading_zeros()).max(1);
     bits.div_ceil(7) as usize
 }
 
-/// Takes a varint off the front of `rest`. `None` if there is none, it is longer than it needs to be, or
-/// it does not fit 64 bits.
+/// Splits a varint off the front of `rest`. `None` if there is none, it is longer than necessary, or it does
+/// not fit 64 bits.
 #[inline]
 pub fn take_varint(rest: &mut &[u8]) -> Option<u64> {
     match **rest {
@@ -101,14 +101,14 @@ pub(super) fn put_field(tag: u8, content: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(content);
 }
 
-/// Begins a length-delimited field whose length is not known yet. Returns where its content begins, for
+/// Starts a length-delimited field whose length is not known yet. Returns the start of its content, for
 /// [`close_field`].
 pub(super) fn open_field(tag: u8, out: &mut Vec<u8>) -> usize {
     out.extend_from_slice(&[tag, 0]);
     out.len()
 }
 
-/// Writes the length of the field whose content begins at `start`.
+/// Writes the length of the field whose content starts at `start`.
 pub(super) fn close_field(start: usize, out: &mut Vec<u8>) {
     let len = out.len() - start;
     if len < 0x80 {

@@ -1,4 +1,4 @@
-//! The JSON of a stored `google.protobuf.Struct`, without a tree in between.
+//! The JSON of a stored `google.protobuf.Struct`, written without an intermediate tree.
 
 use super::{
     form::put_string,
@@ -9,15 +9,15 @@ use super::{
 
 /// Appends the JSON of a stored `Struct`.
 ///
-/// Earlier versions stored what JSON does not have: a value without a kind is null, and [`number::write`] says what a
-/// number that is not finite is.
+/// Earlier versions stored values outside JSON: one without a kind becomes null, and [`number::write`] covers numbers
+/// that are not finite.
 pub(super) fn write(mut encoded: &[u8], json: &mut Vec<u8>) {
     json.push(b'{');
     let mut separator = None;
     while !encoded.is_empty() {
         json.extend(separator.replace(b','));
         let mut member = take_stored(&mut encoded);
-        // Both are left out when they are empty.
+        // Both are omitted when empty.
         let (mut name, mut value): (&[u8], &[u8]) = (&[], &[]);
         if member.first() == Some(&NAME_TAG) {
             name = take_stored(&mut member);
@@ -64,7 +64,7 @@ fn write_text(text: &[u8], json: &mut Vec<u8>) {
     );
 }
 
-/// Takes a length-delimited field off the front of a stored message; returns its content.
+/// Splits a length-delimited field off the front of a stored message; returns its content.
 fn take_stored<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
     let field = take_len_field(rest);
     field.expect("a stored payload is canonical").1
@@ -84,7 +84,7 @@ mod tests {
         }
     }
 
-    /// Earlier versions stored it.
+    /// Earlier versions stored such values.
     #[test]
     fn values_outside_json_are_listed_as_text() {
         let numbers = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];

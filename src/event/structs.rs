@@ -1,9 +1,8 @@
 //! JSON objects as `google.protobuf.Struct`: checked in place, made canonical, and written.
 //!
-//! What [`encoding`](super::encoding) calls canonical, for JSON: the members of an object are a map, so they are in the
-//! order of their names, each once. And what JSON does not have is not there: numbers that are not finite, values
-//! without a kind.
-//! Format: <https://protobuf.dev/reference/protobuf/google.protobuf/#struct>.
+//! Canonical as in [`encoding`](super::encoding), for JSON: an object is a map, so its members are sorted by name, each
+//! once. Values outside JSON do not occur: numbers that are not finite, values without a kind. Format:
+//! <https://protobuf.dev/reference/protobuf/google.protobuf/#struct>.
 
 use std::borrow::Cow;
 
@@ -121,8 +120,8 @@ fn take_varint_upto(max: u64, rest: &mut &[u8]) -> Result<(), NotCanonical> {
 
 /// Reads any encoding of a `google.protobuf.Struct`, and writes the canonical one.
 ///
-/// As every decoder does, it skips unknown fields, takes the last value of a field that is given more than once, and
-/// merges messages. A name that is twice in an object is refused: decoders would keep one of its values.
+/// Like every decoder, it skips unknown fields, takes the last value of a repeated field, and merges messages. A
+/// name that occurs twice in an object is refused: decoders would keep one of its values.
 pub(super) fn canonical(encoded: &[u8]) -> Result<Vec<u8>, JsonError> {
     let mut out = Vec::with_capacity(encoded.len());
     put_members(encoded, JSON_DEPTH_MAX, &mut out)?;
@@ -158,10 +157,10 @@ fn member(mut entry: &[u8]) -> Result<(&str, Merged<'_>), JsonError> {
     Ok((name, value))
 }
 
-/// A message, of which there may be several parts.
+/// A message, perhaps in several parts.
 type Merged<'a> = Option<Cow<'a, [u8]>>;
 
-/// The encoding of a merged message is that of its parts, one after the other.
+/// The encoding of a merged message is the concatenation of its parts.
 fn merge<'a>(message: &mut Merged<'a>, part: &'a [u8]) {
     match message {
         None => *message = Some(Cow::Borrowed(part)),
@@ -277,7 +276,7 @@ impl Form for StructForm {
 
     fn open_member(name: &str, out: &mut Vec<u8>) -> [usize; 2] {
         let start = open_field(ITEM_TAG, out);
-        // An empty name is a default value, which is left out.
+        // An empty name is a default value, and omitted.
         if !name.is_empty() {
             put_field(NAME_TAG, name.as_bytes(), out);
         }
@@ -337,7 +336,7 @@ mod tests {
             prop_assert!(is_canonical(&json.encode_to_vec()));
         }
 
-        /// Whatever is taken as canonical is what prost would write for it.
+        /// Any encoding accepted as canonical equals prost's.
         #[test]
         fn prost_writes_canonical_bytes_unchanged(
             json in any_struct(),
@@ -410,7 +409,7 @@ mod tests {
             assert!(!is_canonical(&json));
             assert_eq!(canonical(&json), Err(JsonError::NotFinite));
         }
-        // A value that is empty, and one that is not there.
+        // An empty value, and a missing one.
         for json in [&b"\x0a\x05\x0a\x01a\x12\x00"[..], b"\x0a\x03\x0a\x01a"] {
             assert!(!is_canonical(json));
             assert_eq!(canonical(json), Err(JsonError::NoKind), "{json:?}");

@@ -1,7 +1,6 @@
-//! JSON objects as text, read into their canonical form without a tree in between.
+//! JSON objects as text, read into their canonical form without an intermediate tree.
 //!
-//! Format: RFC 8259. What is read is written at once; an object whose members were in another order is sorted at its
-//! end.
+//! Format: RFC 8259. Everything read is written at once; an object with unsorted members is sorted at its end.
 
 use std::{borrow::Cow, marker::PhantomData};
 
@@ -11,16 +10,16 @@ use super::{
     members::Members,
 };
 
-/// Reads the text of an object, and writes it in the form `F`, in which it takes at most `bytes_max` bytes.
+/// Reads the text of an object, and writes it in the form `F`, in at most `bytes_max` bytes.
 pub(super) fn read<F: Form>(text: &str, bytes_max: usize) -> Result<Vec<u8>, Stop> {
     Parser::<F>::read(text, bytes_max)
 }
 
-/// Why reading ended before the end.
+/// Why reading stopped early.
 pub(super) enum Stop {
     /// The form cannot hold a number.
     NotHeld,
-    /// It is no object that can be stored.
+    /// It is not an object that can be stored.
     Error(JsonError),
 }
 
@@ -64,7 +63,7 @@ impl<'a, F: Form> Parser<'a, F> {
         Ok(parser.out)
     }
 
-    /// Reads an object after its brace. `depth_left` counts it and those within it.
+    /// Reads an object after its brace. `depth_left` counts it and those inside it.
     fn object(&mut self, depth_left: u32) -> Result<(), Stop> {
         let start = F::open_object(&mut self.out);
         self.members(depth_left)?;
@@ -174,7 +173,7 @@ impl<'a, F: Form> Parser<'a, F> {
         Ok(())
     }
 
-    /// Reads a string from its quote on.
+    /// Reads a string, starting at its quote.
     fn string(&mut self) -> Result<Cow<'a, str>, JsonError> {
         let start = self.at;
         let mut is_plain = true;
@@ -261,7 +260,7 @@ impl<'a, F: Form> Parser<'a, F> {
     }
 }
 
-/// Canonical text. Whatever is closed ends with a comma, which the end of what it is in takes back.
+/// Canonical text. Every closed part ends with a comma, which the end of the enclosing part removes.
 pub(super) struct TextForm;
 
 impl TextForm {
@@ -374,7 +373,7 @@ mod tests {
         String::from_utf8(json).expect("UTF-8")
     }
 
-    /// The message that the contract has for a JSON value.
+    /// The contract's message for a JSON value.
     fn message(json: &serde_json::Value) -> Value {
         let kind = match json {
             serde_json::Value::Null => Kind::NullValue(0),
@@ -426,7 +425,7 @@ mod tests {
         fn an_object_is_what_the_contract_has_and_comes_back(
             members in proptest::collection::vec((".{0,3}", any_json()), 0..6),
         ) {
-            // In the order of arrival, which is none.
+            // In arbitrary order.
             let unique: BTreeMap<_, _> = members.iter().cloned().collect();
             prop_assume!(unique.len() == members.len());
             let texts: Vec<String> = members
@@ -481,7 +480,7 @@ mod tests {
             let json = format!("{{\"n\":{number}}}");
             assert_eq!(text(&json), json);
         }
-        // One such number, and all are kept as they are.
+        // One such number, and all are kept as written.
         assert_eq!(
             text(" { \"b\" : [ 1.50 , -0, 9007199254740993 ],\n\"a\":\t{ } , \"\":[ ]}"),
             r#"{"":[],"a":{},"b":[1.50,-0,9007199254740993]}"#
@@ -553,14 +552,14 @@ mod tests {
         }
     }
 
-    /// The deepest payload that is taken can be read by everyone.
+    /// Every reader can decode the deepest payload that is accepted.
     #[test]
     fn the_deepest_payload_is_what_readers_can_decode() {
         for (open, close) in [("{\"a\":", "}"), ("[", "]")] {
             let levels = JSON_DEPTH_MAX as usize - 1;
             let json = format!("{{\"p\":{}0{}}}", open.repeat(levels), close.repeat(levels));
             let mut message = encoded(&json).expect("valid");
-            // Within an event, a stored event and a response.
+            // Inside an event, a stored event and a response.
             for field in [5, 1, 1] {
                 let mut outer = Vec::new();
                 put_field(len_tag(field), &message, &mut outer);
@@ -571,7 +570,7 @@ mod tests {
     }
 
     proptest! {
-        /// Canonical text is a fixed point, with the digits of each number and the values of all else.
+        /// Canonical text is a fixed point, with all digits of each number and all other values.
         #[test]
         fn canonical_text_keeps_its_value(
             members in proptest::collection::btree_map(".{0,3}", any_json(), 0..6),

@@ -24,7 +24,7 @@ const BIT_BITS: u32 = 6;
 /// those that chose the block.
 const REMIX: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The first bytes of the file: name and version of the format. After them: the number of blocks (u64), the blocks
-/// (eight u64 each), and the CRC32C (u32) of everything after the magic, little-endian. The
+/// (eight u64 each), and the CRC32C (u32) of everything before, little-endian. The
 /// [manifest](super::manifest) of the generation decides which version it is.
 const MAGIC: [u8; 8] = *b"olbloom2";
 /// How much of the file is read or written at a time.

@@ -1,7 +1,8 @@
-//! Events as JSON: `{topic, event_id, timestamp, source, payload, attributes}`, as it is published.
+//! Events as JSON, in the form in which they are published: `{topic, event_id, timestamp, source, payload,
+//! attributes}`.
 //!
-//! An event that is read is the same content whether it comes over HTTP, gRPC or the command line. What is listed can be
-//! published again.
+//! An event is the same content whether it comes over HTTP, gRPC or the command line. A listed event can be published
+//! again.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -25,13 +26,13 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The same in the alphabet for names of files, which proto3 takes too.
+/// The same in the alphabet for file names, which proto3 accepts too.
 const BASE64_URL_SAFE: GeneralPurpose = GeneralPurpose::new(
     &URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The members of an event, not looked into.
+/// The members of an event, unparsed.
 #[derive(Default)]
 struct Members<'a> {
     topic: Option<&'a RawValue>,
@@ -63,13 +64,13 @@ enum Name {
     Unknown(String),
 }
 
-/// Which names the members of an event may have.
+/// The names that the members of an event may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Names {
-    /// Those that are listed.
+    /// The names used in listings.
     Listed,
-    /// Those too that proto3 gives the fields of the contract: `eventId`, `json`. As there, an event need not have a
-    /// payload, and bytes may be in the URL-safe alphabet.
+    /// Those and the names that proto3 gives to the contract's fields: `eventId`, `json`. As in proto3, the payload
+    /// is optional, and bytes may be in the URL-safe alphabet.
     ListedAndContract,
 }
 
@@ -96,7 +97,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
                 Name::Payload => (&mut members.payload, "payload"),
                 Name::Data => (&mut members.data, "data"),
                 Name::Attributes => (&mut members.attributes, "attributes"),
-                // The server's, in what it lists.
+                // Members that the server adds to listings.
                 Name::Sequence | Name::ReceivedAt | Name::Cursor => {
                     map.next_value::<IgnoredAny>()?;
                     continue;
@@ -121,11 +122,11 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 }
 
-/// Reads an event that is at most `bytes_max` bytes when encoded. Tells of every field that is wrong.
+/// Reads an event of at most `bytes_max` bytes when encoded. Reports every field that is wrong.
 pub(crate) fn parse(json: &RawValue, names: Names, bytes_max: usize) -> Result<Event, Vec<Flaw>> {
     let mut deserializer = serde_json::Deserializer::from_str(json.get());
     let mut members = if json.get().starts_with('{') {
-        // Cannot fail on what is JSON but by a name that is not Unicode.
+        // On valid JSON this fails only for a name that is not Unicode.
         let members = deserializer.deserialize_map(MembersVisitor(names));
         members.map_err(|error| vec![Flaw::of_event(without_place(&error))])?
     } else {
@@ -143,7 +144,7 @@ pub(crate) fn parse(json: &RawValue, names: Names, bytes_max: usize) -> Result<E
     Ok(event)
 }
 
-/// Reads the line of an event.
+/// Reads an event's line.
 pub(crate) fn parse_line(line: &[u8], names: Names, bytes_max: usize) -> Result<Event, Vec<Flaw>> {
     let no_json = |msg| vec![Flaw::of_event(msg)];
     let text = as_text(line).map_err(no_json)?;
@@ -152,20 +153,20 @@ pub(crate) fn parse_line(line: &[u8], names: Names, bytes_max: usize) -> Result<
     parse(json, names, bytes_max)
 }
 
-/// The text of a body or of a line, or what is wrong with it.
+/// The text of a body or line, or the fault in it.
 pub(crate) fn as_text(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes)
         .map_err(|error| format!("not JSON: no UTF-8 at byte {}", error.valid_up_to()))
 }
 
-/// What is wrong, without the place: that is within the value, and would be taken for one in the body.
+/// The fault without its place, which is relative to the value and would be misread as one in the body.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     text.strip_suffix(&place).unwrap_or(&text).to_owned()
 }
 
-/// A payload as it was read.
+/// A payload as read.
 enum Content {
     Json(Json),
     Data(Vec<u8>),
@@ -181,14 +182,15 @@ impl Content {
 }
 
 impl Members<'_> {
-    /// Remembers a flaw, unless there are as many as are reported: a small event can have very many names.
+    /// Keeps a flaw, unless there are already as many as are reported: a small event can have very many
+    /// names.
     fn add(&mut self, flaw: Flaw) {
         if self.flaws.len() < FLAWS_MAX {
             self.flaws.push(flaw);
         }
     }
 
-    /// The event; adds what is wrong with it to `flaws`.
+    /// The event; adds its faults to `flaws`.
     fn event(&self, names: Names, bytes_max: usize, flaws: &mut Vec<Flaw>) -> Option<Event> {
         let mut note = |flaw| flaws.push(flaw);
         let required = |name, json| required_text(json).map_err(|msg| Flaw::of(name, msg));
@@ -408,7 +410,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is listed can be published again, and is the same content.
+        /// Any listed event can be published again, as the same content.
         #[test]
         fn an_event_is_what_the_contract_has_and_comes_back(event in any_event()) {
             let encoded = Bytes::from(event.encode_to_vec());
@@ -418,7 +420,7 @@ mod tests {
             prop_assert_eq!(again.encoded(), published.encoded());
         }
 
-        /// The offset is no content, only the instant is.
+        /// The content is the instant, not the offset.
         #[test]
         fn any_offset_is_the_same_instant(
             seconds in -62_000_000_000i64..253_000_000_000,
@@ -579,7 +581,7 @@ mod tests {
             .map(|at| format!("\"{at}\":0"))
             .collect();
         let flaws = parsed(&format!("{{{}}}", names.join(","))).expect_err("no event");
-        // And the five fields that are missing.
+        // And the five missing fields.
         assert_eq!(flaws.len(), FLAWS_MAX + 5);
     }
 

@@ -1,22 +1,22 @@
-//! What is wrong with an event in JSON, and where.
+//! A fault in an event in JSON, and its place.
 
 use std::borrow::Cow;
 
 use crate::event::Violation;
 
-/// How many flaws of an event are remembered, beside those of its fields.
+/// How many flaws of an event are kept, beside those of its fields.
 pub(crate) const FLAWS_MAX: usize = 100;
-/// How much of a name that is no field is repeated, in characters.
+/// How much of an unknown name is repeated, in characters.
 const UNKNOWN_NAME_CHARS_MAX: usize = 64;
 
-/// What is wrong with an event.
+/// A fault in an event.
 #[derive(Debug)]
 pub(crate) struct Flaw {
-    /// The field, unless it is the event as a whole.
+    /// The field, unless the fault concerns the whole event.
     pub field: Option<Cow<'static, str>>,
-    /// What is wrong and what the limit is.
+    /// The fault and the limit.
     pub msg: String,
-    /// Whether it is the limit on the size of an event.
+    /// Whether the fault is the size of the event.
     pub too_large: bool,
 }
 
@@ -44,7 +44,7 @@ impl From<Violation> for Flaw {
     }
 }
 
-/// A name that no field has.
+/// A name of no known field.
 pub(super) fn unknown(name: &str) -> Flaw {
     let name: String = name.chars().take(UNKNOWN_NAME_CHARS_MAX).collect();
     Flaw {

@@ -1,4 +1,4 @@
-//! Stored events as JSON: what is listed, and can be published again.
+//! Stored events as JSON, in the form in which they are listed and can be published again.
 
 use std::{fmt, io::Write as _};
 
@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 
 use crate::event::{EventView, Payload, StoredEvent, UnixNanos};
 
-/// Appends a stored event on one line. A reader resumes after it with `cursor`, where that is known.
+/// Appends a stored event as one line, with the `cursor` that resumes after it, if known.
 pub(crate) fn write(event: &StoredEvent, cursor: Option<&str>, json: &mut Vec<u8>) {
     let view = EventView::parse(&event.encoded).expect("stored events are canonical");
     let at = view.timestamp.expect("checked when it was stored");
@@ -48,7 +48,7 @@ pub(crate) fn write(event: &StoredEvent, cursor: Option<&str>, json: &mut Vec<u8
     json.push(b'}');
 }
 
-/// A time of the server's clock, which is printed as ISO 8601 in UTC.
+/// A time of the server's clock, printed as ISO 8601 in UTC.
 pub(crate) fn timestamp_of(at: UnixNanos) -> prost_types::Timestamp {
     const NANOS_PER_SECOND: u64 = 1_000_000_000;
     prost_types::Timestamp {

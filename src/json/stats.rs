@@ -12,7 +12,7 @@ pub(crate) struct Stats<'a> {
     pub rejected: u64,
     /// The names of the topics in `topic_stats`.
     pub topics: Vec<&'a str>,
-    /// How many topics there are, listed or not.
+    /// How many topics there are in total.
     pub topic_count: u64,
     pub topic_stats: Vec<TopicStats<'a>>,
     pub uptime_seconds: u64,

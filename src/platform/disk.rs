@@ -1,6 +1,6 @@
 //! The file system as the store uses it.
 //!
-//! Owns [`Disk`], [`DiskFile`] and [`OsDisk`], the one of the operating system.
+//! Owns [`Disk`], [`DiskFile`] and the operating system's, [`OsDisk`].
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -10,19 +10,19 @@ use std::{
     sync::Arc,
 };
 
-/// A file system. What it did is durable only after the sync that says so.
+/// A file system. A change is durable only after the sync that covers it.
 pub trait Disk: Send + Sync + 'static {
-    /// Creates a directory, and those above it, where missing; durable on return.
+    /// Creates a directory and its parents where missing; durable on return.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
-    /// The names in a directory, in any order. Those that are not UTF-8 are left out.
+    /// The names in a directory, in any order. Names that are not UTF-8 are left out.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
-    /// Creates a file to read and write; fails if it exists.
+    /// Creates a file for reading and writing; fails if it exists.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens a file to read.
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens a file to read and write.
     fn open_write(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
-    /// Gives a file another name, and takes the place of a file that has it.
+    /// Renames a file, replacing any that has the new name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -32,11 +32,11 @@ pub trait Disk: Send + Sync + 'static {
     fn open_dir(&self, dir: &Path) -> io::Result<Arc<dyn DiskDir>>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Makes all that is in a directory durable, its own name excepted.
+    /// Makes everything in a directory durable, except its own name.
     fn sync_tree(&self, dir: &Path) -> io::Result<()>;
     /// The bytes of all files in a directory.
     fn tree_bytes(&self, dir: &Path) -> io::Result<u64>;
-    /// Whether its paths are those of the operating system, for what does not go through here.
+    /// Whether its paths are those of the operating system, for code that bypasses this trait.
     fn is_of_os(&self) -> bool {
         true
     }
@@ -58,8 +58,8 @@ pub trait Disk: Send + Sync + 'static {
     }
 }
 
-/// Whether `error` says that the disk, a quota or the limit on file sizes is reached: it passes when somebody
-/// makes space.
+/// Whether `error` means that the disk, a quota or the limit on file sizes is exhausted, which passes when
+/// somebody makes space.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -69,19 +69,19 @@ pub fn is_full(error: &io::Error) -> bool {
 
 /// An open file. Offsets and lengths are in bytes.
 pub trait DiskFile: Send + Sync + 'static {
-    /// Reads into `buf` from `offset`. Returns how many bytes it read, which may be fewer than there are; none at
-    /// the end of the file.
+    /// Reads into `buf` from `offset`. Returns how many bytes it read, possibly fewer than there are; none at the
+    /// end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `buf` at `offset`.
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
-    /// Makes the content durable, and the length where it is needed to read the content.
+    /// Makes the content durable, and as much of the length as is needed to read it.
     fn sync_data(&self) -> io::Result<()>;
     /// Makes the content and everything about the file but its name durable.
     fn sync_all(&self) -> io::Result<()>;
     /// The length.
     fn len(&self) -> io::Result<u64>;
 
-    /// Fills `buf` from `offset`; fails if the file ends before.
+    /// Fills `buf` from `offset`; fails if the file ends first.
     fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
         while !buf.is_empty() {
             match self.read_at(buf, offset) {
@@ -103,20 +103,20 @@ pub trait DiskFile: Send + Sync + 'static {
     }
 }
 
-/// An open directory. To sync it takes no file descriptor.
+/// An open directory. Syncing it takes no new file descriptor.
 pub trait DiskDir: Send + Sync + 'static {
     /// Makes its names durable.
     fn sync(&self) -> io::Result<()>;
 }
 
-/// Writes a file from its begin to its end.
+/// Writes a file from start to end.
 pub struct DiskWriter {
     file: Arc<dyn DiskFile>,
     offset: u64,
 }
 
 impl DiskWriter {
-    /// Writes `file`, which is empty.
+    /// Writes `file`, which must be empty.
     pub fn new(file: Arc<dyn DiskFile>) -> Self {
         Self { file, offset: 0 }
     }
@@ -139,7 +139,7 @@ impl io::Write for DiskWriter {
     }
 }
 
-/// Reads a file from its begin to its end.
+/// Reads a file from start to end.
 pub struct DiskReader {
     file: Arc<dyn DiskFile>,
     offset: u64,
@@ -147,7 +147,7 @@ pub struct DiskReader {
 }
 
 impl DiskReader {
-    /// Reads `file`, which does not grow meanwhile.
+    /// Reads `file`, which must not grow meanwhile.
     pub fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
         let len = file.len()?;
         Ok(Self {

@@ -1,6 +1,6 @@
 //! A disk that fails on demand, for tests.
 //!
-//! Owns [`FaultyDisk`]. Faults are switches, which hold for all files until they are switched off.
+//! Owns [`FaultyDisk`]. Faults are switches, which affect all files until switched off.
 
 use std::{
     io,
@@ -16,7 +16,7 @@ use super::{Disk, DiskDir, DiskFile, OsDisk, Platform};
 /// Too many open files, on Linux.
 const EMFILE: i32 = 24;
 
-/// The disk of the operating system with faults. Clones share their switches.
+/// The operating system's disk, with faults. Clones share their switches.
 #[derive(Clone, Debug, Default)]
 pub struct FaultyDisk {
     switches: Arc<Switches>,
@@ -32,7 +32,7 @@ struct Switches {
     no_files: AtomicBool,
     panic_in_syncs: AtomicBool,
     data_syncs: AtomicU64,
-    /// The folder that nobody may create now.
+    /// The folder that nobody may create at the moment.
     held: Mutex<Held>,
     released: Condvar,
 }
@@ -40,7 +40,7 @@ struct Switches {
 #[derive(Debug, Default)]
 struct Held {
     name: Option<String>,
-    /// Whether somebody waits.
+    /// Whether a thread is waiting.
     is_reached: bool,
 }
 
@@ -55,7 +55,7 @@ struct FaultyFile {
 }
 
 impl FaultyDisk {
-    /// The platform of the operating system, but for the disk.
+    /// The operating system's platform, with this disk.
     pub fn platform(&self) -> Platform {
         Platform {
             disk: Arc::new(self.clone()),
@@ -78,17 +78,17 @@ impl FaultyDisk {
         self.switches.fail_syncs.store(on, SeqCst);
     }
 
-    /// Whether syncs fail that are of all there is to a file, not of its data alone.
+    /// Whether syncs of whole files fail; those of data alone do not.
     pub fn fail_full_syncs(&self, on: bool) {
         self.switches.fail_full_syncs.store(on, SeqCst);
     }
 
-    /// Whether the disk is full: no file can be created, none can grow.
+    /// Whether the disk is full: no file can be created or grow.
     pub fn no_space(&self, on: bool) {
         self.switches.no_space.store(on, SeqCst);
     }
 
-    /// Whether no file can be opened or created, for too many are open.
+    /// Whether no file can be opened or created, as if too many were open.
     pub fn no_files(&self, on: bool) {
         self.switches.no_files.store(on, SeqCst);
     }
@@ -98,7 +98,7 @@ impl FaultyDisk {
         self.switches.panic_in_syncs.store(on, SeqCst);
     }
 
-    /// Lets whoever creates a folder of this name wait until none or another is held.
+    /// Makes any thread that creates a folder of this name wait until a later call releases it.
     pub fn hold_folder(&self, name: Option<&str>) {
         let name = name.map(str::to_owned);
         let is_reached = false;
@@ -106,7 +106,7 @@ impl FaultyDisk {
         self.switches.released.notify_all();
     }
 
-    /// Whether somebody waits for the folder that is held.
+    /// Whether a thread is waiting for the held folder.
     pub fn is_held(&self) -> bool {
         self.held().is_reached
     }
@@ -116,7 +116,7 @@ impl FaultyDisk {
         held.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How often a file's data were synced, failures included.
+    /// How often file data was synced, including failures.
     pub fn data_syncs(&self) -> u64 {
         self.switches.data_syncs.load(SeqCst)
     }

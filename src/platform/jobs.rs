@@ -1,7 +1,7 @@
-//! Jobs: what works beside the one who began it, step by step.
+//! Jobs: background work, done step by step.
 //!
-//! Owns [`Job`], [`Jobs`] and [`ThreadPerJob`], which gives each job a thread. A job never waits inside a step for
-//! anything but the disk and, through [`Jobs::help`], other jobs; so one thread can run any number of them.
+//! Owns [`Job`], [`Jobs`] and [`ThreadPerJob`], which gives each job a thread. Inside a step, a job waits only for
+//! the disk and, through [`Jobs::help`], for other jobs; so one thread can run any number of them.
 
 use std::{
     any::Any,
@@ -10,44 +10,44 @@ use std::{
     time::Instant,
 };
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Something was done; there may be more.
+    /// It did something; there may be more to do.
     Worked,
-    /// There is nothing to do now.
+    /// There is nothing to do at the moment.
     Idle,
     /// There will never be anything to do again.
     Ended,
 }
 
-/// A piece of work without end, in steps.
+/// A task without end, in steps.
 pub trait Job: Send + 'static {
-    /// Does what there is to do, some of it at least.
+    /// Does the work there is, or some of it.
     fn step(&mut self) -> Step;
-    /// Blocks after an idle step until there may be something to do.
+    /// Blocks after an idle step until there may be work.
     fn wait(&mut self);
 }
 
 /// Runs jobs.
 pub trait Jobs: Send + Sync + 'static {
-    /// Begins a job.
+    /// Starts a job.
     fn spawn(&self, name: &str, job: Box<dyn Job>) -> io::Result<Box<dyn Running>>;
-    /// Called before blocking for another job within a step. If jobs share this thread, one of them makes a step,
-    /// and the answer is true: look again before blocking.
+    /// Called before blocking for another job inside a step. If jobs share this thread, one of them makes a step,
+    /// and the result is true: check again before blocking.
     fn help(&self) -> bool;
-    /// Marks a place between two changes that others may see. Jobs that share a thread may go on here; threads of
-    /// their own need no such place.
+    /// Marks a point between two changes that others may see. Jobs that share a thread may run here; those with
+    /// their own threads need no such point.
     fn make_way(&self) {}
     /// The time for delays.
     fn now(&self) -> Instant;
-    /// How many things this is worth doing at a time.
+    /// How many tasks are worth running in parallel.
     fn parallelism(&self) -> usize;
 }
 
-/// A job that was begun.
+/// A started job.
 pub trait Running: Send + Sync {
-    /// Waits until it has ended. An error is its panic.
+    /// Waits until it has ended. The error is its panic.
     fn join(self: Box<Self>) -> thread::Result<()>;
 }
 

@@ -1,7 +1,7 @@
-//! What the store stands on: files, threads, the clock, chance.
+//! The ground under the store: files, threads, the clock, randomness.
 //!
 //! Owns [`Platform`], through which log, index and partition reach the operating system, so that tests and the
-//! simulation can put something else in its place. Knows nothing of formats.
+//! simulation can replace it. Knows nothing of formats.
 
 mod disk;
 #[doc(hidden)]
@@ -23,16 +23,16 @@ use crate::event::UnixNanos;
 /// A source of the current time.
 pub type TimeSource = fn() -> UnixNanos;
 
-/// Files, threads, the clock and chance. Cheap to clone.
+/// Files, threads, the clock and randomness. Cheap to clone.
 #[derive(Clone)]
 pub struct Platform {
-    /// Where the files are.
+    /// The file system.
     pub disk: Arc<dyn Disk>,
-    /// What runs beside each other.
+    /// The source of background threads.
     pub jobs: Arc<dyn Jobs>,
-    /// The time of day.
+    /// The wall clock.
     pub time: TimeSource,
-    /// A number that no one can guess.
+    /// A number that nobody can guess.
     pub random: fn() -> u64,
 }
 
