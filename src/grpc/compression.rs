@@ -1,7 +1,7 @@
-//! Compressed requests: gzip and zstd, within bounds that are known before.
+//! Compressed requests: gzip and zstd, within bounds known in advance.
 //!
-//! Sources: RFC 1952 (gzip), section 2.3.1 for the size at its end; RFC 8878 (zstd), section 3.1.1.1.2 for windows
-//! and section 3.1.1.1.4 for the size at its beginning.
+//! Sources: RFC 1952 (gzip), section 2.3.1 for the size at the end; RFC 8878 (zstd), section 3.1.1.1.2 for windows
+//! and section 3.1.1.1.4 for the size at the beginning.
 
 use std::io::{self, Read};
 
@@ -10,12 +10,12 @@ use flate2::bufread::GzDecoder;
 use tonic::metadata::MetadataMap;
 use zstd::zstd_safe;
 
-/// The largest window that a zstd frame may ask for, as a power of two: 8 MiB, which every decoder should take.
+/// The largest window a zstd frame may ask for, as a power of two: 8 MiB, which every decoder should support.
 const WINDOW_LOG_MAX: u32 = 23;
-/// The size of the original at the end of gzip.
+/// The original size at the end of gzip.
 const GZIP_SIZE_BYTES: usize = 4;
 
-/// How the messages of a stream are compressed.
+/// The compression of a stream's messages.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Encoding {
     Gzip,
@@ -23,7 +23,7 @@ pub(super) enum Encoding {
 }
 
 impl Encoding {
-    /// The one that a call names, if it names any. Others than these are refused before a handler is called.
+    /// The encoding that a call names, if any. Other encodings are refused before a handler is called.
     pub fn of(metadata: &MetadataMap) -> Option<Self> {
         match metadata.get("grpc-encoding")?.as_bytes() {
             b"gzip" => Some(Self::Gzip),
@@ -33,7 +33,7 @@ impl Encoding {
     }
 }
 
-/// What the message can have at most when it is decompressed; `None` if it does not say.
+/// An upper bound on the size of the decompressed message; `None` if it does not declare one.
 pub(super) fn decompressed_bytes_max(encoding: Encoding, message: &[u8]) -> Option<usize> {
     match encoding {
         Encoding::Gzip => {
@@ -43,13 +43,13 @@ pub(super) fn decompressed_bytes_max(encoding: Encoding, message: &[u8]) -> Opti
         Encoding::Zstd => {
             let frame = zstd_safe::find_frame_compressed_size(message).ok()?;
             let size = zstd_safe::get_frame_content_size(message).ok()??;
-            // Only the first of several frames says its size here.
+            // Of several frames, only the first declares its size here.
             (frame == message.len()).then(|| usize::try_from(size).ok())?
         }
     }
 }
 
-/// The message, unless it has more than `bytes_max` bytes.
+/// The decompressed message, unless it has more than `bytes_max` bytes.
 pub(super) fn decompress(
     encoding: Encoding,
     message: &[u8],
@@ -73,7 +73,7 @@ pub(super) fn decompress(
 }
 
 fn read(from: impl Read, bytes: usize, bytes_max: usize) -> io::Result<Bytes> {
-    /// A guess, so that few messages are copied as they grow.
+    /// An estimate, so that few messages are copied as they grow.
     const RATIO: usize = 4;
     let mut decompressed = Vec::with_capacity((RATIO * bytes).min(bytes_max));
     from.take(bytes_max as u64 + 1)

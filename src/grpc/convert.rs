@@ -1,4 +1,4 @@
-//! The contract's messages and the domain's types, into each other.
+//! Conversions between the contract's messages and the domain's types.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::{
@@ -21,10 +21,10 @@ use crate::{
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
-/// More than an outcome without a reason takes in an answer, and a reason beside its words.
+/// More than an outcome without a reason takes in a response, and than a reason takes beside its text.
 const OUTCOME_BYTES: usize = 16;
 const REASON_OVERHEAD_BYTES: usize = 8;
-/// Keys of a request are put in pieces of memory of this size.
+/// The size of the memory chunks that hold a request's keys.
 const KEY_SPACE_BYTES: usize = 16 * 1024;
 
 /// Tags of length-delimited fields: `number << 3 | 2`, or `| 0` for varints.
@@ -44,11 +44,11 @@ const CAUGHT_UP_TAG: u8 = 3 << 3;
 /// The events of a request, in order.
 #[derive(Debug, Default)]
 pub(super) struct Events {
-    /// The valid ones.
+    /// The valid events.
     pub valid: Vec<Event>,
-    /// What is wrong with the others.
+    /// The violations of the others.
     pub violations: Violations,
-    /// What the valid ones have beside the request, because their publisher encodes them otherwise.
+    /// The memory of valid events that had to be re-encoded, beyond the request.
     copied_bytes: usize,
 }
 
@@ -58,19 +58,19 @@ impl Events {
         self.valid.len() + self.violations.count()
     }
 
-    /// What they take in memory, beside the request.
+    /// Their memory, beyond the request.
     pub fn memory_bytes(&self) -> usize {
         self.valid.len() * EVENT_MEMORY_BYTES + self.copied_bytes + self.violations.memory_bytes()
     }
 
-    /// At least the length of an answer with an outcome for each of them.
+    /// An upper bound on the length of a response with an outcome for each.
     pub fn answer_bytes_max(&self) -> usize {
         (self.count() + 1) * OUTCOME_BYTES + self.violations.reason_bytes()
     }
 }
 
-/// The violations of a request by the place of their event. There can be thousands, and most are the same as the one
-/// before: that is remembered once.
+/// The violations of a request by the place of their event. There can be thousands, most equal to the previous one,
+/// which is then stored once.
 #[derive(Debug, Default)]
 pub(super) struct Violations {
     /// The place of an event, and of its violation in `distinct`.
@@ -102,7 +102,7 @@ impl Violations {
         places.map(|(place, index)| (*place as usize, &self.distinct[*index as usize]))
     }
 
-    /// What they take in memory.
+    /// Their memory.
     pub fn memory_bytes(&self) -> usize {
         let texts = self
             .distinct
@@ -116,7 +116,7 @@ impl Violations {
     }
 }
 
-/// How many events a request says to have, without a look at them. Not more than can be taken.
+/// How many events a request claims to have, without looking at them, up to the number allowed.
 pub(super) fn count_events(request: &[u8]) -> usize {
     let mut rest = request;
     let mut count = 0;
@@ -129,8 +129,7 @@ pub(super) fn count_events(request: &[u8]) -> usize {
     count
 }
 
-/// Checks the events of a publish request. Fails if the request is no encoded request or has too many
-/// events.
+/// Checks the events of a publish request. Fails if it is not an encoded request or has too many events.
 pub(super) fn events(
     request: &RawPublishRequest,
     event_bytes_max: usize,
@@ -155,7 +154,7 @@ pub(super) fn events(
             ));
         }
         if events.valid.is_empty() {
-            // As if the others were like it.
+            // Assuming the others are alike.
             let count = (rest.len() / encoded.len().max(1) + 1).min(REQUEST_EVENTS_MAX);
             events.valid.reserve(count);
         }
@@ -186,7 +185,7 @@ fn malformed() -> Violation {
     Violation::new("events", "the request is not an encoded publish request")
 }
 
-/// An event of a request, in whatever encoding a publisher chose.
+/// An event of a request, in whatever encoding its publisher chose.
 fn event(
     request: &Bytes,
     encoded: &[u8],
@@ -216,7 +215,7 @@ fn any_event(
     key_space: &mut BytesMut,
 ) -> Result<Event, Violation> {
     let event = AnyEvent::decode(encoded).map_err(|error| {
-        // The whole chain of fields that leads there can be long.
+        // The full chain of fields to the error can be long.
         let error = error.to_string();
         let cause = error.rsplit(": ").next().unwrap_or_default();
         Violation::new("event", format!("not an encoded oncelog.v1.Event: {cause}"))
@@ -231,7 +230,7 @@ fn any_event(
             if !matches!(error, JsonError::TooLarge) {
                 return Violation::new(field, error.to_string());
             }
-            // A Struct takes more bytes than its text; how many is known only once it is written.
+            // A Struct takes more bytes than its text; only writing it shows how many.
             let description = format!(
                 "more than {bytes_max} bytes as json, in which it is stored; the limit is {bytes_max} bytes \
                  (--max-event-bytes)"
@@ -263,14 +262,14 @@ fn any_event(
     Ok(event)
 }
 
-/// The key that a GetEvent asks for.
+/// The key of a GetEvent.
 pub(super) fn key(request: &v1::GetEventRequest) -> Result<Key, Violation> {
     let topic = Topic::new(&request.topic)?;
     let event_id = EventId::new(&request.event_id)?;
     Ok(Key::new(&topic, &event_id))
 }
 
-/// A response of StreamingPublish: what became of each event of a request. `violations` are those of the events
+/// A response of StreamingPublish: the outcome of each event of a request. `violations` are those of the events
 /// that broke a limit, by their place in the request; `outcomes` are those of the others.
 pub(super) fn publish_response(
     acknowledged_requests: u64,
@@ -375,7 +374,7 @@ fn timestamp(at: UnixNanos) -> prost_types::Timestamp {
     }
 }
 
-/// A response of ListEvents, around the encoded events as they are.
+/// A response of ListEvents, around the encoded events.
 pub(super) fn list_events_response(
     events: &[StoredEvent],
     cursor: &str,
@@ -386,7 +385,7 @@ pub(super) fn list_events_response(
     let events_len: usize = events.iter().map(|event| event.encoded.len()).sum();
     let capacity = events_len + events.len() * EVENT_OVERHEAD + cursor.len() + EVENT_OVERHEAD;
     let mut buf = Vec::with_capacity(capacity);
-    // The events of a batch have one time: it is encoded once.
+    // The events of a batch share one time: it is encoded once.
     for batch in events.chunk_by(|a, b| a.received_at == b.received_at) {
         let received_at = timestamp(batch[0].received_at).encode_to_vec();
         for event in batch {
@@ -455,7 +454,7 @@ mod tests {
         let stored = one(&canonical).expect("valid");
         assert_eq!(stored.encoded(), &canonical);
 
-        // The same fields with source first, and one nobody knows.
+        // The same fields with source first, and an unknown one.
         let mut other = b"\x22\x04shop\xfa\x01\x01x".to_vec();
         other.extend_from_slice(&canonical);
         let other = one(&other).expect("valid");
@@ -545,7 +544,7 @@ mod tests {
         })
     }
 
-    /// A valid event, and each of its fields encoded by itself.
+    /// A valid event, and each of its fields encoded separately.
     fn any_event() -> impl Strategy<Value = (v1::Event, Vec<Vec<u8>>)> {
         let name = || "[^\\p{Cc}]{1,9}";
         let at = (-62_135_596_800..=253_402_300_799i64, 0..1_000_000_000i32);
@@ -596,7 +595,8 @@ mod tests {
     }
 
     proptest! {
-        /// Fields in any order, some twice, with others that nobody knows: one content, and no longer than it came.
+        /// Fields in any order, some twice, with unknown ones: the content is the same, and no longer than the
+        /// input.
         #[test]
         fn any_encoding_of_an_event_is_one_content(
             (event, parts) in any_event(),

@@ -1,4 +1,4 @@
-//! What is fuzzed of the gRPC edge: the requests of every call.
+//! Fuzz targets of the gRPC edge: the requests of every call.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -18,10 +18,10 @@ use crate::{
 
 /// The limit on an event here, in bytes.
 const EVENT_BYTES_MAX: usize = 1024;
-/// More than a status ever says, in bytes.
+/// More than any status message has, in bytes.
 const MESSAGE_BYTES_MAX: usize = 512;
 
-/// Takes the input for a request of Publish or StreamingPublish.
+/// Decodes the input as a request of Publish or StreamingPublish.
 pub fn grpc_publish(data: &[u8]) {
     let request = RawPublishRequest(Bytes::copy_from_slice(data));
     let decoded = v1::PublishRequest::decode(data);
@@ -74,7 +74,7 @@ fn assert_answered(events: &Events) {
     }
 }
 
-/// Takes the input for a request of ListEvents, GetEvent and GetStats.
+/// Decodes the input as a request of ListEvents, GetEvent and GetStats.
 pub fn grpc_queries(data: &[u8]) {
     if let Ok(request) = v1::ListEventsRequest::decode(data) {
         match list_events::start(&request) {
@@ -104,7 +104,7 @@ pub fn grpc_queries(data: &[u8]) {
     }
 }
 
-/// Inputs to begin with, by name.
+/// Seed inputs, by name.
 #[cfg(test)]
 pub(crate) mod seeds {
     use super::*;
@@ -113,7 +113,7 @@ pub(crate) mod seeds {
     pub(crate) fn publish() -> Vec<(&'static str, Vec<u8>)> {
         let events: Vec<_> = messages().into_iter().map(|(_, event)| event).collect();
         let whole = v1::PublishRequest { events }.encode_to_vec();
-        // The fields of the events in another order, twice, and of the future.
+        // The fields of the events in another order, twice, and from the future.
         let mut odd = b"\x10\x01\x0a\x2c\x22\x04shop\xfa\x01\x01x\x0a\x01a\x12\x01b\x0a\x01c\x1a\x06\x08\x81\x80\x80\x80\x00".to_vec();
         odd.extend(b"\x2a\x0c\x0a\x0a\x12\x08\x32\x06\x0a\x04\x08\xff\xff\x03\x1a\x02ab");
         vec![

@@ -1,10 +1,10 @@
 //! The requests of a publish stream, each with its share of the ingest budget.
 //!
-//! gRPC would gather a message whole before a handler sees it, and reserve what its prefix announces: so a bound on
-//! what handlers hold would not bound the server's memory. The publish calls read their messages here instead. What
-//! has arrived of a message is covered by its share, which grows with it; who cannot grow waits, and what waits is
-//! not read on: HTTP/2 flow control is the back-pressure. It does not wait for ever, as it keeps others of its
-//! connection from arriving.
+//! gRPC would gather a message whole before a handler sees it, and reserve the size that its prefix announces, so a
+//! bound on the handlers' memory would not bound the server's. So the publish calls read their messages here. A
+//! share covers the bytes received of a message and grows with them. A share that cannot grow waits, and meanwhile
+//! its stream is not read: HTTP/2 flow control is the back-pressure. It does not wait forever, because it keeps
+//! other requests of its connection from arriving.
 //!
 //! Format: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, Length-Prefixed-Message.
 
@@ -32,23 +32,23 @@ const PREFIX_BYTES: usize = 5;
 const NOT_COMPRESSED: u8 = 0;
 const COMPRESSED: u8 = 1;
 
-/// The requests of one stream, in their order.
+/// The requests of one stream, in order.
 pub(super) struct Requests {
     call: Call,
     body: Arriving,
     budget: Budget,
     encoding: Option<Encoding>,
     request_bytes_max: usize,
-    /// What is left of the frame that arrived last, and a hand that holds it while it waits.
+    /// The unread rest of the last frame, and a hand that holds it while it waits.
     arrived: Bytes,
     frame_bytes: usize,
     hand: Hand,
-    /// Requests that have begun.
+    /// How many requests have started to arrive.
     begun: u64,
 }
 
 impl Requests {
-    /// Those of the call that begins with `request`; nothing else may read its messages.
+    /// The requests of the call that starts with `request`; nothing else may read its messages.
     pub fn of<T>(aggregator: &Aggregator, request: &Request<T>) -> Self {
         let call = request.extensions().get::<Call>();
         let call = call.expect("every call comes through the door").clone();
@@ -66,12 +66,12 @@ impl Requests {
         }
     }
 
-    /// The call that brings them.
+    /// Their call.
     pub fn call(&self) -> &Call {
         &self.call
     }
 
-    /// The next request, not compressed, and the share that covers it. `None` at the end of the stream.
+    /// The next request, uncompressed, and the share that covers it. `None` at the end of the stream.
     pub async fn next(&mut self) -> Result<Option<(Bytes, Share)>, Status> {
         let Some((prefix, mut pace)) = self.prefix().await? else {
             return Ok(None);
@@ -102,7 +102,7 @@ impl Requests {
         Ok(Some((message, share)))
     }
 
-    /// The prefix of the next message, which must arrive from now on.
+    /// The prefix of the next message, timed from now on.
     async fn prefix(&mut self) -> Result<Option<([u8; PREFIX_BYTES], Pace)>, Status> {
         let mut prefix = [0; PREFIX_BYTES];
         let mut len = 0;
@@ -127,7 +127,7 @@ impl Requests {
         }
     }
 
-    /// The next message, which has `bytes` bytes.
+    /// The next message, of `bytes` bytes.
     async fn gather(&mut self, bytes: usize, pace: &mut Pace) -> Result<(Bytes, Share), Status> {
         let mut share = self.budget.share(self.call.account(), bytes);
         let mut gathered = BytesMut::new();
@@ -138,7 +138,7 @@ impl Requests {
                 self.cover(&mut share, bytes.max(SHARE_BYTES_MIN), pace)
                     .await?;
             } else if len > SHARE_BYTES_MIN.max(share.bytes()) {
-                // Twice what has arrived, so that large messages are not copied for each part.
+                // Twice the bytes received, so that large messages are not copied for each part.
                 self.cover(&mut share, bytes.min(2 * len), pace).await?;
             }
             if len > gathered.capacity() {
@@ -156,7 +156,7 @@ impl Requests {
         }
     }
 
-    /// Reads the next part of the body, when nothing is left of the one before. Returns whether there is one.
+    /// Reads the next part of the body if the previous one is used up. Returns whether there is one.
     async fn read(&mut self, pace: Option<&mut Pace>) -> Result<bool, Status> {
         // Even empty, it would keep the connection's buffer alive.
         self.arrived = Bytes::new();
@@ -175,7 +175,7 @@ impl Requests {
         }
     }
 
-    /// Makes `share` cover `bytes`, and waits for that if it must.
+    /// Grows `share` to `bytes`, waiting if it must.
     async fn cover(
         &mut self,
         share: &mut Share,
@@ -192,7 +192,7 @@ impl Requests {
         Ok(())
     }
 
-    /// Holds what has arrived, and no more memory than that, while it waits to be taken.
+    /// Holds the received bytes, and no more memory than that, while they wait to be taken.
     fn keep_rest(&mut self) -> Result<(), Status> {
         if self.arrived.len() <= self.frame_bytes / 2 {
             self.arrived = Bytes::copy_from_slice(&self.arrived);
@@ -226,7 +226,7 @@ impl Requests {
     }
 }
 
-/// Checks the events of request `number`, whose share covers afterwards what they and their answer take.
+/// Checks the events of request `number`. Afterwards its share covers them and their response.
 pub(super) async fn events(
     aggregator: &Aggregator,
     number: u64,
@@ -248,7 +248,7 @@ pub(super) async fn events(
     Ok(events)
 }
 
-/// Makes `share` cover `bytes`, and waits for that, but not for ever.
+/// Grows `share` to `bytes`, waiting if it must, but not forever.
 pub(super) async fn wait(share: &mut Share, bytes: usize) -> Result<(), Status> {
     if share.try_grow(bytes) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The gRPC edge: one file an RPC, and between them and the partition only conversions.
+//! The gRPC edge: one file per RPC, with nothing but conversions between them and the partition.
 
 mod compression;
 mod convert;
@@ -32,7 +32,7 @@ use crate::{
 
 /// The service of `oncelog.v1.AggregatorService` over `aggregator`.
 pub(crate) fn service(aggregator: Aggregator) -> AggregatorServiceServer<Aggregator> {
-    // The publish calls read their messages themselves; what gRPC reads is small.
+    // The publish calls read their messages themselves; gRPC reads only small ones.
     AggregatorServiceServer::new(aggregator)
         .max_decoding_message_size(CALL_BYTES_MAX)
         .accept_compressed(CompressionEncoding::Gzip)

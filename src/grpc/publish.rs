@@ -1,4 +1,4 @@
-//! Publish: a stream of requests, one answer.
+//! Publish: a stream of requests, one response.
 
 use std::collections::VecDeque;
 
@@ -28,7 +28,7 @@ pub(super) async fn publish(
         totals: v1::PublishResponse::default(),
     };
     let end = stream.take_all().await;
-    // Whatever ended the stream: what the answer says of earlier requests is durable.
+    // However the stream ended, the response reports only durable events of earlier requests.
     stream.await_pending(0).await?;
     end.map(|()| stream.totals)
 }
@@ -61,7 +61,7 @@ impl PublishStream<'_> {
         }
     }
 
-    /// All events of a request, or the violation of the first that has one.
+    /// All events of a request, or its first violation.
     async fn valid_events(
         &mut self,
         request: RawPublishRequest,
@@ -69,7 +69,7 @@ impl PublishStream<'_> {
     ) -> Result<Vec<Event>, Status> {
         let events = intake::events(self.aggregator, self.taken, request, share).await?;
         let Some((at, violation)) = events.violations.iter().next() else {
-            // One answer for all requests: of this one only the outcomes stay.
+            // One response for all requests: of this one only the outcomes remain.
             share.set_answer(0);
             return Ok(events.valid);
         };
@@ -78,7 +78,7 @@ impl PublishStream<'_> {
         Err(status::invalid_event(self.taken, at, violation))
     }
 
-    /// Waits for outcomes until no more than `left` requests wait for theirs.
+    /// Waits until no more than `left` requests are waiting for outcomes.
     async fn await_pending(&mut self, left: usize) -> Result<(), Status> {
         while self.pending.len() > left {
             let pending = self.pending.pop_front().expect("not empty");

@@ -1,6 +1,6 @@
-//! The reasons of errors, as `google.rpc.ErrorInfo` carries them to programs.
+//! The reasons of errors, which `google.rpc.ErrorInfo` carries to programs.
 //!
-//! `docs/errors.md` and the contract list them, with whether to send again. A reason stays once it is there.
+//! `docs/errors.md` and the contract list them, and whether to send again. A reason never changes.
 
 /// Declares each reason once.
 macro_rules! reasons {
@@ -12,11 +12,11 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// All of them.
+            /// All reasons.
             #[cfg(test)]
             const ALL: &[Self] = &[$(Self::$reason,)*];
 
-            /// What `ErrorInfo.reason` holds.
+            /// The value of `ErrorInfo.reason`.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$reason => $name,)*

@@ -1,6 +1,6 @@
-//! Errors as a gRPC status: the only place that chooses codes and words for them.
+//! Errors as gRPC statuses: the only place that chooses their codes and messages.
 //!
-//! Messages tell what a caller can do; causes stay in the server's log.
+//! Messages say what a caller can do; causes stay in the server's log.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
 /// `google.rpc.ErrorInfo.domain` of all errors.
 const DOMAIN: &str = "oncelog";
 
-/// After how many seconds to send again; never where somebody has to act first.
+/// After how many seconds to send again; never if somebody has to act first.
 const NEVER: Option<u64> = None;
 const SOON: Option<u64> = Some(RETRY_SOON_SECONDS);
 const LATER: Option<u64> = Some(RETRY_LATER_SECONDS);
@@ -75,13 +75,13 @@ pub(super) fn stalled_request(request: u64) -> Status {
     )
 }
 
-/// INTERNAL for a compressed request whose stream does not say how; the code is gRPC's.
+/// INTERNAL for a compressed request whose stream names no encoding; the code is gRPC's.
 pub(super) fn no_encoding() -> Status {
     let message = "a compressed request, and no grpc-encoding that says how it is compressed";
     failed(Code::Internal, Reason::InvalidRequest, NEVER, message)
 }
 
-/// INVALID_ARGUMENT for a request that ends before its length.
+/// INVALID_ARGUMENT for a request shorter than announced.
 pub(super) fn cut_request(requests: u64) -> Status {
     let message = format!("the stream ended within a request, after {requests} that had begun");
     failed(Code::InvalidArgument, Reason::RequestCut, NEVER, message)
@@ -109,7 +109,7 @@ pub(super) fn overloaded(seconds: u64) -> Status {
     failed(Code::Unavailable, Reason::Overloaded, SOON, message)
 }
 
-/// UNAVAILABLE for an answer that there is no memory for.
+/// UNAVAILABLE for a response for which there is no memory.
 pub(super) fn too_many_unread() -> Status {
     let message = "overloaded: too many answers are in memory that nobody reads; ask again later";
     failed(Code::Unavailable, Reason::Overloaded, SOON, message)
@@ -151,7 +151,7 @@ pub(super) fn publish(error: &PublishError) -> Status {
         PublishError::Failed | PublishError::MaybeStored => {
             (Code::Unavailable, Reason::StorageFailed, MUCH_LATER)
         }
-        // To this server it is as if it had stopped.
+        // To a client of this server it is the same as a stop.
         PublishError::Fenced => (Code::Unavailable, Reason::Stopping, SOON),
         PublishError::Bug => (Code::Unavailable, Reason::ServerBug, MUCH_LATER),
         PublishError::Stopping => (Code::Unavailable, Reason::Stopping, SOON),
@@ -159,7 +159,7 @@ pub(super) fn publish(error: &PublishError) -> Status {
     failed(code, reason, again, error.to_string())
 }
 
-/// The status of a read that failed.
+/// The status of a failed read.
 pub(super) fn read(error: &ReadError) -> Status {
     let (code, reason, again) = match error {
         ReadError::Cursor(cursor) => return bad_cursor(*cursor),

@@ -1,4 +1,4 @@
-//! StreamingPublish: an answer per request, in order, while later requests are on their way.
+//! StreamingPublish: a response to each request, in order, while later requests arrive.
 
 use futures_util::stream::unfold;
 use tokio::sync::mpsc;
@@ -17,7 +17,7 @@ use crate::{
     partition::{Outcomes, PendingOutcomes, Rejection, Share},
 };
 
-/// A request that was taken and is not answered.
+/// A request that was taken and has no response yet.
 struct Taken {
     violations: Violations,
     /// The outcomes of the other events, and the share that covers both.
@@ -50,7 +50,7 @@ pub(super) fn streaming_publish(
     )
 }
 
-/// Takes requests until the stream ends, for whatever reason, or nobody waits for the answers.
+/// Takes requests until the stream ends for any reason, or nobody waits for the responses.
 async fn take_all(
     aggregator: Aggregator,
     mut requests: Requests,

@@ -1,8 +1,8 @@
-//! The hot messages in their encoded form.
+//! The frequent messages in their encoded form.
 //!
-//! The server hashes, stores and sends events as the bytes they are; decoding each into a message
-//! and encoding it again would be most of its work. These types stand in the generated service trait
-//! for `PublishRequest`, `StreamingPublishRequest` and their hot responses, and carry the same bytes.
+//! The server hashes, stores and sends events as bytes; decoding each into a message and encoding it again
+//! would be most of its work. These types replace `PublishRequest`, `StreamingPublishRequest` and their
+//! frequent responses in the generated service trait, and carry the same bytes.
 
 use std::collections::BTreeMap;
 
@@ -67,7 +67,7 @@ raw_message!(RawPublishRequest);
 raw_message!(RawStreamingPublishResponse);
 raw_message!(RawListEventsResponse);
 
-/// An `oncelog.v1.Event` in any encoding, its `Struct` not decoded.
+/// An `oncelog.v1.Event` in any encoding, with its `Struct` left encoded.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct AnyEvent {
     #[prost(string, tag = "1")]
@@ -95,8 +95,8 @@ pub(super) enum AnyPayload {
     JsonText(String),
 }
 
-/// An encoded `google.protobuf.Struct`, which is `map<string, Value> fields = 1`: its members one after the other, as
-/// they come. Several of them for one field are merged as in every decoder.
+/// An encoded `google.protobuf.Struct`, which is `map<string, Value> fields = 1`: its members in a row, in any order.
+/// Several values of one field are merged, as in every decoder.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct RawStruct(pub Vec<u8>);
 

@@ -1,4 +1,4 @@
-//! Which of its formats a list of events is sent in.
+//! Chooses the format of a list of events.
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
@@ -9,13 +9,13 @@ use super::error::Failure;
 pub(super) enum Format {
     /// A page, as an array.
     Json,
-    /// All of them, one a line.
+    /// All events, one per line.
     Lines,
-    /// As they come, for as long as somebody listens.
+    /// Live, as long as somebody listens.
     EventStream,
 }
 
-/// In the order in which they are chosen when the client does not care.
+/// In the order of choice when the client has no preference.
 const FORMATS: [Format; 3] = [Format::Json, Format::Lines, Format::EventStream];
 
 impl Format {
@@ -27,12 +27,12 @@ impl Format {
         }
     }
 
-    /// As a header says it.
+    /// Its content type, as a header value.
     pub fn content_type(self) -> HeaderValue {
         HeaderValue::from_static(self.essence())
     }
 
-    /// The format that a client likes best. RFC 9110, section 12.5.1.
+    /// The format that a client prefers. RFC 9110, section 12.5.1.
     pub fn of(headers: &HeaderMap) -> Result<Self, Failure> {
         let ranges: Vec<Range> = headers
             .get_all(header::ACCEPT)
@@ -55,7 +55,7 @@ impl Format {
     }
 }
 
-/// A media range and how much it is liked, in thousandths.
+/// A media range and its quality, in thousandths.
 struct Range {
     essence: String,
     quality: u16,
@@ -72,7 +72,7 @@ impl Range {
     }
 }
 
-/// How much a format is liked: what the most specific range says.
+/// The quality of a format: that of the most specific range.
 fn quality(essence: &str, ranges: &[Range]) -> u16 {
     let (kind, _) = essence.split_once('/').expect("a format has a subtype");
     let specificity = |range: &str| {

@@ -1,6 +1,6 @@
-//! Errors as HTTP answers: the only place that chooses status codes and words for them.
+//! Errors as HTTP responses: the only place that chooses their status codes and messages.
 //!
-//! Every error has one shape, `{"detail": [{"loc": [...], "msg": "..."}]}`: where it is, from the outside in,
+//! All errors have one shape, `{"detail": [{"loc": [...], "msg": "..."}]}`: the place, from the outside in,
 //! and what a caller can do. Causes stay in the server's log.
 
 use std::borrow::Cow;
@@ -40,23 +40,23 @@ impl From<&'static str> for LocPart {
     }
 }
 
-/// One thing that is wrong, and where.
+/// A flaw and its place.
 #[derive(Debug, Serialize)]
 struct Detail {
     loc: Vec<LocPart>,
     msg: String,
-    /// The reason of the same error over gRPC, where a program acts on it.
+    /// The reason of the same error over gRPC, if programs act on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
 }
 
-/// Why a request has no other answer.
+/// Why a request failed.
 #[derive(Debug)]
 pub(super) struct Failure {
     status: StatusCode,
     detail: Vec<Detail>,
     retry_after: Option<u64>,
-    /// What a stream of events had stored before.
+    /// The events that a stream had stored before it failed.
     stored: Option<Totals>,
 }
 
@@ -89,7 +89,7 @@ impl Failure {
         }
     }
 
-    /// Tells what of a stream is durable, beside what ended it.
+    /// Adds what is durable of a stream.
     pub fn after(self, stored: Totals) -> Self {
         Self {
             stored: Some(stored),
@@ -97,12 +97,12 @@ impl Failure {
         }
     }
 
-    /// A body that is no JSON, or none of events.
+    /// A body that is not JSON, or not of events.
     pub fn body(msg: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, ["body".into()], msg)
     }
 
-    /// Events that break limits, by where they are.
+    /// Events that break limits, by place.
     pub fn events(flaws: impl IntoIterator<Item = (Vec<LocPart>, Flaw)>) -> Self {
         let mut too_large = false;
         let mut detail = Vec::new();
@@ -146,7 +146,7 @@ impl Failure {
         Self::new(status, ["header".into(), name.into()], msg)
     }
 
-    /// A body in a format that is not taken.
+    /// A body in an unsupported format.
     pub fn content_type() -> Self {
         Self::header(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -165,7 +165,7 @@ impl Failure {
         )
     }
 
-    /// An answer in a format that there is not.
+    /// A request for a format that does not exist.
     pub fn not_acceptable() -> Self {
         Self::header(
             StatusCode::NOT_ACCEPTABLE,
@@ -174,7 +174,7 @@ impl Failure {
         )
     }
 
-    /// A `Last-Event-ID` that is a cursor which is not taken.
+    /// A `Last-Event-ID` that is a refused cursor.
     pub fn last_cursor(cursor: CursorError) -> Self {
         Self::last_event_id(cursor.to_string()).of_cursor(cursor)
     }
@@ -188,7 +188,7 @@ impl Failure {
         self
     }
 
-    /// A `Last-Event-ID` that is no cursor.
+    /// A `Last-Event-ID` that is not a cursor.
     pub fn last_event_id(msg: impl Into<String>) -> Self {
         Self::header(StatusCode::UNPROCESSABLE_ENTITY, "last-event-id", msg)
     }
@@ -239,7 +239,7 @@ impl Failure {
         )
     }
 
-    /// A body that ended before its end.
+    /// A body that ended early.
     pub fn cut() -> Self {
         Self::new(
             StatusCode::BAD_REQUEST,
@@ -259,7 +259,7 @@ impl Failure {
         )
     }
 
-    /// An answer that there is no memory for.
+    /// A response for which there is no memory.
     pub fn too_many_unread() -> Self {
         let msg = "overloaded: too many answers are in memory that nobody reads; ask again later";
         Self::unavailable(msg, RETRY_SOON_SECONDS)
@@ -280,7 +280,7 @@ impl Failure {
         )
     }
 
-    /// A request that the server has no time for, because it stops.
+    /// A request that came too late, because the server is stopping.
     pub fn stopping() -> Self {
         (&PublishError::Stopping).into()
     }
@@ -327,7 +327,7 @@ impl From<&ReadError> for Failure {
 }
 
 impl Failure {
-    /// What went wrong, as the data of an event in a stream whose status is told already.
+    /// The failure as the data of an event in a stream, whose status has already been sent.
     pub fn into_json(self) -> String {
         serde_json::to_string(&self.into_body()).expect("an answer is JSON")
     }
@@ -352,12 +352,12 @@ impl IntoResponse for Failure {
     }
 }
 
-/// The answer to a call beyond the limit on calls.
+/// The response to a call beyond the limit on calls.
 pub(crate) fn too_many_calls() -> Response<Body> {
     Failure::too_many_calls().into_response()
 }
 
-/// The answer to a path that there is not.
+/// The response to an unknown path.
 pub(crate) async fn not_found() -> Response<Body> {
     Failure::new(
         StatusCode::NOT_FOUND,
@@ -367,7 +367,7 @@ pub(crate) async fn not_found() -> Response<Body> {
     .into_response()
 }
 
-/// The answer to a method that a path does not have; the router adds which it has.
+/// The response to a method that a path does not have; the router adds the list of those it has.
 pub(super) async fn method_not_allowed(method: Method) -> Failure {
     Failure::new(
         StatusCode::METHOD_NOT_ALLOWED,

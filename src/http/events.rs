@@ -1,4 +1,4 @@
-//! GET /events: a page of stored events, a stream of all of them, or the events as they come.
+//! GET /events: a page of stored events, all of them as a stream, or live events.
 
 use axum::{
     Extension,
@@ -19,29 +19,29 @@ use crate::{
     response::{self, Unread},
 };
 
-/// How many events a page has at most, and when the request does not say.
+/// The most events of a page, and the default.
 const PAGE_EVENTS_MAX: u64 = 10_000;
 const PAGE_EVENTS_DEFAULT: u64 = 1000;
-/// A page ends with the read that brings it to this many bytes of encoded events.
+/// A page ends with the read that takes it to this many bytes of encoded events.
 const PAGE_BYTES: usize = 512 * 1024;
-/// What a page takes at most in memory, in bytes, unless a single event is larger.
+/// The most memory that a page takes, in bytes, unless a single event is larger.
 const PAGE_MEMORY_BYTES: usize = 4 * PAGE_BYTES;
 /// The largest limit that a request may set.
 pub(super) const LIMIT_MAX: u64 = i64::MAX as u64;
 
-/// The header that says where to go on, of every page.
+/// The header of every page with the cursor to continue from.
 pub(super) const CURSOR: HeaderName = HeaderName::from_static("oncelog-cursor");
-/// The header in which a browser says where to go on.
+/// The header with which a browser resumes.
 pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// What stays as it is in a query: the unreserved characters of RFC 3986.
+/// The characters left unescaped in a query: the unreserved ones of RFC 3986.
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// What a request asks for.
+/// A parsed request.
 pub(super) struct Wanted {
     pub format: Format,
     pub topic: Option<Topic>,
@@ -93,7 +93,7 @@ pub(super) fn wanted(query: Option<&str>, headers: &HeaderMap) -> Result<Wanted,
     let last_event_id = headers.get(LAST_EVENT_ID).map(|id| id.to_str());
     let last_event_id = last_event_id.transpose();
     let last_event_id = last_event_id.map_err(|_| Failure::last_event_id("not ASCII"))?;
-    // A browser that connects again sends the same query, and where it was.
+    // A browser that reconnects sends the same query and its last position.
     let cursor = last_event_id.or(cursor.as_deref());
     let start = match (cursor.filter(|cursor| !cursor.is_empty()), start.as_deref()) {
         (Some(cursor), _) => Start::After(cursor.to_owned()),
@@ -109,7 +109,7 @@ pub(super) fn wanted(query: Option<&str>, headers: &HeaderMap) -> Result<Wanted,
     })
 }
 
-/// A JSON array of events, and in the headers where to go on.
+/// A JSON array of events, with the cursor to continue from in the headers.
 async fn page(
     aggregator: &Aggregator,
     unread: &Unread,
@@ -131,7 +131,7 @@ async fn page(
         let chunk = match reader.read(until, left).await {
             Ok(chunk) => chunk,
             Err(error) if separator.is_none() => return Err(Failure::from(&error)),
-            // The next page begins with it, and says so.
+            // The next page starts with the error, and reports it.
             Err(_) => break,
         };
         left -= chunk.events.len();
@@ -158,8 +158,7 @@ async fn page(
     Ok(response)
 }
 
-/// Whether there is an event between the reader and `until`, or what cannot be read. The next page reads it
-/// again.
+/// Whether there is an event, or an error, between the reader and `until`. The next page reads it again.
 async fn has_more(reader: &mut Reader, until: Sequence) -> bool {
     while reader.next_sequence() < until {
         let chunk = reader.read(until, 1).await;
@@ -170,7 +169,7 @@ async fn has_more(reader: &mut Reader, until: Sequence) -> bool {
     false
 }
 
-/// The same request from the cursor on. RFC 8288.
+/// The same request, continued from the cursor. RFC 8288.
 pub(super) fn link(wanted: &Wanted, cursor: &str) -> HeaderValue {
     let mut query = format!("cursor={cursor}");
     if let Some(topic) = &wanted.topic {

@@ -1,4 +1,4 @@
-//! What is fuzzed of the HTTP edge: bodies, lines and queries.
+//! Fuzz targets of the HTTP edge: bodies, lines and queries.
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
@@ -18,12 +18,12 @@ use crate::{
 
 /// The limit on an event here, in bytes.
 const EVENT_BYTES_MAX: usize = 4096;
-/// More than an error ever says of one flaw, in bytes.
+/// More than any error says about one flaw, in bytes.
 const MESSAGE_BYTES_MAX: usize = 512;
-/// The most that the encoding of a body is larger than the body: `0,` in an array takes 11 bytes.
+/// How many times larger the encoding of a body can be than the body: `0,` in an array takes 11 bytes.
 const GROWTH_MAX: usize = 6;
 
-/// Reads a body of JSON.
+/// Reads a JSON body.
 pub fn http_json(data: &[u8]) {
     match parse_body(data, EVENT_BYTES_MAX) {
         Ok(events) => {
@@ -36,7 +36,7 @@ pub fn http_json(data: &[u8]) {
     }
 }
 
-/// Reads lines of JSON. The input is how many times 16 bytes a group may have (u8), and the lines.
+/// Reads lines of JSON. The input is the size of a group in units of 16 bytes (u8), and the lines.
 pub fn http_ndjson(data: &[u8]) {
     let Some((group_part, lines)) = data.split_first() else {
         return;
@@ -73,7 +73,7 @@ pub fn http_ndjson(data: &[u8]) {
     }
 }
 
-/// Reads what is asked of `/events` and `/stats`. The input is a query, a line for the header `Accept`, and one for
+/// Reads requests for `/events` and `/stats`. The input is a query, a line for the header `Accept`, and one for
 /// `Last-Event-ID`.
 pub fn http_query(data: &[u8]) {
     let mut lines = data.split(|byte| *byte == b'\n');
@@ -96,7 +96,7 @@ pub fn http_query(data: &[u8]) {
             if let Start::After(cursor) = &wanted.start {
                 assert!(!cursor.is_empty());
             }
-            // The link to the next page asks for the same.
+            // The link to the next page repeats the request.
             let link = events::link(&wanted, "1a2b");
             let link = link.to_str().expect("ASCII");
             let next = link.strip_prefix("</events?");
@@ -118,7 +118,7 @@ pub fn http_query(data: &[u8]) {
     }
 }
 
-/// A failure says where and what, and not more than fits an answer.
+/// A failure has a place and a message, within the limits on a response.
 fn assert_holds(failure: Failure) {
     let json = failure.into_json();
     let answer: serde_json::Value = serde_json::from_str(&json).expect("JSON");
@@ -138,7 +138,7 @@ fn assert_valid(event: &Event) {
     assert_eq!(relist(event).encoded(), event.encoded());
 }
 
-/// Lists an event and publishes what was listed. That is listed in the same way.
+/// Lists an event, publishes the listing, and lists that: both listings must be equal.
 pub(crate) fn relist(event: &Event) -> Event {
     let listed = list(event);
     let raw = serde_json::from_str(&listed).expect("JSON");
@@ -161,7 +161,7 @@ fn list(event: &Event) -> String {
     String::from_utf8(line).expect("UTF-8")
 }
 
-/// Inputs to begin with, by name.
+/// Seed inputs, by name.
 #[cfg(test)]
 pub(crate) mod seeds {
     const EVENT: &str = r#"{"topic":"orders","event_id":"o-1","timestamp":"2026-01-01T00:00:00.5+02:00","source":"shop","payload":{"total":12,"lines":[{"sku":"a","n":1.5e3},null,true,"\u00e9"],"":{}},"attributes":{"trace":"1","b":""}}"#;

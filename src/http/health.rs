@@ -1,4 +1,4 @@
-//! GET /healthz and /readyz: would a restart help, and can it store events?
+//! GET /healthz and /readyz: would a restart help, and can the server store events?
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use serde::Serialize;
@@ -11,7 +11,7 @@ struct HealthBody {
     status: &'static str,
 }
 
-/// Fails when only a restart helps: what a supervisor restarts by.
+/// Fails when only a restart helps; for supervisors.
 pub(super) async fn healthz(State(aggregator): State<Aggregator>) -> Result<Response, Failure> {
     let health = *aggregator.partition.health().borrow();
     match health {
@@ -22,7 +22,7 @@ pub(super) async fn healthz(State(aggregator): State<Aggregator>) -> Result<Resp
     }
 }
 
-/// Fails whenever events cannot be stored: what a load balancer sends publishers by.
+/// Fails whenever events cannot be stored; for load balancers.
 pub(super) async fn readyz(State(aggregator): State<Aggregator>) -> Result<Response, Failure> {
     if aggregator.stopping.is_cancelled() {
         return Err(Failure::stopping());

@@ -1,8 +1,8 @@
-//! POST /publish of a stream of lines (application/x-ndjson): any amount, in bounded memory.
+//! POST /publish of a stream of lines (application/x-ndjson): of any length, in bounded memory.
 //!
-//! Lines are stored in their order as they arrive. What cannot be stored ends the stream: the events before
-//! are durable, nothing after is looked at, and the answer counts what is stored. So either can be sent again:
-//! what follows, or everything.
+//! Lines are stored in order as they arrive. The first that cannot be stored ends the stream: all events
+//! before it are durable, nothing after it is read, and the response counts the stored events. So the client
+//! may send either the rest or everything again.
 
 use std::{collections::VecDeque, iter};
 
@@ -26,11 +26,11 @@ use crate::{
     partition::{PendingOutcomes, Rejection, Share},
 };
 
-/// Lines are submitted together up to this part of the largest request, so that their encoding is no larger
-/// than one.
+/// Lines are submitted in groups of at most this part of the largest request, so that their encoding is no
+/// larger than one.
 const GROUP_PART: usize = 8;
 
-/// Publishes the lines of a body. A failure tells what is durable.
+/// Publishes the lines of a body. A failure includes what is durable.
 pub(super) async fn publish(
     aggregator: &Aggregator,
     upload: &mut Upload<'_>,
@@ -44,7 +44,7 @@ pub(super) async fn publish(
         totals: Totals::default(),
     };
     let end = stream.take_all(upload).await;
-    // Whatever ended the stream: what the answer says of earlier lines is durable.
+    // However the stream ended, the response reports only durable events of earlier lines.
     let end = stream.await_pending(0).await.and(end);
     end.map_err(|failure| failure.after(stream.totals))?;
     Ok(stream.totals)
@@ -52,17 +52,17 @@ pub(super) async fn publish(
 
 struct LineStream<'a> {
     aggregator: &'a Aggregator,
-    /// The beginning of a line.
+    /// The start of a line.
     arrived: BytesMut,
-    /// Covers it, once it is not very short.
+    /// Covers that, unless it is very short.
     share: Share,
-    /// Lines that were taken.
+    /// How many lines were taken.
     lines: u64,
     pending: VecDeque<PendingOutcomes>,
     totals: Totals,
 }
 
-/// The events of some lines, up to the first that is none.
+/// The events of some lines, up to the first bad one.
 struct Parsed {
     events: Vec<Event>,
     end: Result<(), Failure>,
@@ -107,7 +107,8 @@ impl LineStream<'_> {
         self.take(upload, &last, share).await
     }
 
-    /// Submits the events of complete lines, in groups. `share` covers the lines, and then the events of the first.
+    /// Submits the events of complete lines, in groups. `share` covers the lines, and then the events of the first
+    /// group.
     async fn take(
         &mut self,
         upload: &mut Upload<'_>,
@@ -182,7 +183,7 @@ impl LineStream<'_> {
         })
     }
 
-    /// Waits for outcomes until no more than `left` groups wait for theirs.
+    /// Waits until no more than `left` groups are waiting for outcomes.
     async fn await_pending(&mut self, left: usize) -> Result<(), Failure> {
         while self.pending.len() > left {
             let pending = self.pending.pop_front().expect("not empty");
@@ -195,7 +196,8 @@ impl LineStream<'_> {
     }
 }
 
-/// Lines in groups of at most `bytes_max` bytes and as many as a request may have; a longer line is a group.
+/// Splits lines into groups of at most `bytes_max` bytes and as many lines as a request may have events; a
+/// longer line is its own group.
 pub(super) fn groups(lines: &[u8], bytes_max: usize) -> impl Iterator<Item = Vec<&[u8]>> {
     let mut lines = lines.split_inclusive(|byte| *byte == b'\n').peekable();
     iter::from_fn(move || {

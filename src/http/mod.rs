@@ -1,5 +1,5 @@
-//! The HTTP edge: JSON for curl, webhooks and browsers, one file an endpoint, on the same partition and under
-//! the same limits as the gRPC edge.
+//! The HTTP edge: JSON for curl, webhooks and browsers, one file per endpoint, on the same partition and
+//! under the same limits as the gRPC edge.
 
 mod accept;
 mod error;
@@ -30,10 +30,10 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 pub(crate) use self::error::{not_found, too_many_calls};
 use crate::aggregator::Aggregator;
 
-/// How long a browser may remember what another origin may do.
+/// How long a browser may cache the permissions of another origin.
 const PREFLIGHT_AGE_MAX: Duration = Duration::from_secs(3600);
 
-/// The origin that stands for every one.
+/// Stands for any origin.
 pub(crate) const ANY_ORIGIN: &str = "*";
 
 /// The endpoints over `aggregator`. Pages of `origins` may call them from a browser.

@@ -1,4 +1,4 @@
-//! GET / and /openapi.json: what there is, for people and for programs.
+//! GET / and /openapi.json: descriptions for people and programs.
 
 use axum::{
     http::header,

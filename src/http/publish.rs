@@ -67,7 +67,7 @@ enum Format {
     Lines,
 }
 
-/// A content type that a page of another origin could send without being asked is not taken: a form, or none.
+/// Refuses the content types that a page of another origin could send without a preflight: forms, or none.
 fn format(headers: &HeaderMap) -> Result<Format, Failure> {
     if headers
         .get(header::CONTENT_ENCODING)
@@ -103,9 +103,9 @@ async fn publish_json(aggregator: &Aggregator, upload: &mut Upload<'_>) -> Resul
     Ok(totals)
 }
 
-/// Why nothing of a body is taken.
+/// Why a body is refused as a whole.
 pub(super) struct Refused {
-    /// How many events count as rejected: with a bad one, all of its request.
+    /// How many events count as rejected: a bad one rejects its whole request.
     events: u64,
     pub failure: Failure,
 }
@@ -116,7 +116,7 @@ impl From<Failure> for Refused {
     }
 }
 
-/// All events of a body, or what is wrong with it.
+/// All events of a body, or its flaws.
 pub(super) fn parse_body(body: &[u8], event_bytes_max: usize) -> Result<Vec<Event>, Refused> {
     let text = as_text(body).map_err(Failure::body)?;
     if !text.trim_start().starts_with('[') {
@@ -156,8 +156,8 @@ pub(super) fn parse_body(body: &[u8], event_bytes_max: usize) -> Result<Vec<Even
     })
 }
 
-/// The elements of an array, not looked into. A small body can have millions: those beyond the limit of a
-/// request are only counted.
+/// The elements of an array, unparsed. A small body can have millions: those beyond the limit of a request
+/// are only counted.
 struct Elements<'a> {
     first: Vec<&'a RawValue>,
     count: usize,

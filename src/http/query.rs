@@ -1,4 +1,4 @@
-//! The parameters of a query, decoded strictly: a parameter is known, given once and UTF-8.
+//! The parameters of a query, decoded strictly: each must be known, given once, and UTF-8.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 
 use super::error::Failure;
 
-/// How much of a name that is no parameter is repeated, in characters.
+/// How much of an unknown name is repeated, in characters.
 const UNKNOWN_NAME_CHARS_MAX: usize = 64;
 
 /// The values of the parameters `names` in a query, in this order.
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// However a value is escaped, it is the value.
+        /// Escaping does not change a value.
         #[test]
         fn any_value_comes_back(a in ".{0,20}", b in "[ -~]{0,20}") {
             let escaped = |value: &str| utf8_percent_encode(value, NON_ALPHANUMERIC).to_string();

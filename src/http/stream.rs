@@ -1,7 +1,7 @@
 //! Streams of stored events: lines that end, and server-sent events that follow.
 //!
-//! Every event carries the cursor after it, so whatever cuts a stream, a reader resumes after the last event it
-//! has. Lines that are cut by the server end with a broken connection, never as if that were all.
+//! Every event carries the cursor after it, so however a stream is cut, a reader resumes after its last event.
+//! If the server cuts a stream of lines it breaks the connection, so that the lines never look complete.
 //! Format: <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
 
 use std::io::Write as _;
@@ -22,23 +22,23 @@ use crate::{
     partition::ReadError,
 };
 
-/// After how many milliseconds a browser connects again.
+/// How long a browser waits before it reconnects, in milliseconds.
 const RETRY_MILLIS: u32 = 1000;
 
 /// Lists change.
 pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// What a list depends on beside its address.
 pub(super) const VARY: HeaderValue = HeaderValue::from_static("accept");
-/// Tells proxies not to hold a stream back.
+/// Asks proxies not to buffer a stream.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// All events up to the durable tail, one a line.
+/// All events up to the durable tail, one per line.
 pub(super) fn lines(listing: Listing) -> Response {
     let body = unfold(listing, |mut listing| async {
         let lines = match listing.next().await {
             Ok(part) => Ok(part.map(|part| in_lines(&listing, part))),
             Err(error) => {
-                // Logs what is not the reader's fault.
+                // Logs errors that are not the reader's fault.
                 let failure = Failure::from(&error);
                 tracing::debug!(?failure, "a stream of lines was cut");
                 Err(error)
@@ -59,9 +59,9 @@ fn in_lines(listing: &Listing, part: Part) -> Bytes {
     with_memory_of(part, text)
 }
 
-/// The text of a part, together with the memory it holds.
+/// The text of a part, with the share of its memory.
 fn with_memory_of(part: Part, mut text: Vec<u8>) -> Bytes {
-    // It may stay for long.
+    // It may be kept for long.
     text.shrink_to_fit();
     covered(text.into(), part.share)
 }
@@ -70,7 +70,7 @@ fn encoded_bytes(part: &Part) -> usize {
     part.events.iter().map(|event| event.encoded.len()).sum()
 }
 
-/// Events as they come. Where the stream is also tells an id without an event, which browsers remember.
+/// Live events. Positions are also sent as ids without an event, which browsers remember.
 pub(super) fn event_stream(listing: Listing) -> Response {
     let begin = format!("retry: {RETRY_MILLIS}\n\n");
     let body = unfold((listing, Some(begin)), |(mut listing, begin)| async {

@@ -1,14 +1,14 @@
-//! What a publish answers with.
+//! The response to a publish.
 
 use serde::Serialize;
 
 use crate::partition::Outcome;
 
-/// What became of the events of a request, all of them durable.
+/// The outcomes of a request's events, all of them durable.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct Totals {
     received: u64,
-    /// The original's word for what waits to be processed; an answer means stored, so it is all of them.
+    /// The original API's word for accepted events; here all accepted events are stored.
     enqueued: u64,
     unique_processed: u64,
     duplicate_dropped: u64,

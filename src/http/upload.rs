@@ -1,7 +1,7 @@
-//! The body of a request that brings events, and its share of the ingest budget.
+//! The body of a request with events, and its share of the ingest budget.
 //!
-//! What has arrived of a body is covered by its share, which grows with it; so whatever comes, the memory it takes has
-//! a limit. The share goes with the events until they are answered.
+//! A share covers the received bytes of a body and grows with them, so the memory of any body has a limit. The share
+//! goes with the events until they are answered.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use crate::{
     partition::{Hand, SMALL_BYTES_MAX, Share},
 };
 
-/// What is read and dropped of a body that is answered before its end, so that the sender sees the answer: a
-/// connection that is closed over unread bytes is reset.
+/// How much of a body is read and dropped if the response comes before its end, so that the sender sees the
+/// response: closing a connection with unread bytes resets it.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const DISCARD_SECONDS_MAX: u64 = 10;
 
@@ -28,12 +28,12 @@ pub(super) struct Upload<'a> {
     call: Call,
     body: Arriving,
     hand: Hand,
-    /// The length that was told in advance.
+    /// The announced length.
     length: Option<u64>,
-    /// Whether the sender goes on sending when it has an answer already. Over HTTP/2 the stream is reset
-    /// after the answer, and nothing else.
+    /// Whether the sender goes on sending after it has a response. Over HTTP/2 the stream is simply reset
+    /// after the response.
     sends_on: bool,
-    /// Whether it has begun: who expects a 100 waits for the first look at the body.
+    /// Whether reading has begun: a client that expects a 100 waits for the first read.
     has_begun: bool,
 }
 
@@ -61,7 +61,7 @@ impl<'a> Upload<'a> {
         };
         part.map_err(|error| match error {
             ArrivalError::Stalled => {
-                // What does not come is not waited for again.
+                // Bytes that do not come are not awaited again.
                 self.sends_on = false;
                 Failure::stalled(what)
             }
@@ -97,14 +97,14 @@ impl<'a> Upload<'a> {
         Ok((body.freeze(), share))
     }
 
-    /// An empty share, for what has a length of `expected` if that is known.
+    /// An empty share, for `expected` bytes if that is known.
     pub fn share(&self, expected: usize) -> Share {
         let budget = self.aggregator.partition.ingest();
         budget.share(self.call.account(), expected)
     }
 
-    /// Makes a share cover `len` bytes that have arrived, of `length` if that is known. The last of them, `part`, waits
-    /// in hand if it must.
+    /// Grows a share to cover `len` received bytes, of `length` if that is known. The last of them, `part`, waits in a
+    /// hand if it must.
     pub async fn gathered(
         &mut self,
         share: &mut Share,
@@ -120,12 +120,12 @@ impl<'a> Upload<'a> {
         if len > SMALL_BYTES_MAX {
             share.expect(length);
         }
-        // Twice what has arrived, so that large bodies are not copied for each part.
+        // Twice the bytes received, so that large bodies are not copied for each part.
         let bytes = length.min(2 * len).max(len);
         if share.try_grow(bytes) {
             return Ok(());
         }
-        // Nothing of the connection's buffer.
+        // Keeps none of the connection's buffer.
         *part = Bytes::copy_from_slice(part);
         self.hold(part.len())?;
         let began = Instant::now();
@@ -134,7 +134,7 @@ impl<'a> Upload<'a> {
         self.hold(0)
     }
 
-    /// Holds bytes that were read and wait for their turn.
+    /// Holds received bytes that wait their turn.
     pub fn hold(&mut self, bytes: usize) -> Result<(), Failure> {
         match self.hand.hold(bytes) {
             true => Ok(()),
@@ -142,7 +142,7 @@ impl<'a> Upload<'a> {
         }
     }
 
-    /// Makes a share cover `bytes`, and waits for that, but not for ever.
+    /// Grows a share to `bytes`, waiting if it must, but not forever.
     pub async fn cover(&mut self, share: &mut Share, bytes: usize) -> Result<(), Failure> {
         let limit = Duration::from_secs(SHARE_WAIT_SECONDS_MAX);
         tokio::select! {
@@ -151,8 +151,8 @@ impl<'a> Upload<'a> {
         }
     }
 
-    /// Makes a share cover events and their encoding, which can be larger than the JSON was: a number takes two
-    /// bytes in an array, and eleven encoded.
+    /// Grows a share to cover events and their encoding, which can be larger than their JSON: a number takes
+    /// two bytes in an array, and eleven encoded.
     pub async fn cover_events(
         &mut self,
         share: &mut Share,
@@ -169,7 +169,7 @@ impl<'a> Upload<'a> {
         Ok(())
     }
 
-    /// Reads what is left and drops it, if that is little enough.
+    /// Reads and drops the rest, if it is small enough.
     pub async fn discard(mut self) {
         if !self.sends_on || !self.has_begun {
             return;
