@@ -1,6 +1,6 @@
-//! What the edges of the server share: the partition, and the limits on what comes to it.
+//! State shared by the edges: the partition, and the limits on requests.
 //!
-//! The gRPC edge implements the contract on it, the HTTP edge has it as its state. So a limit holds for both
+//! The gRPC edge implements the contract on it; the HTTP edge uses it as its state. So a limit holds for both
 //! together, and is named once.
 
 use std::{
@@ -15,25 +15,24 @@ use crate::{partition::Partition, response::ResponseMemory};
 
 /// The most events of one request.
 pub(crate) const REQUEST_EVENTS_MAX: usize = 16_384;
-/// How many requests of one stream may wait for their acknowledgement; then it is not read on.
+/// How many requests of one stream may wait for their acknowledgement; beyond that, the stream is not read.
 pub(crate) const STREAM_REQUESTS_MAX: usize = 32;
 /// How long a request may wait for its share of the budget.
 pub(crate) const SHARE_WAIT_SECONDS_MAX: u64 = 10;
-/// What the smallest request takes from the budget, for the memory it takes beside its bytes. What has arrived of a
-/// request lies free of charge up to this size.
+/// The least a request takes from the budget, for its overhead. Up to this size its received bytes are free.
 pub(crate) const SHARE_BYTES_MIN: usize = 1024;
-/// What an event takes in memory beside its encoding, until it is answered: more than the event, its key, what the
-/// index knows of it and its outcome.
+/// The memory of an event beside its encoding, until it is answered: more than the event, its key, its index entry
+/// and its outcome.
 pub(crate) const EVENT_MEMORY_BYTES: usize = 192;
-/// How many topics are told of when the request for counters does not say.
+/// How many topics a request for counters lists by default.
 pub(crate) const STATS_TOPICS_DEFAULT: usize = 1000;
-/// Seconds after which to send again: what passes soon, what takes a while, what takes a restart.
+/// Seconds to wait before sending again: for a short problem, a longer one, and a restart.
 pub(crate) const RETRY_SOON_SECONDS: u64 = 1;
 pub(crate) const RETRY_LATER_SECONDS: u64 = 10;
 pub(crate) const RETRY_MUCH_LATER_SECONDS: u64 = 60;
-/// How many topics a request for counters may ask for.
+/// How many topics a request for counters may list.
 pub(crate) const STATS_TOPICS_MAX: usize = 10_000;
-/// What a topic takes at most in an answer with counters, in bytes.
+/// The most that a topic takes in a response with counters, in bytes.
 pub(crate) const STATS_TOPIC_BYTES_MAX: usize = 1024;
 /// How long a stream that follows may be silent.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(15);
@@ -51,20 +50,20 @@ pub struct Limits {
     pub topics_max: usize,
 }
 
-/// A partition that is served. Cheap to clone.
+/// A partition being served. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Aggregator {
     pub partition: Partition,
     pub limits: Limits,
     readers: Arc<Semaphore>,
-    /// The memory of answers that are made whole.
+    /// The memory of responses that are built whole.
     pub response_memory: ResponseMemory,
-    /// Cancelled when the server stops: streams end by themselves.
+    /// Cancelled when the server stops; streams then end by themselves.
     pub stopping: CancellationToken,
     pub started: Instant,
 }
 
-/// As many readers are open as may be.
+/// The limit on readers is reached.
 pub(crate) struct TooManyReaders;
 
 impl Aggregator {
@@ -80,7 +79,7 @@ impl Aggregator {
         }
     }
 
-    /// The right to read, for as long as the permit is held.
+    /// Permission to read, for as long as the permit is held.
     pub fn admit_reader(&self) -> Result<OwnedSemaphorePermit, TooManyReaders> {
         let permit = Arc::clone(&self.readers).try_acquire_owned();
         permit.map_err(|_| TooManyReaders)

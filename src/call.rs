@@ -1,8 +1,8 @@
-//! A call: one request of a client, and its answer, over whatever protocol.
+//! A call: one request of a client and its response, over either protocol.
 //!
-//! Every call of the port passes the server's door, which puts the body of the request behind a guard: a few KiB
-//! may be read of it, in a limited time. That is enough for all who ask; only a handler that takes events takes the
-//! body from the guard, and answers for what it gathers. So an endpoint cannot forget to bound what it reads.
+//! Every call on the port passes admission, which puts the body of the request behind a guard: only a few KiB of it
+//! may be read, in a limited time. That is enough for every query; only a handler that takes events takes the body
+//! from the guard, and is then responsible for the memory. So an endpoint cannot forget to bound what it reads.
 
 use std::{
     pin::Pin,
@@ -23,13 +23,13 @@ use crate::{
     partition::{Account, ChunkShare, Share},
 };
 
-/// What may be read of a request that brings no events.
+/// How much may be read of a request without events.
 pub(crate) const CALL_BYTES_MAX: usize = 16 * 1024;
 /// How long it may take to arrive.
 pub(crate) const CALL_SECONDS_MAX: u64 = 30;
-/// How long a request may take to arrive once it has begun; time in which the server does not read does not count.
+/// How long a request may take to arrive once it has begun, not counting time in which the server does not read.
 pub(crate) const ARRIVAL_SECONDS_MAX: u64 = 60;
-/// The slowest that a request may arrive: so many bytes in so many seconds.
+/// The least rate at which a request must arrive: this many bytes in this many seconds.
 pub(crate) const PROGRESS_BYTES_MIN: usize = 16 * 1024;
 pub(crate) const PROGRESS_SECONDS: u64 = 10;
 /// How long a part of a response may stay unread before the response is dropped. Long enough for a client that works
@@ -43,7 +43,7 @@ pub(crate) struct Call(Arc<State>);
 struct State {
     account: Account,
     body: Mutex<Option<Body>>,
-    /// Cover what the handler has answered and the connection has not taken yet.
+    /// Covers responses that the connection has not taken yet.
     leaving: Mutex<Option<Share>>,
     leaving_chunk: Mutex<Option<ChunkShare>>,
 }
@@ -65,18 +65,18 @@ impl Call {
         (call, guarded)
     }
 
-    /// What the connection of the call holds.
+    /// The account of the call's connection.
     pub fn account(&self) -> &Account {
         &self.0.account
     }
 
-    /// Takes the body from its guard, for a handler that bounds what it gathers itself.
+    /// Takes the body from its guard, for a handler that bounds its own memory.
     pub fn take_body(&self) -> Arriving {
         let body = lock(&self.0.body).take();
         Arriving(body.unwrap_or_default())
     }
 
-    /// Leaves a share with what is answered next, until that has left.
+    /// Attaches a share to the next part of the response, until that has been sent.
     pub fn leave_with(&self, share: Share) {
         let mut leaving = lock(&self.0.leaving);
         match &mut *leaving {
@@ -85,7 +85,7 @@ impl Call {
         }
     }
 
-    /// The same with the memory of events that were read.
+    /// The same for the memory of events that were read.
     pub fn leave_with_chunk(&self, share: ChunkShare) {
         let mut leaving = lock(&self.0.leaving_chunk);
         match &mut *leaving {
@@ -94,7 +94,7 @@ impl Call {
         }
     }
 
-    /// The bytes of an answer, together with the shares that cover them.
+    /// Bytes of a response, together with the shares that cover them.
     pub fn covered(&self, bytes: Bytes) -> Bytes {
         let bytes = covered(bytes, lock(&self.0.leaving).take());
         covered(bytes, lock(&self.0.leaving_chunk).take())
@@ -106,14 +106,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The body of a request that brings no events: small, and in time.
+/// The body of a request without events: small, and in time.
 pub(crate) struct Guarded {
     call: Call,
     bytes_left: usize,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-/// Why a body is not read on.
+/// Why a body is not read any further.
 #[derive(Debug, Error)]
 pub(crate) enum GuardError {
     #[error("more than {CALL_BYTES_MAX} bytes, which is the limit of a request without events")]
@@ -164,15 +164,15 @@ impl http_body::Body for Guarded {
     }
 }
 
-/// The body of a request that brings events, as it arrives.
+/// The body of a request with events, as it arrives.
 pub(crate) struct Arriving(Body);
 
-/// Why no more arrives.
+/// Why nothing more arrives.
 #[derive(Debug)]
 pub(crate) enum ArrivalError {
     /// It did not arrive in time, or too slowly.
     Stalled,
-    /// The connection broke, or the client has cancelled.
+    /// The connection broke, or the client cancelled.
     Broken(axum::Error),
 }
 
@@ -204,9 +204,9 @@ impl Arriving {
     }
 }
 
-/// How fast a request must arrive.
+/// The rate at which a request must arrive.
 pub(crate) struct Pace {
-    /// When all of it must be there.
+    /// When all of it must have arrived.
     end: Instant,
     /// When [`PROGRESS_BYTES_MIN`] must have arrived, and how many of them are missing.
     step: Instant,
@@ -214,7 +214,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// For a request that begins now.
+    /// For a request that starts now.
     pub fn begin() -> Self {
         let now = Instant::now();
         Self {
@@ -224,7 +224,7 @@ impl Pace {
         }
     }
 
-    /// For a request of which nothing is there yet: its beginning may take all the time.
+    /// For a request that has not started to arrive: its start may take any time.
     pub fn idle() -> Self {
         let begun = Self::begin();
         Self {
@@ -233,7 +233,7 @@ impl Pace {
         }
     }
 
-    /// Leaves out the time since `began`, in which nothing was read.
+    /// Skips the time since `began`, in which nothing was read.
     pub fn skip(&mut self, began: Instant) {
         let now = Instant::now();
         self.end += now - began;
@@ -271,7 +271,7 @@ mod tests {
         call.leave_with_chunk(take(50));
         call.leave_with_chunk(take(10));
         let first = call.covered(Bytes::from_static(b"two parts"));
-        // The connection asks for the next while it has the first.
+        // The connection asks for the next part while it still has the first.
         call.leave_with_chunk(take(30));
         let second = call.covered(Bytes::from_static(b"a part"));
         assert_eq!(memory.available_permits(), 10);

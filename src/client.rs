@@ -1,9 +1,9 @@
-//! The Rust client: a [`Publisher`] that resends until its events are durable, and a [`Reader`] that
-//! resumes where it was.
+//! The Rust client: a [`Publisher`] that resends until its events are durable, and a [`Reader`] that resumes
+//! where it was.
 //!
-//! Owns how to connect, when to try again and when to give up. The other calls of the contract need
-//! none of that: make them through [`AggregatorServiceClient`](crate::proto::v1::aggregator_service_client)
-//! over a channel of [`endpoint`].
+//! Owns connecting, retrying and giving up. The other calls of the contract need none of that: make them
+//! through [`AggregatorServiceClient`](crate::proto::v1::aggregator_service_client) over a channel of
+//! [`endpoint`].
 
 mod backoff;
 #[cfg(test)]
@@ -23,28 +23,28 @@ pub use reader::{ReadError, Reader, ReaderOptions};
 pub use window::PublisherOptions;
 pub use worker::PublishError;
 
-/// The largest message the client takes: the largest event a server can be told to accept (16 MiB),
-/// and room for what stands around it.
+/// The largest message the client accepts: the largest event that a server can be configured to accept (16
+/// MiB), and room for its envelope.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024 + 64 * 1024;
 
-/// How long a connection may take to come up.
+/// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may be silent before it is probed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// How long the answer to a probe may take before the connection counts as dead.
+/// How long the reply to a probe may take before the connection counts as dead.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// HTTP/2 flow control: what a server may send ahead of what a stream, and the connection, have read. A list
-/// is sent in messages of 128 KiB and more; with the default of 64 KiB each would wait for the client.
+/// HTTP/2 flow control: how much a server may send before a stream, and the connection, have read it. A list
+/// comes in messages of 128 KiB and more; with the default of 64 KiB each would wait for the client.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// The largest HTTP/2 frame a server may send: the default of 16 KiB costs both sides a system call each.
 const FRAME_BYTES_MAX: u32 = 64 * 1024;
 
-/// The address of a server cannot be used.
+/// The address of a server is invalid.
 #[derive(Clone, Debug, Error)]
 #[error("{server:?} is not the address of a server; expected http://host:port")]
 pub struct InvalidEndpoint {
-    /// The address as it was given.
+    /// The address as given.
     pub server: String,
 }
 
@@ -74,10 +74,10 @@ pub fn endpoint(server: &str) -> Result<Endpoint, InvalidEndpoint> {
         .max_frame_size(FRAME_BYTES_MAX))
 }
 
-/// Why a call ended: the status of the server, or of the connection to it.
+/// Why a call failed: the status of the server, or of the connection to it.
 ///
-/// Displays as the code, the message and the root cause, for example the error of the operating system,
-/// which is also the source.
+/// Displays the code, the message and the root cause, for example an error of the operating system, which is
+/// also the source.
 #[derive(Clone, Debug)]
 pub struct Cause(Status);
 
@@ -109,7 +109,7 @@ impl fmt::Display for Cause {
 
 impl Error for Cause {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        // What lies between says "transport error" in several ways.
+        // The layers between say "transport error" in several ways.
         let mut root = self.0.source()?;
         while let Some(deeper) = root.source() {
             root = deeper;

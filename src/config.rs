@@ -1,7 +1,7 @@
-//! Flags and environment, and the only reader of them.
+//! Flags and environment, and their only reader.
 //!
-//! Owns names, defaults, units and limits of everything that can be set, and says what is wrong with a
-//! value. What a command does with its values is not its business.
+//! Owns the names, defaults, units and limits of all settings, and reports invalid values. Commands decide
+//! what to do with their values.
 
 mod log_filter;
 
@@ -81,8 +81,8 @@ pub fn parse() -> Command {
     parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
 }
 
-/// Parses `args`, the name of the program first, and the environment, and checks what the values have to
-/// do with each other.
+/// Parses `args`, starting with the name of the program, and the environment, and checks values against each
+/// other.
 pub fn parse_from<I, T>(args: I) -> Result<Command, clap::Error>
 where
     I: IntoIterator<Item = T>,
@@ -99,7 +99,7 @@ where
     Ok(command)
 }
 
-/// The program, for which an empty variable is one that is not set.
+/// The program's parser, to which an empty variable counts as not set.
 fn program() -> clap::Command {
     let unset_if_empty = |arg: Arg| {
         let value = arg.get_env().and_then(env::var_os);
@@ -131,27 +131,27 @@ struct Cli {
     serve: ServeArgs,
 }
 
-/// What the program is told to do.
+/// The command to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the server (the default)
     Serve(ServeArgs),
-    /// Publish events, one JSON object a line, until all are durable
+    /// Publish events, one JSON object per line, until all are durable
     #[command(after_help = PUBLISH_HELP)]
     Publish(PublishArgs),
-    /// Print stored events, one JSON object a line
+    /// Print stored events, one JSON object per line
     #[command(after_help = LIST_HELP)]
     List(ListArgs),
     /// Print the counters of the server and of its topics
     Stats(StatsArgs),
-    /// Ask whether the server is serving
+    /// Check whether the server is serving
     #[command(after_help = HEALTH_HELP)]
     Health(HealthArgs),
     /// Check the stored data offline: every batch of the log, and the index against it
     Verify(VerifyArgs),
 }
 
-/// What `oncelog serve` is told.
+/// The arguments of `oncelog serve`.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
     /// Address and port to listen on
@@ -172,7 +172,7 @@ pub struct ServeArgs {
     )]
     pub data_dir: PathBuf,
 
-    /// Most topics; events of a new topic beyond are refused [1..=10000000]
+    /// Most topics; events of further new topics are refused [1..=10000000]
     #[arg(long, env = "ONCELOG_MAX_TOPICS", value_name = "COUNT", default_value_t = TOPICS_MAX,
           value_parser = within(1, 10_000_000))]
     pub max_topics: usize,
@@ -199,12 +199,12 @@ pub struct ServeArgs {
     pub max_readers: usize,
 
     /// Most connections at a time; more are closed as they come. Fewer if the limit on open files, less 1024
-    /// for the log and the index, does not allow as many [1..=1000000]
+    /// for the log and the index, is too low [1..=1000000]
     #[arg(long, env = "ONCELOG_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = CONNECTIONS_MAX,
           value_parser = within(1, 1_000_000))]
     pub max_connections: usize,
 
-    /// Origins whose pages may call the HTTP endpoints from a browser, with commas; * is all of them
+    /// Origins whose pages may call the HTTP endpoints from a browser, separated by commas; * is any origin
     /// [default: none]
     #[arg(
         long,
@@ -220,7 +220,7 @@ pub struct ServeArgs {
           value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub grace_seconds: u64,
 
-    /// How logs are written to stderr
+    /// Format of the log on stderr
     #[arg(
         long,
         env = "ONCELOG_LOG_FORMAT",
@@ -229,7 +229,8 @@ pub struct ServeArgs {
     )]
     pub log_format: LogFormat,
 
-    /// What is logged: a level (off, error, warn, info, debug, trace), target=level pairs, or both, with commas
+    /// What to log: a level (off, error, warn, info, debug, trace), target=level pairs, or both, separated by
+    /// commas
     #[arg(
         long,
         env = "ONCELOG_LOG",
@@ -261,16 +262,16 @@ impl ServeArgs {
     }
 }
 
-/// How logs are written.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// Lines for people.
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Which server a command talks to.
+/// The server that a command talks to.
 #[derive(Args, Clone, Debug)]
 pub struct ServerArgs {
     /// Address of the server, http://host:port or host:port
@@ -283,14 +284,14 @@ pub struct ServerArgs {
     pub server: String,
 }
 
-/// What `oncelog publish` is told.
+/// The arguments of `oncelog publish`.
 #[derive(Args, Clone, Debug)]
 pub struct PublishArgs {
     /// File to read; - is standard input
     #[arg(value_name = "FILE", default_value = "-")]
     pub file: PathBuf,
 
-    /// Most events a request [1..=16384]; a request is sent earlier at 1 MiB, or when the input pauses
+    /// Most events per request [1..=16384]; a request is sent earlier at 1 MiB, or when the input pauses
     #[arg(long, value_name = "COUNT", default_value = "256", value_parser = within(1, 16_384))]
     pub batch_size: usize,
 
@@ -299,10 +300,10 @@ pub struct PublishArgs {
     pub server: ServerArgs,
 }
 
-/// What `oncelog list` is told.
+/// The arguments of `oncelog list`.
 #[derive(Args, Clone, Debug)]
 pub struct ListArgs {
-    /// Topic to list; all topics without it
+    /// Topic to list; all topics by default
     #[arg(
         long,
         value_name = "TOPIC",
@@ -311,7 +312,7 @@ pub struct ListArgs {
     )]
     pub topic: String,
 
-    /// Go on at the end, printing events as they become durable
+    /// Follow: print new events as they become durable
     #[arg(long)]
     pub follow: bool,
 
@@ -324,7 +325,7 @@ pub struct ListArgs {
     )]
     pub cursor: String,
 
-    /// Where to begin without a cursor: at the first event, or with events stored from now on
+    /// Where to start without a cursor: at the first event, or with events stored from now on
     #[arg(
         long,
         value_name = "POSITION",
@@ -333,7 +334,7 @@ pub struct ListArgs {
     )]
     pub start: Start,
 
-    /// Most events to print; no limit without it
+    /// Most events to print; no limit by default
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
 
@@ -342,7 +343,7 @@ pub struct ListArgs {
     pub server: ServerArgs,
 }
 
-/// Where a list without a cursor begins.
+/// Where a list without a cursor starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Start {
     /// At the first event.
@@ -351,18 +352,18 @@ pub enum Start {
     Latest,
 }
 
-/// What `oncelog stats` is told.
+/// The arguments of `oncelog stats`.
 #[derive(Args, Clone, Debug)]
 pub struct StatsArgs {
     /// Print again every second, with rates
     #[arg(long)]
     pub watch: bool,
 
-    /// Print one JSON object, as proto3 maps the message oncelog.v1.GetStatsResponse
+    /// Print one JSON object, in the form of GET /stats
     #[arg(long)]
     pub json: bool,
 
-    /// Only topics whose name begins with this
+    /// Only topics whose name starts with this
     #[arg(
         long,
         value_name = "PREFIX",
@@ -381,7 +382,7 @@ pub struct StatsArgs {
     pub server: ServerArgs,
 }
 
-/// What `oncelog health` is told.
+/// The arguments of `oncelog health`.
 #[derive(Args, Clone, Debug)]
 pub struct HealthArgs {
     /// The server.
@@ -389,7 +390,7 @@ pub struct HealthArgs {
     pub server: ServerArgs,
 }
 
-/// What `oncelog verify` is told.
+/// The arguments of `oncelog verify`.
 #[derive(Args, Clone, Debug)]
 pub struct VerifyArgs {
     /// Directory of the log and the index

@@ -1,4 +1,4 @@
-//! Bytes that hold what covers them until they have left.
+//! Bytes that keep a share of memory until they have been sent.
 
 use bytes::Bytes;
 
@@ -13,7 +13,7 @@ impl<T> AsRef<[u8]> for Covered<T> {
     }
 }
 
-/// `bytes`, which hold a share of any kind, if there is one, until the last of them is dropped.
+/// `bytes`, which keep a share of any kind, if there is one, until the last of them is dropped.
 pub(crate) fn covered<T: Send + 'static>(bytes: Bytes, share: Option<T>) -> Bytes {
     match share {
         Some(share) => Bytes::from_owner(Covered {

@@ -1,8 +1,8 @@
-//! What the fuzz targets in `fuzz/` run.
+//! The functions behind the fuzz targets in `fuzz/`.
 //!
-//! A function takes any bytes, and panics if what reads them breaks a promise: bytes that are taken are what
-//! would be written again, what is accepted is valid, what is refused is told in few words, and nothing panics.
-//! The functions are with what they test; `cargo test` runs them over the inputs in `fuzz/corpus`.
+//! A function takes arbitrary bytes, and panics if their reader breaks a promise: accepted bytes equal what
+//! would be written again, accepted values are valid, refusals are short, and nothing panics. The functions are
+//! next to the code they test; `cargo test` runs them over the inputs in `fuzz/corpus`.
 
 pub use crate::{
     cli::fuzzing::{cli_lines, config},
@@ -74,7 +74,7 @@ mod tests {
         names
     }
 
-    /// What was once found stays found.
+    /// A finding stays fixed.
     #[test]
     fn the_corpus_holds() {
         let expected: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(names(&folder().join("fuzz_targets")), expected);
     }
 
-    /// Inputs that are valid today are in the corpus: what fuzzing begins with keeps up with the formats.
+    /// Inputs that are valid today are in the corpus: the seeds of fuzzing keep up with the formats.
     #[test]
     fn the_seeds_are_in_the_corpus() {
         for target in &TARGETS {

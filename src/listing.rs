@@ -1,6 +1,6 @@
 //! A stream of stored events: catch up, then follow or end.
 //!
-//! Both edges send these streams, each in its encoding. A listing is pulled by the connection: it reads only
+//! Both edges send these streams, each in its own encoding. The connection pulls a listing, which reads only
 //! what is about to be sent.
 
 use tokio::time::{Instant, sleep_until};
@@ -20,7 +20,8 @@ pub(crate) struct Part {
     pub cursor: String,
     /// Whether the listing was at the durable tail.
     pub caught_up: bool,
-    /// The memory of the events: to be held until they have left. A connection asks for the next part before that.
+    /// The memory of the events, to be held until they have been sent. A connection asks for the next part before
+    /// that.
     pub share: Option<ChunkShare>,
 }
 
@@ -30,18 +31,18 @@ pub(crate) struct Listing {
     /// Where it ends; with follow, nowhere.
     until: Sequence,
     follow: bool,
-    /// How many more events may be sent, if that is limited.
+    /// How many more events may be sent, if limited.
     left: Option<u64>,
     last_sent: Option<Instant>,
-    /// Whether the last part said that it was at the durable tail.
+    /// Whether the last part reported the durable tail.
     told_caught_up: bool,
     stopping: CancellationToken,
-    /// Set once everything is sent: how the stream ends.
+    /// How the stream ends, once everything has been sent.
     end: Option<Result<(), ReadError>>,
 }
 
 impl Listing {
-    /// Lists what `reader` reads: up to the durable tail, or with `follow` on from there.
+    /// Lists the events of `reader`: up to the durable tail, and with `follow` from there on.
     pub fn new(aggregator: &Aggregator, reader: Reader, limit: Option<u64>, follow: bool) -> Self {
         Self {
             reader,
@@ -59,13 +60,13 @@ impl Listing {
         }
     }
 
-    /// The cursor after an event that this listing has given.
+    /// The cursor after an event of this listing.
     pub fn cursor_after(&self, event: &StoredEvent) -> String {
         self.reader.cursor_after(event)
     }
 
-    /// The next part; waits for one that follows. The first always comes, and after some silence one without
-    /// events. When the server stops, a last part is followed by [`ReadError::Stopping`].
+    /// The next part; waits for one when following. The first part always comes, and after some silence one
+    /// without events. When the server stops, [`ReadError::Stopping`] follows a last part.
     pub async fn next(&mut self) -> Result<Option<Part>, ReadError> {
         loop {
             if let Some(end) = &mut self.end {
@@ -97,7 +98,7 @@ impl Listing {
                 }
             } else if self.reader.next_sequence() >= self.until {
                 self.end = Some(Ok(()));
-                // The first part always carries a cursor, even when there is no event.
+                // The first part always carries a cursor, even without events.
                 if untold || self.last_sent.is_none() {
                     return Ok(Some(self.part(Vec::new(), chunk.caught_up, None)));
                 }

@@ -1,4 +1,4 @@
-//! The `oncelog` program: parses what it is told, and does it.
+//! The `oncelog` program: parses its arguments and runs the command.
 
 use std::process::ExitCode;
 

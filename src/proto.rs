@@ -1,4 +1,4 @@
-//! The generated side of `proto/oncelog/v1/aggregator.proto`, and its descriptor.
+//! The code generated from `proto/oncelog/v1/aggregator.proto`, and its descriptor.
 
 /// Messages and client of package `oncelog.v1`.
 #[allow(missing_docs, clippy::wildcard_enum_match_arm)]
@@ -6,7 +6,7 @@ pub mod v1 {
     tonic::include_proto!("oncelog.v1");
 }
 
-/// The service trait, with the raw messages of [`crate::grpc::wire`] in place of the hot ones.
+/// The service trait, with the raw messages of [`crate::grpc::wire`] in place of the frequent ones.
 #[allow(missing_docs)]
 pub(crate) mod server {
     include!(concat!(env!("OUT_DIR"), "/server/oncelog.v1.rs"));

@@ -1,8 +1,8 @@
-//! Large answers in memory: what they take together, and what holds their share until they have left.
+//! Large responses in memory: their total, and the shares that cover them until they have been sent.
 //!
-//! For answers that are made whole before they are sent: counters, pages, single events. Lists that are streamed are
-//! bounded where they are read. A connection whose answers have not left gets no other once they take an eighth of what
-//! is free: one that reads nothing turns nobody else away.
+//! For responses that are built whole before they are sent: counters, pages, single events. Streamed lists are bounded
+//! where they are read. While a connection's unsent responses take more than an eighth of the free memory, it gets no
+//! further one: a client that reads nothing turns nobody else away.
 
 use std::{
     pin::Pin,
@@ -21,12 +21,12 @@ use tokio::{sync::Notify, time::timeout};
 
 use crate::{aggregator::SHARE_WAIT_SECONDS_MAX, covered::covered};
 
-/// The memory of all large answers, in bytes.
+/// The memory of all large responses, in bytes.
 const RESPONSES_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// What a connection may hold when it asks for another answer, as a part of what is free.
+/// How much a connection may hold when it asks for another response, as a part of the free memory.
 const CONNECTION_PART: usize = 8;
 
-/// The memory for answers. Cheap to clone.
+/// The memory for responses. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct ResponseMemory(Arc<Pool>);
 
@@ -35,21 +35,21 @@ struct Pool {
     left: Notify,
 }
 
-/// What the answers to one connection take. Cheap to clone.
+/// The memory of the responses to one connection. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Unread(Arc<AtomicUsize>);
 
-/// Too many answers are in memory that nobody reads.
+/// Too many responses in memory have not been read.
 pub(crate) struct TooManyUnread;
 
-/// The memory that an answer may take. Dropped, it goes back.
+/// Memory reserved for a response; released when dropped.
 pub(crate) struct Reserved {
     memory: ResponseMemory,
     unread: Unread,
     bytes: usize,
 }
 
-/// The memory of an answer; given back when it has left.
+/// The memory of a response; released once it has been sent.
 #[derive(Clone)]
 pub(crate) struct ResponseShare {
     _reserved: Arc<Reserved>,
@@ -65,13 +65,13 @@ impl Default for ResponseMemory {
 }
 
 impl ResponseMemory {
-    /// Waits a while for the memory of an answer of at most `bytes` to the connection of `unread`.
+    /// Waits a while for the memory of a response of at most `bytes` to the connection of `unread`.
     pub async fn reserve(&self, unread: &Unread, bytes: usize) -> Result<Reserved, TooManyUnread> {
         let bytes = bytes.min(RESPONSES_BYTES_MAX);
         let reserved = async {
             loop {
                 let mut left = std::pin::pin!(self.0.left.notified());
-                // What leaves from now on is noticed.
+                // From now on a release is noticed.
                 left.as_mut().enable();
                 if let Some(reserved) = self.try_reserve(unread, bytes) {
                     return reserved;
@@ -89,7 +89,7 @@ impl ResponseMemory {
             return None;
         }
         *free -= bytes;
-        // Changed under the lock only.
+        // Changed only under the lock.
         unread.0.fetch_add(bytes, Relaxed);
         Some(Reserved {
             memory: self.clone(),
@@ -99,13 +99,13 @@ impl ResponseMemory {
     }
 
     fn free(&self) -> MutexGuard<'_, usize> {
-        // Nothing between lock and unlock panics half-way.
+        // Nothing between lock and unlock panics.
         self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Reserved {
-    /// Gives back what is beyond `bytes`.
+    /// Releases all beyond `bytes`.
     fn shrink(&mut self, bytes: usize) {
         let given = self.bytes.saturating_sub(bytes);
         self.bytes -= given;
@@ -124,7 +124,7 @@ impl Drop for Reserved {
 }
 
 impl ResponseShare {
-    /// Keeps of what was reserved what an answer of `bytes` takes.
+    /// Keeps as much of a reservation as a response of `bytes` takes.
     pub fn keep(mut reserved: Reserved, bytes: usize) -> Self {
         reserved.shrink(bytes);
         Self {
@@ -133,20 +133,20 @@ impl ResponseShare {
     }
 }
 
-/// What the answers to the connection of a request take.
+/// The memory of the responses to a request's connection.
 pub(crate) fn unread(extensions: &Extensions) -> Unread {
     let unread = extensions.get::<Unread>();
     unread.expect("every call is admitted").clone()
 }
 
-/// Bytes that hold their share until they have left.
+/// Bytes that keep their share until they have been sent.
 pub(crate) fn held(bytes: Vec<u8>, reserved: Reserved) -> Bytes {
     let share = ResponseShare::keep(reserved, bytes.len());
     covered(bytes.into(), Some(share))
 }
 
-/// Lets the body of a response hold the share that is in its extensions. A gRPC body ends with a frame of trailers, which
-/// is asked for when what came before has left.
+/// Moves the share in a response's extensions into its body. A gRPC body ends with a frame of trailers, which is
+/// requested once everything before it has been sent.
 pub(crate) async fn hold(mut response: Response) -> Response {
     match response.extensions_mut().remove::<ResponseShare>() {
         Some(share) => response.map(|body| {
@@ -233,7 +233,7 @@ mod tests {
         }
         let other = Unread::default();
         assert!(reserve(&memory, &other, BYTES).await.is_some());
-        // Whoever waits goes on when something has left.
+        // A waiting request continues once something has been sent.
         let large = RESPONSES_BYTES_MAX / 4;
         let waiting = reserve(&memory, &other, large);
         let leaving = async {

@@ -46,9 +46,9 @@ use crate::{
     response,
 };
 
-/// The name of the whole server for grpc.health.v1.
+/// The name of the whole server in grpc.health.v1.
 const WHOLE_SERVER: &str = "";
-/// How the content type of every gRPC request begins.
+/// The prefix of every gRPC content type.
 const GRPC_CONTENT_TYPE: &[u8] = b"application/grpc";
 /// The default limit on one encoded publish request, in bytes.
 pub const REQUEST_BYTES_MAX: usize = 4 * EVENT_BYTES_MAX;
@@ -59,26 +59,26 @@ pub const CONNECTIONS_MAX: usize = 16_384;
 /// The default grace period, in seconds.
 pub const GRACE_SECONDS: u64 = 30;
 
-/// How often a silent connection is pinged, and how long it may take to answer.
+/// How often a silent connection is pinged, and how long its reply may take.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// HTTP/2 streams of one connection.
 const CONNECTION_STREAMS_MAX: u32 = 1024;
-/// Streams that a connection may make the server reset, before it ends. CVE-2025-8671; not told, tonic has no limit.
+/// How many of its streams a connection may make the server reset, before it is closed. CVE-2025-8671; by default
+/// tonic has no limit.
 const CONNECTION_RESETS_MAX: usize = 1024;
-/// HTTP/2 flow control: what a stream and a connection may send ahead of what the server has read.
-/// A connection has room for 128 streams that wait for their share of the ingest budget, so that the one that has
-/// its share can go on.
+/// HTTP/2 flow control: how much a stream and a connection may send before the server reads it. A connection has
+/// room for 128 streams that wait for their share of the ingest budget, so that one that has its share can go on.
 const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
-/// The largest HTTP/2 frame a client may send: the default of 16 KiB costs both sides a system call each.
-/// A connection gathers a frame before anyone sees it.
+/// The largest HTTP/2 frame a client may send: the default of 16 KiB costs both sides a system call each. A
+/// connection gathers a whole frame before anything sees it.
 const FRAME_BYTES_MAX: u32 = 64 * 1024;
 
 /// How long the partition may take to stop when open streams have used up the grace period.
 const STOP_MIN: Duration = Duration::from_secs(5);
 
-/// What a server is started with.
+/// The options of a server.
 #[derive(Clone)]
 pub struct ServerOptions {
     /// The partition: data directory, limits on topics and ingest.
@@ -91,14 +91,14 @@ pub struct ServerOptions {
     pub readers_max: usize,
     /// The most connections at a time; more are closed as they come. Each takes a file descriptor.
     pub connections_max: usize,
-    /// The origins whose pages may call the HTTP endpoints from a browser; `*` is all of them.
+    /// The origins whose pages may call the HTTP endpoints from a browser; `*` is any origin.
     pub http_cors_origins: Vec<HeaderValue>,
     /// How long open streams may take to end when the server stops.
     pub grace: Duration,
 }
 
 impl ServerOptions {
-    /// The defaults, over `data_dir`.
+    /// The defaults, for `data_dir`.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
             partition: PartitionOptions::new(data_dir),
@@ -112,7 +112,7 @@ impl ServerOptions {
     }
 }
 
-/// Why a server did not start, or did not stop in order.
+/// Why a server did not start, or did not stop cleanly.
 #[derive(Debug, Error)]
 pub enum ServerError {
     /// The data directory cannot be served.
@@ -121,20 +121,20 @@ pub enum ServerError {
     /// The listener failed.
     #[error("listening on {address}: {source}")]
     Listen {
-        /// Where.
+        /// Its address.
         address: SocketAddr,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// HTTP/2 serving failed.
     #[error("serving: {0}")]
     Serve(#[from] tonic::transport::Error),
-    /// The state could not be saved. Nothing acknowledged is lost: it is in the log.
+    /// The counters could not be saved. Nothing acknowledged is lost: it is in the log.
     #[error("saving the counters: {0}")]
     Save(#[from] partition::CountersError),
 }
 
-/// A server that is running. Dropping it without [`Server::stop`] leaves it running.
+/// A running server. Dropping it without [`Server::stop`] leaves it running.
 pub struct Server {
     address: SocketAddr,
     recovery: Recovery,
@@ -186,12 +186,12 @@ impl Server {
         })
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What it found in the data directory.
+    /// The result of recovery.
     pub fn recovery(&self) -> Recovery {
         self.recovery
     }
@@ -206,16 +206,16 @@ impl Server {
         &self.partition
     }
 
-    /// Stops in order: health NOT_SERVING, no new requests, streams end with what they have, the queue
-    /// drains, the counters are saved. Streams that take longer than the grace period are cut.
+    /// Stops cleanly: health NOT_SERVING, no new requests, streams end with what they have, the queue drains,
+    /// the counters are saved. Streams that take longer than the grace period are cut.
     pub async fn stop(mut self) -> Result<(), ServerError> {
         let deadline = tokio::time::Instant::now() + self.grace;
         self.following.abort();
-        // Once it has ended, nothing says SERVING any more.
+        // Once it has ended, nothing reports SERVING any more.
         _ = (&mut self.following).await;
         tell_health(&self.health, ServingStatus::NotServing).await;
         self.stopping.cancel();
-        // Who watches has been told; a watch does not end by itself.
+        // Watchers have seen the change; a watch does not end by itself.
         self.health.clear_service_status(WHOLE_SERVER).await;
         self.health.clear_service_status(AGGREGATOR).await;
         let served = match timeout_at(deadline, &mut self.serving).await {
@@ -260,7 +260,7 @@ fn router(
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // What errors carry, so that clients like grpcurl can print it.
+            // The details of errors, so that clients like grpcurl can print them.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let v1 = reflection().build_v1();
@@ -282,7 +282,7 @@ fn router(
     (health, router)
 }
 
-/// HTTP/2 as every server of oncelog speaks it.
+/// The HTTP/2 settings of every oncelog server.
 pub fn transport() -> TonicServer {
     TonicServer::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -294,7 +294,7 @@ pub fn transport() -> TonicServer {
         .max_frame_size(FRAME_BYTES_MAX)
 }
 
-/// Who speaks gRPC is told in gRPC, everyone else in HTTP.
+/// A gRPC client gets a gRPC error, everyone else an HTTP one.
 async fn no_such_path(headers: HeaderMap) -> Response {
     if speaks_grpc(&headers) {
         return Status::unimplemented("").into_http();
@@ -312,7 +312,7 @@ async fn tell_health(health: &HealthReporter, status: ServingStatus) {
     health.set_service_status(AGGREGATOR, status).await;
 }
 
-/// Reports the health of the partition as it changes.
+/// Reports the partition's health as it changes.
 async fn follow_health(reporter: HealthReporter, mut health: watch::Receiver<Health>) {
     while health.changed().await.is_ok() {
         let status = match *health.borrow_and_update() {

@@ -1,4 +1,4 @@
-//! What is fuzzed of the command line: its flags, and the lines it publishes and prints.
+//! Fuzz targets of the command line: its flags, and the lines it publishes and prints.
 
 use std::{ffi::OsStr, ops::ControlFlow, os::unix::ffi::OsStrExt as _};
 
@@ -19,7 +19,7 @@ use crate::{
 /// How many events of the lines are passed on together.
 const BATCH_SIZE_MAX: usize = 3;
 
-/// Takes each line for an argument. A variable of the environment is read as the flag of its name.
+/// Parses each line as an argument. An environment variable is read as the flag of its name.
 pub fn config(data: &[u8]) {
     let args = data.split(|byte| *byte == b'\n').map(OsStr::from_bytes);
     match config::parse_from([OsStr::new("oncelog")].into_iter().chain(args)) {
@@ -63,7 +63,7 @@ fn connect(args: &ServerArgs) {
     }
 }
 
-/// Reads lines as `oncelog publish` does, and prints their events as `oncelog list` does.
+/// Reads lines like `oncelog publish`, and prints their events like `oncelog list`.
 pub fn cli_lines(data: &[u8]) {
     let lines = data.split_inclusive(|byte| *byte == b'\n').count() as u64;
     let mut last = 0;
@@ -90,7 +90,7 @@ pub fn cli_lines(data: &[u8]) {
     assert!(last <= lines);
 }
 
-/// What is printed of a stored event is the event.
+/// A stored event is printed as the same event.
 fn print(event: v1::Event) {
     let stored = list::stored_event(&v1::StoredEvent {
         event: Some(event),
@@ -108,7 +108,7 @@ fn print(event: v1::Event) {
     }
 }
 
-/// Inputs to begin with, by name.
+/// Seed inputs, by name.
 #[cfg(test)]
 pub(crate) mod seeds {
     pub(crate) fn configs() -> Vec<(&'static str, Vec<u8>)> {

@@ -11,7 +11,7 @@ use tonic_health::pb::{
 use super::{CallError, Outcome, client_runtime, connect, output::Output};
 use crate::config::HealthArgs;
 
-/// How long connecting and the answer may take together.
+/// How long connecting and the reply may take together.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) fn run(args: HealthArgs) -> Outcome {
@@ -28,7 +28,7 @@ pub(super) fn run(args: HealthArgs) -> Outcome {
 async fn check(server: &str) -> Outcome {
     let mut client = HealthClient::new(connect(server).await?);
     let request = HealthCheckRequest {
-        // The server as a whole.
+        // The whole server.
         service: String::new(),
     };
     let answer = client.check(request).await;

@@ -1,6 +1,6 @@
 //! Events from lines of JSON, in batches.
 //!
-//! Owns how much of the input is in memory: one line, and one batch.
+//! Keeps only one line and one batch of the input in memory.
 
 use std::{
     io::{self, BufRead, BufReader, Read},
@@ -20,17 +20,17 @@ use crate::{
 
 /// The longest line.
 const LINE_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// The largest event that a server can be told to accept.
+/// The largest event that a server can be configured to accept.
 const EVENT_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// A batch is passed on before its events have more together, encoded.
+/// A batch is passed on before its events exceed this size, encoded.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// How much is read at a time.
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// What was found in the input, in the order of its lines.
+/// An item of the input, in the order of its lines.
 #[derive(Debug, PartialEq)]
 pub(super) enum Item {
-    /// Events for one request, each with the number of its line.
+    /// Events for one request, with their line numbers.
     Batch(Vec<u64>, Vec<v1::Event>),
     /// A line that holds no event, and why.
     Rejected(u64, String),
@@ -38,8 +38,8 @@ pub(super) enum Item {
 
 /// Reads lines to the end of the input, until it fails, or until `pass` breaks.
 ///
-/// A batch is passed on when it has `batch_size_max` events or about 1 MiB, and before waiting for input
-/// that is not there yet.
+/// A batch is passed on when it has `batch_size_max` events or about 1 MiB, and before waiting for more
+/// input.
 pub(super) fn read(
     input: impl Read,
     batch_size_max: usize,
@@ -91,7 +91,7 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<
     Ok(Some(whole))
 }
 
-/// The event of a line as it is published, and its size.
+/// The event of a line, and its encoded size.
 fn parse(line: &[u8]) -> Result<(v1::Event, usize), String> {
     let event = parse_line(line, Names::ListedAndContract, EVENT_BYTES_MAX);
     let event = event.map_err(|flaws| describe(&flaws))?;
@@ -100,7 +100,7 @@ fn parse(line: &[u8]) -> Result<(v1::Event, usize), String> {
     Ok((message, encoded.len()))
 }
 
-/// What is wrong with an event, on one line.
+/// The flaws of an event, on one line.
 fn describe(flaws: &[Flaw]) -> String {
     let flaws = flaws.iter().map(|flaw| match &flaw.field {
         Some(field) => format!("{field}: {}", flaw.msg),

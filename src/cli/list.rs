@@ -42,7 +42,7 @@ async fn list(args: ListArgs) -> Outcome {
     let mut interrupt = pin!(signal::ctrl_c());
     let outcome = loop {
         let response = tokio::select! {
-            // First, or a long list would never be interrupted.
+            // First, or a long list could never be interrupted.
             biased;
             Ok(()) = &mut interrupt => break Ok(ExitCode::from(INTERRUPTED)),
             response = reader.next() => response,
@@ -63,7 +63,7 @@ async fn list(args: ListArgs) -> Outcome {
 
 struct Printer {
     output: Output,
-    /// Whether there was an event that could not be printed.
+    /// Whether an event could not be printed.
     skipped: bool,
 }
 
@@ -93,7 +93,7 @@ impl Printer {
     }
 }
 
-/// The event that a message is, if it is one that a server could have stored.
+/// The event in a message, if a server could have stored it.
 pub(super) fn stored_event(message: &v1::StoredEvent) -> Option<StoredEvent> {
     const NANOS_PER_SECOND: u64 = 1_000_000_000;
     let received_at = message.received_at.unwrap_or_default();
@@ -104,7 +104,7 @@ pub(super) fn stored_event(message: &v1::StoredEvent) -> Option<StoredEvent> {
     Some(StoredEvent {
         sequence: message.sequence,
         received_at: seconds.checked_mul(NANOS_PER_SECOND)?.checked_add(nanos)?,
-        // Only cursors are made of it, which a client takes from responses.
+        // Used only for cursors, which a client takes from responses.
         batch_checksum: 0,
         encoded: encoded.into(),
     })

@@ -1,7 +1,7 @@
-//! The command line: one file a command.
+//! The command line: one file per command.
 //!
-//! A command takes its parsed arguments, owns its runtime, and returns the exit status. It prints through
-//! `output` only.
+//! A command takes its parsed arguments, owns its runtime, and returns the exit status. It prints only
+//! through `output`.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -26,10 +26,10 @@ use crate::{
     config::Command,
 };
 
-/// The exit status of a command that was interrupted: 128 and the number of SIGINT.
+/// The exit status of an interrupted command: 128 plus the number of SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// What a command returns; an error is printed and ends the program with status 1.
+/// The result of a command; an error is printed and ends the program with status 1.
 type Outcome = Result<ExitCode, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Runs `command` and prints its error, if any.
@@ -44,7 +44,7 @@ pub fn run(command: Command) -> ExitCode {
     };
     match outcome {
         Ok(exit) => exit,
-        // Who closed the pipe has seen enough, as in `oncelog list | head`.
+        // The reader of the pipe has seen enough, as in `oncelog list | head`.
         Err(error) if output::is_closed_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
             output::error(&*error);
@@ -62,7 +62,7 @@ fn client_runtime() -> std::io::Result<Runtime> {
         .build()
 }
 
-/// A call that was made once, and failed.
+/// A call that was made once and failed.
 #[derive(Debug, Error)]
 #[error("no answer from {server}: {cause}")]
 struct CallError {
@@ -80,7 +80,7 @@ impl CallError {
     }
 }
 
-/// Connects to `server` for calls that are made once.
+/// Connects to `server` for calls made only once.
 async fn connect(
     server: &str,
 ) -> Result<Channel, Box<dyn std::error::Error + Send + Sync + 'static>> {

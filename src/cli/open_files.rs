@@ -2,26 +2,26 @@
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// What the log, the index and readers of old events may have open beside the connections.
+/// Files that the log, the index and readers of old events may have open beside the connections.
 const FILES_RESERVED: u64 = 1024;
 
-/// Raises the limit of this process to what it may be, and returns how many of `wanted` connections it leaves
-/// room for.
+/// Raises this process's limit as far as allowed, and returns how many of `wanted` connections it leaves room
+/// for.
 pub(super) fn room_for_connections(wanted: usize) -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     let raised = rustix::process::Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    // Where it cannot be raised, it stays.
+    // If it cannot be raised, it stays.
     if setrlimit(Resource::Nofile, raised).is_ok() {
         limit = raised;
     }
-    // No limit is told as none.
+    // None means no limit.
     limit.current.map_or(wanted, |files| within(files, wanted))
 }
 
-/// A limit that is too low for both is halved.
+/// A limit too low for both is split in half.
 fn within(files: u64, wanted: usize) -> usize {
     let left = files - FILES_RESERVED.min(files / 2);
     usize::try_from(left).map_or(wanted, |left| left.min(wanted))

@@ -1,4 +1,4 @@
-//! What the command line prints: the only place that writes to standard output and standard error.
+//! Output of the command line: the only place that writes to standard output and standard error.
 
 use std::{
     error::Error,
@@ -23,7 +23,7 @@ const TICK: std::time::Duration = std::time::Duration::from_millis(100);
 #[error("cannot write to standard output")]
 pub(super) struct WriteError(#[from] io::Error);
 
-/// Buffered standard output, held for as long as the command runs.
+/// Buffered standard output, locked while the command runs.
 pub(super) struct Output {
     stdout: BufWriter<StdoutLock<'static>>,
     is_terminal: bool,
@@ -38,7 +38,7 @@ impl Output {
         }
     }
 
-    /// Adds `text` and the end of the line.
+    /// Writes `text` and a newline.
     pub fn line(&mut self, text: &[u8]) -> Result<(), WriteError> {
         self.stdout.write_all(text)?;
         Ok(self.stdout.write_all(b"\n")?)
@@ -52,7 +52,7 @@ impl Output {
         Ok(())
     }
 
-    /// Shows what was added.
+    /// Flushes the output.
     pub fn flush(&mut self) -> Result<(), WriteError> {
         Ok(self.stdout.flush()?)
     }
@@ -69,12 +69,12 @@ pub(super) fn error(error: &(dyn Error + 'static)) {
     note(&format!("error: {}", explain(error)));
 }
 
-/// Prints one line to standard error. Nothing can be done when that fails.
+/// Prints one line to standard error. A failure to do so is ignored.
 pub(super) fn note(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// The error, the causes that it does not name itself, and a hint if there is one.
+/// The error, any causes that it does not name itself, and a hint if there is one.
 fn explain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut refused = false;
@@ -95,19 +95,19 @@ fn explain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// Standard error with a progress bar below it, drawn on a terminal only. Clones share the bar.
+/// Standard error with a progress bar below it, drawn only on a terminal. Clones share the bar.
 #[derive(Clone)]
 pub(super) struct Progress(ProgressBar);
 
 impl Progress {
-    /// Draws the events counted so far and their rate.
+    /// Draws the number of events so far and their rate.
     pub fn of_events() -> Self {
         let style = ProgressStyle::with_template("{spinner} {human_pos} events, {rate}/s")
             .expect("a constant template")
             .with_key(
                 "rate",
                 |state: &ProgressState, text: &mut dyn fmt::Write| {
-                    // Nothing can be done when it fails; it writes to memory.
+                    // Writing to memory does not fail.
                     let _ = write!(text, "{:.0}", state.per_sec());
                 },
             );
@@ -136,7 +136,7 @@ impl Progress {
         self.0.finish_and_clear();
     }
 
-    /// Prints the warnings of the client above the bar, for the rest of the program.
+    /// Prints the client's warnings above the bar, for the rest of the program.
     pub fn show_warnings(&self) {
         let lines = log::layer()
             .with_writer(self.clone())

@@ -32,9 +32,9 @@ use crate::{
 const REJECTED: u8 = 1;
 /// The exit status when publishing failed.
 const FAILED: u8 = 2;
-/// How many batches may have been read and not been sent.
+/// How many batches may have been read and not yet sent.
 const BATCHES_READ_MAX: usize = 4;
-/// How many answers may wait to be counted; more than a window of the publisher.
+/// How many pending items may wait to be counted; more than a window of the publisher.
 const PENDING_MAX: usize = 128;
 
 pub(super) fn run(args: PublishArgs) -> Outcome {
@@ -63,7 +63,7 @@ pub(super) fn run(args: PublishArgs) -> Outcome {
     })
 }
 
-/// Why not all of the input was published.
+/// Why part of the input was not published.
 #[derive(Debug, Error)]
 enum Failure {
     #[error("cannot read {file}")]
@@ -76,13 +76,13 @@ enum Failure {
     Publish(#[from] PublishError),
 }
 
-/// What became of a part of the input, in the order of its lines.
+/// A part of the input on its way to being counted, in the order of its lines.
 enum Pending {
     Sent(Vec<u64>, PendingAck),
     Rejected(u64, String),
 }
 
-/// Publishes the input to its end. A failure to read comes after what was read is acked.
+/// Publishes the input to its end. A read failure is reported after everything read before it is acked.
 async fn publish(args: &PublishArgs, tally: &mut Tally) -> Result<(), Failure> {
     let publisher = Publisher::connect(&args.server.server, PublisherOptions::default())?;
     let (mut items, end) = read(&args.file, args.batch_size);
@@ -120,7 +120,7 @@ async fn publish(args: &PublishArgs, tally: &mut Tally) -> Result<(), Failure> {
     }
 }
 
-/// Reads `file` on a thread of its own, which nobody waits for: it may be blocked on a terminal.
+/// Reads `file` on its own thread, which nobody joins: it may be blocked on a terminal.
 fn read(
     file: &Path,
     batch_size_max: usize,
@@ -137,7 +137,7 @@ fn read(
                 }
             })
         });
-        // Nobody listens any more when publishing has failed.
+        // If publishing has failed, nobody listens any more.
         let _ = end.send(result);
     });
     (read, ended)
@@ -151,7 +151,7 @@ fn open(file: &Path) -> io::Result<Box<dyn Read>> {
     })
 }
 
-/// What became of the events so far.
+/// The outcomes so far.
 struct Tally {
     progress: Progress,
     start: Instant,
@@ -202,7 +202,7 @@ impl Tally {
             .note(&format!("line {line}: rejected: {reason}"));
     }
 
-    /// One line; duplicates include conflicts, as they do in the contract.
+    /// One line; duplicates include conflicts, as in the contract.
     fn summary(&self) -> String {
         let received = self.stored + self.duplicates + self.rejected;
         let seconds = self.start.elapsed().as_secs_f64();

@@ -1,4 +1,4 @@
-//! `oncelog serve`: the server, from its flags to its end.
+//! `oncelog serve`: the server, from its flags to its exit.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -25,7 +25,7 @@ use crate::{
     server::{Server, ServerError, ServerOptions, limit_arenas},
 };
 
-/// What Linux sends a process that writes past its limit on file sizes. Without a handler it kills.
+/// The signal that Linux sends a process that exceeds its limit on file sizes. Without a handler it kills.
 const SIGXFSZ: i32 = 25;
 
 pub(super) fn run(args: ServeArgs) -> Outcome {
@@ -34,7 +34,7 @@ pub(super) fn run(args: ServeArgs) -> Outcome {
     limit_arenas();
     let runtime = Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(args));
-    // Whatever still runs was given its time.
+    // Everything still running has had its time.
     runtime.shutdown_background();
     outcome
 }
@@ -52,7 +52,7 @@ fn log_to_stderr(args: &ServeArgs) {
         .init();
 }
 
-/// A panic is a line of the log like any other.
+/// Logs a panic like any other line.
 fn log_panics() {
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
@@ -67,7 +67,7 @@ fn log_panics() {
 }
 
 async fn serve(args: ServeArgs) -> Outcome {
-    // Taken from the first moment: a server that is told to stop while it recovers stops after it.
+    // Handled from the start: a server asked to stop while it recovers stops once it has recovered.
     let mut stop = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     let _file_size_limit = signal(SignalKind::from_raw(SIGXFSZ))?;
     let address = args.listen;

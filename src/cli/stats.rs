@@ -18,9 +18,9 @@ use crate::{
     },
 };
 
-/// How long the server may take to answer.
+/// How long the server may take to reply.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the counters are asked for with --watch.
+/// How often --watch asks for the counters.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: StatsArgs) -> Outcome {
@@ -69,7 +69,7 @@ async fn show(args: StatsArgs) -> Outcome {
     }
 }
 
-/// The counters as `GET /stats` has them.
+/// The counters in the form of `GET /stats`.
 fn as_json(stats: &GetStatsResponse) -> Stats<'_> {
     Stats {
         received: stats.received,
@@ -96,14 +96,14 @@ fn as_json(stats: &GetStatsResponse) -> Stats<'_> {
     }
 }
 
-/// What rates are made of.
+/// The basis of rates.
 struct Sample {
     at: Instant,
     received: u64,
     stored: u64,
 }
 
-/// Events a second.
+/// Events per second.
 struct Rates {
     received: f64,
     stored: f64,
@@ -112,7 +112,7 @@ struct Rates {
 impl Sample {
     fn since(&self, last: &Self) -> Rates {
         let seconds = (self.at - last.at).as_secs_f64().max(f64::EPSILON);
-        // The counters begin again when the server lost the latest in a crash.
+        // A crash of the server loses its latest counts, so counters can go back.
         let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
         Rates {
             received: rate(self.received, last.received),
@@ -175,7 +175,7 @@ fn table(server: &str, stats: &GetStatsResponse, rates: Option<Rates>) -> Vec<St
     lines
 }
 
-/// With commas.
+/// With thousands separators.
 fn count_of(count: u64) -> String {
     HumanCount(count).to_string()
 }

@@ -1,7 +1,7 @@
-//! `oncelog verify`: reads all that is stored, and says what is wrong and where.
+//! `oncelog verify`: reads everything stored, and reports any damage and its place.
 //!
-//! The log is read to its end, every checksum; every event of it is looked up in the index; and no key
-//! may be there twice. Needs the data directory for itself.
+//! It reads the log to its end, with every checksum, looks up every event in the index, and finds keys stored
+//! twice. Needs exclusive use of the data directory.
 
 use std::{collections::HashSet, ops::Range, path::Path, process::ExitCode};
 
@@ -15,11 +15,11 @@ use crate::{
     platform::{OsDisk, Platform},
 };
 
-/// Events are looked up in groups of this many, sorted by key, so that the index is read in order.
+/// Events are looked up in groups of this size, sorted by key, so that the index is read in order.
 const LOOKUP_EVENTS: usize = 256 * 1024;
-/// As few batches of a topic as can be asked for.
+/// The fewest positions of a topic that can be requested.
 const POSITIONS_MIN: usize = 2;
-/// How many wrong entries of the index are told one by one.
+/// How many wrong entries of the index are reported one by one.
 const TOLD_MAX: u64 = 100;
 
 pub(super) fn run(args: VerifyArgs) -> Outcome {
@@ -59,7 +59,7 @@ pub(super) fn run(args: VerifyArgs) -> Outcome {
     report.print()
 }
 
-/// What is known of the durable tail beside the log itself.
+/// Checks the log's end against what other files know of the durable tail.
 fn check_tail(
     data_dir: &Path,
     tail: Sequence,
@@ -95,7 +95,7 @@ fn check_tail(
 struct Report {
     problems: Vec<String>,
     remarks: Vec<String>,
-    /// Wrong entries of the index, those not told one by one included.
+    /// Wrong entries of the index, including those not reported one by one.
     wrong: u64,
 }
 
@@ -138,13 +138,13 @@ impl Report {
     }
 }
 
-/// Compares the events of the log, as they are read, with the index.
+/// Compares the log's events, as they are read, with the index.
 struct IndexCheck {
     index: IndexReader,
-    /// What each generation covers, and how many keys it holds.
+    /// The sequences of each generation, and how many keys it holds.
     generations: Vec<(Range<Sequence>, u64)>,
     waiting: Vec<(Key, Entry)>,
-    /// Events looked up that a generation covers.
+    /// How many events were looked up that a generation covers.
     sealed: u64,
     /// Keys of events that no generation covers.
     unsealed: HashSet<Box<[u8]>>,
@@ -155,7 +155,7 @@ impl IndexCheck {
         dir: &Path,
         report: &mut Report,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        // Whether a generation is ahead of the log shows when the log is read.
+        // Reading the log shows whether a generation is ahead of it.
         let (index, rejected) = index::inspect(&Platform::default(), dir, Sequence::MAX)?;
         for rejected in rejected {
             let path = rejected.path.display();

@@ -1,4 +1,4 @@
-//! When to try again after a break, and when to give up.
+//! When to retry after a break, and when to give up.
 
 use std::{
     collections::hash_map::RandomState,
@@ -14,7 +14,7 @@ const DELAY_INITIAL: Duration = Duration::from_millis(50);
 /// The longest wait after any failure.
 const DELAY_MAX: Duration = Duration::from_secs(5);
 
-/// The failures since there was progress last.
+/// The failures since the last progress.
 #[derive(Debug)]
 pub(super) struct Backoff {
     give_up_after: Duration,
@@ -53,24 +53,25 @@ impl Backoff {
         Some(jittered(delay).min(left))
     }
 
-    /// Whether there was just one failure since there was progress last.
+    /// Whether there was exactly one failure since the last progress.
     pub fn is_first(&self) -> bool {
         self.failures == 1
     }
 }
 
-/// Between half of `delay` and all of it, so that clients cut off together do not come back together.
+/// A random part of `delay`, between half and all of it, so that clients cut off together do not all come
+/// back at once.
 fn jittered(delay: Duration) -> Duration {
-    // Every RandomState has new keys, so what it hashes nothing to is random.
+    // Every RandomState has new keys, so its hash of nothing is random.
     let random = RandomState::new().build_hasher().finish();
     let fraction = f64::from(u32::try_from(random >> 32).unwrap_or(u32::MAX)) / f64::from(u32::MAX);
     delay.mul_f64(0.5 + fraction / 2.0)
 }
 
-/// Whether a call that ended with `code` may succeed when it is made again.
+/// Whether a call that failed with `code` may succeed when retried.
 pub(super) fn is_transient(code: Code) -> bool {
     match code {
-        // What a broken connection looks like, a server that starts or stops, a full disk that may heal.
+        // The codes of a broken connection, a server that starts or stops, and a full disk that may heal.
         Code::Unavailable
         | Code::Cancelled
         | Code::Unknown

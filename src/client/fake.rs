@@ -1,4 +1,4 @@
-//! A server for the client's tests: it hands every call to the test, which plays the server's part.
+//! A server for the client's tests: it passes every call to the test, which plays the server.
 
 use std::net::TcpListener;
 
@@ -91,7 +91,7 @@ impl ListCall {
     }
 }
 
-/// A server with a runtime of its own, so that it can be killed with its connections.
+/// A server with its own runtime, so that it can be killed together with its connections.
 pub(super) struct Fake {
     pub url: String,
     pub publishes: mpsc::Receiver<PublishCall>,
@@ -100,7 +100,7 @@ pub(super) struct Fake {
 }
 
 impl Fake {
-    /// A server on a port that the system chooses.
+    /// A server on a port chosen by the system.
     pub fn start() -> Self {
         Self::on(&listener())
     }

@@ -1,4 +1,4 @@
-//! A publisher that resends until its events are durable: the handle, and the acks it gives out.
+//! A publisher that resends until its events are durable: the handle, and the acks it returns.
 
 use std::{
     future::Future,
@@ -19,13 +19,13 @@ use crate::{grpc::wire::RawPublishRequest, proto::v1};
 
 /// Publishes events over one StreamingPublish stream until they are durable.
 ///
-/// When the stream breaks, the publisher connects again, waiting longer each time, and resends what was
-/// not acknowledged, in order and before anything new. The server drops what it has stored already, so
-/// nothing is stored twice; but the outcome of an event that was stored by the first attempt, whose
-/// ack was lost, is `OUTCOME_DUPLICATE`.
+/// When the stream breaks, the publisher reconnects, waiting longer each time, and resends the unacknowledged
+/// requests, in order and before anything new. The server drops events it has already stored, so nothing is
+/// stored twice; but if the first attempt stored an event and its ack was lost, its outcome is
+/// `OUTCOME_DUPLICATE`.
 ///
-/// Clones share the stream and the window. When the last one is dropped, the requests sent so far are
-/// still published for as long as the runtime lives; only [`finish`](Self::finish) says that they were.
+/// Clones share the stream and the window. When the last one is dropped, the requests sent so far are still
+/// published as long as the runtime lives; only [`finish`](Self::finish) confirms that they were.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     commands: mpsc::Sender<Command>,
@@ -82,7 +82,7 @@ impl Publisher {
     /// Sends nothing more, waits until everything sent by this publisher and its clones is acked, and
     /// closes the stream.
     pub async fn finish(mut self) -> Result<(), PublishError> {
-        // A closed queue means that the publisher has ended already.
+        // A closed queue means that the publisher has already ended.
         let _ = self.commands.send(Command::Finish).await;
         match self.ended.0.wait_for(Option::is_some).await {
             Ok(end) => end.clone().unwrap_or(Err(PublishError::Finished)),
@@ -91,7 +91,7 @@ impl Publisher {
     }
 }
 
-/// The ack of one request, to come: one outcome per event, in the order of its events.
+/// The future ack of one request: one outcome per event, in the order of its events.
 ///
 /// An error means that the publisher failed; see [`PublishError`].
 #[derive(Debug)]
@@ -110,7 +110,7 @@ impl Future for PendingAck {
     }
 }
 
-/// How the publisher ended, once it has.
+/// The result of the publisher, once it has ended.
 #[derive(Clone, Debug)]
 struct Ended(watch::Receiver<Option<Result<(), PublishError>>>);
 
@@ -297,7 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn gives_up_on_a_server_that_never_acks() {
-        // Connections are taken by the system, and nobody speaks.
+        // The system accepts connections, and nothing replies.
         let listener = listener();
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let publisher = Publisher::connect(&url, impatient()).expect("valid");

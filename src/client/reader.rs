@@ -18,10 +18,10 @@ use crate::proto::v1::{
 /// The limits of a [`Reader`].
 #[derive(Clone, Debug)]
 pub struct ReaderOptions {
-    /// How long a stream that follows may be silent before it counts as broken; the server says
-    /// something every 15 s. Default 45 s.
+    /// How long a stream that follows may be silent before it counts as broken; the server sends something
+    /// every 15 s. Default 45 s.
     pub silence_max: Duration,
-    /// How long to go on trying after the first break without a response. Default 60 s.
+    /// How long to keep retrying after the first break without a response. Default 60 s.
     pub give_up_after: Duration,
 }
 
@@ -34,18 +34,18 @@ impl Default for ReaderOptions {
     }
 }
 
-/// Why events cannot be read. [`Reader::cursor`] still tells where to resume.
+/// Why events cannot be read. [`Reader::cursor`] still has the place to resume.
 #[derive(Clone, Debug, Error)]
 pub enum ReadError {
-    /// The address of the server cannot be used.
+    /// The address of the server is invalid.
     #[error(transparent)]
     InvalidEndpoint(#[from] InvalidEndpoint),
-    /// The server refused the list; trying again will not help.
+    /// The server refused the list; retrying will not help.
     #[error("{server} refused to list events: {cause}")]
     Refused {
         /// The address of the server.
         server: Arc<str>,
-        /// What the server answered.
+        /// The server's reply.
         #[source]
         cause: Cause,
     },
@@ -54,7 +54,7 @@ pub enum ReadError {
     GaveUp {
         /// The address of the server.
         server: Arc<str>,
-        /// How long the reader tried.
+        /// How long the reader kept trying.
         after: Duration,
         /// How the last attempt ended.
         #[source]
@@ -64,22 +64,22 @@ pub enum ReadError {
 
 /// Reads a ListEvents stream to its end, resuming it when it breaks.
 ///
-/// There is no gap and no repeat. One thing cannot be resumed: a stream from
-/// `START_POSITION_LATEST` that breaks before its first response begins again at what is latest then.
+/// There are no gaps and no repeats, with one exception: a stream from `START_POSITION_LATEST` that breaks
+/// before its first response starts again at the tail of that moment.
 #[derive(Debug)]
 pub struct Reader {
     endpoint: Endpoint,
     server: Arc<str>,
     options: ReaderOptions,
     backoff: Backoff,
-    /// What is left to ask for: the cursor and the limit move as events arrive.
+    /// The rest of the request: the cursor and the limit move as events arrive.
     request: ListEventsRequest,
     responses: Option<Streaming<ListEventsResponse>>,
     ended: bool,
 }
 
 impl Reader {
-    /// Makes a reader of what `request` asks for. Connects with the first [`next`](Self::next).
+    /// Makes a reader for `request`. Connects on the first [`next`](Self::next).
     pub fn connect(
         server: &str,
         request: ListEventsRequest,
@@ -99,7 +99,7 @@ impl Reader {
     /// The next response; `None` at the end of the list, or once the limit is reached. A list that
     /// follows without a limit has no end.
     ///
-    /// A response may hold no events. Dropped before it is ready, it has lost none.
+    /// A response may have no events. Dropping the future before it is ready loses none.
     pub async fn next(&mut self) -> Result<Option<ListEventsResponse>, ReadError> {
         while !self.ended {
             match self.receive().await {
@@ -118,8 +118,8 @@ impl Reader {
         Ok(None)
     }
 
-    /// Resumes after the last event that [`next`](Self::next) returned; the cursor of the request before
-    /// the first.
+    /// Resumes after the last event that [`next`](Self::next) returned; before the first, the cursor of the
+    /// request.
     pub fn cursor(&self) -> &str {
         &self.request.cursor
     }
@@ -155,7 +155,7 @@ impl Reader {
         if self.request.limit > 0 {
             let delivered = response.events.len() as u64;
             self.request.limit = self.request.limit.saturating_sub(delivered);
-            // To the server 0 means no limit, so the end must not be asked for.
+            // To the server 0 means no limit, so it must not be sent at the end.
             self.ended = self.request.limit == 0;
         }
     }
@@ -184,7 +184,7 @@ impl Reader {
     }
 }
 
-/// Opens a stream on a connection of its own, so that a dead connection cannot be met again.
+/// Opens a stream on its own connection, so that no attempt reuses a dead one.
 async fn open(
     endpoint: &Endpoint,
     request: ListEventsRequest,
@@ -291,7 +291,7 @@ mod tests {
 
     #[tokio::test]
     async fn silence_is_a_break_and_then_the_end() {
-        // Connections are taken by the system, and nobody speaks.
+        // The system accepts connections, and nothing replies.
         let listener = listener();
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let request = ListEventsRequest {

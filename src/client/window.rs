@@ -1,4 +1,4 @@
-//! What bounds a publisher: its options, and the window of requests that wait for their acks.
+//! The bounds of a publisher: its options, and the window of unacked requests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,14 +7,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// The limits of a [`Publisher`](super::Publisher).
 #[derive(Clone, Debug)]
 pub struct PublisherOptions {
-    /// How many requests may wait for their acks; at least 1. Default 64.
+    /// How many requests may be unacked; at least 1. Default 64.
     pub requests_in_flight_max: usize,
-    /// How many bytes the requests that wait for their acks may have together, encoded; a request
-    /// larger than that travels alone. Default 16 MiB.
+    /// How many bytes unacked requests may have together, encoded; a request larger than that travels alone.
+    /// Default 16 MiB.
     pub bytes_in_flight_max: u32,
     /// How long the server may acknowledge nothing before the stream counts as broken. Default 30 s.
     pub ack_timeout: Duration,
-    /// How long to go on trying after the first break without an ack. Default 60 s.
+    /// How long to keep retrying after the first break without an ack. Default 60 s.
     pub give_up_after: Duration,
 }
 
@@ -29,7 +29,7 @@ impl Default for PublisherOptions {
     }
 }
 
-/// What bounds the requests that were sent and not acked.
+/// Bounds the requests that are sent and not acked.
 #[derive(Clone, Debug)]
 pub(super) struct Window {
     requests: Arc<Semaphore>,
@@ -61,7 +61,7 @@ impl Window {
         Some([request, bytes])
     }
 
-    /// Lets nothing more in.
+    /// Admits no more requests.
     pub fn close(&self) {
         self.requests.close();
         self.bytes.close();

@@ -1,6 +1,6 @@
-//! The task behind a publisher: one stream at a time, and what is not acknowledged on it.
+//! The task behind a publisher: one stream at a time, and its unacknowledged requests.
 //!
-//! Never sends a request past one that was built earlier, on any stream.
+//! Never sends a request before one that was built earlier, on any stream.
 
 use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
@@ -28,18 +28,18 @@ const PATH: &str = "/oncelog.v1.AggregatorService/StreamingPublish";
 
 /// Why events were not published. After the first error a publisher stays failed.
 ///
-/// Whether the events without an ack were stored is not known; publishing them again is safe.
+/// Events without an ack may or may not be stored; publishing them again is safe.
 #[derive(Clone, Debug, Error)]
 pub enum PublishError {
-    /// The address of the server cannot be used.
+    /// The address of the server is invalid.
     #[error(transparent)]
     InvalidEndpoint(#[from] InvalidEndpoint),
-    /// The server refused the stream; trying again will not help.
+    /// The server refused the stream; retrying will not help.
     #[error("{server} refused the events: {cause}")]
     Refused {
         /// The address of the server.
         server: Arc<str>,
-        /// What the server answered.
+        /// The server's reply.
         #[source]
         cause: Cause,
     },
@@ -48,18 +48,18 @@ pub enum PublishError {
     GaveUp {
         /// The address of the server.
         server: Arc<str>,
-        /// How long the publisher tried.
+        /// How long the publisher kept trying.
         after: Duration,
         /// How the last attempt ended.
         #[source]
         cause: Cause,
     },
-    /// The server does not keep to the contract.
+    /// The server violates the contract.
     #[error("{server} broke the contract: {description}")]
     Protocol {
         /// The address of the server.
         server: Arc<str>,
-        /// What it did.
+        /// The violation.
         description: String,
     },
     /// The publisher was finished, or its runtime was shut down.
@@ -67,14 +67,14 @@ pub enum PublishError {
     Finished,
 }
 
-/// What the handles tell the task.
+/// A message from the handles to the task.
 #[derive(Debug)]
 pub(super) enum Command {
     Send(Unacked),
     Finish,
 }
 
-/// A request that is not acked yet, encoded once for however many attempts.
+/// An unacked request, encoded once for all attempts.
 #[derive(Debug)]
 pub(super) struct Unacked {
     pub encoded: RawPublishRequest,
@@ -83,7 +83,7 @@ pub(super) struct Unacked {
     pub permits: [OwnedSemaphorePermit; 2],
 }
 
-/// How a stream ended before its time.
+/// How a stream ended early.
 enum Break {
     Status(Status),
     Protocol(String),
@@ -108,7 +108,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// A task that sends what comes from `queue`, each with its permits of `window`.
+    /// A task that sends the requests from `queue`, each with its permits of `window`.
     pub fn new(
         endpoint: Endpoint,
         server: &str,
@@ -128,10 +128,11 @@ impl Worker {
         }
     }
 
-    /// Publishes until the last request is acked or the first error; then tells `end`.
+    /// Publishes until the last request is acked or the first error; then reports to `end`.
     pub async fn run(mut self, end: watch::Sender<Option<Result<(), PublishError>>>) {
         let result = self.publish().await;
-        // Before the window, the queue and the acks close, so that who finds them closed finds the reason.
+        // Before the window, the queue and the acks close, so that anyone who finds them closed finds the
+        // reason.
         end.send_replace(Some(result));
         self.window.close();
     }
@@ -147,7 +148,7 @@ impl Worker {
             }
             match self.stream().await {
                 Ok(()) => {}
-                // A stream nothing was waiting for; the next request opens another.
+                // Nothing was waiting for this stream; the next request opens another.
                 Err(Break::Status(_)) if self.unacked.is_empty() => {}
                 Err(Break::Status(status)) if is_transient(status.code()) => {
                     self.wait_to_retry(status).await?;
@@ -232,7 +233,7 @@ impl Worker {
                         pass_on(outgoing, &request);
                         self.unacked.push_back(request);
                     }
-                    // Nothing comes any more: half-close, and wait for the acks and for the server.
+                    // Nothing more will come: half-close, and wait for the acks and the server.
                     (None, _) | (_, None) => outgoing = None,
                 },
                 () = sleep_until(deadline), if outgoing.is_none() || !self.unacked.is_empty() => {
@@ -243,7 +244,7 @@ impl Worker {
         }
     }
 
-    /// Takes the `acked`th response of a stream for the oldest request.
+    /// Accepts the `acked`th response of a stream for the oldest request.
     fn acknowledge(
         &mut self,
         response: v1::StreamingPublishResponse,
@@ -268,18 +269,18 @@ impl Worker {
             )));
         }
         self.backoff.progress();
-        // Whoever sent the request may not care for its outcomes.
+        // The sender of the request may not care for its outcomes.
         let _ = request.ack.send(response.outcomes);
         drop(request.permits);
         Ok(())
     }
 }
 
-/// Hands `request` to the stream. The channel has room for all requests of the window.
+/// Passes `request` to the stream. The channel has room for all requests of the window.
 fn pass_on(outgoing: &mpsc::Sender<RawPublishRequest>, request: &Unacked) {
     match outgoing.try_send(request.encoded.clone()) {
         Ok(()) => {}
-        // The stream has ended; its responses tell why.
+        // The stream has ended; its responses show why.
         Err(mpsc::error::TrySendError::Closed(_)) => {}
         Err(mpsc::error::TrySendError::Full(_)) => {
             unreachable!("the window bounds the requests of a stream")
@@ -287,7 +288,7 @@ fn pass_on(outgoing: &mpsc::Sender<RawPublishRequest>, request: &Unacked) {
     }
 }
 
-/// Opens a stream on a connection of its own, so that a dead connection cannot be met again.
+/// Opens a stream on its own connection, so that no attempt reuses a dead one.
 async fn open(
     endpoint: Endpoint,
     requests: mpsc::Receiver<RawPublishRequest>,
@@ -297,7 +298,7 @@ async fn open(
     let mut client = Grpc::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let ready = client.ready().await;
     ready.map_err(|error| Status::from_error(error.into()))?;
-    // Not the generated method, which takes only requests that it has to encode again each time.
+    // Not the generated method, which only takes requests that it must encode again each time.
     let codec = ProstCodec::<RawPublishRequest, v1::StreamingPublishResponse>::default();
     let requests = Request::new(ReceiverStream::new(requests));
     let path = PathAndQuery::from_static(PATH);

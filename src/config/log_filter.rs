@@ -1,14 +1,14 @@
-//! What is logged: the text of `--log`.
+//! The log filter: the text of `--log`.
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 const EXPECTED: &str = "a filter is a level (off, error, warn, info, debug, trace), target=level pairs, or both, \
                         with commas";
-/// What targets that are not named log when no level is given.
+/// The level of unnamed targets when none is given.
 const LEVEL_DEFAULT: LevelFilter = LevelFilter::INFO;
 
-/// Parses a filter. A word that is no level is refused rather than taken for the name of a target: a misspelled
-/// level would silence everything else.
+/// Parses a filter. A word that is not a level is refused rather than taken for a target: a misspelled level
+/// would silence everything else.
 pub(super) fn log_filter(text: &str) -> Result<Targets, String> {
     let mut filter = Targets::new().with_default(LEVEL_DEFAULT);
     for part in text.split(',').map(str::trim) {
@@ -22,7 +22,7 @@ pub(super) fn log_filter(text: &str) -> Result<Targets, String> {
 }
 
 fn level(text: &str) -> Result<LevelFilter, String> {
-    // Numbers are levels to the parser, and so is nothing.
+    // The parser accepts numbers as levels, and an empty text.
     let is_word = text.bytes().all(|byte| byte.is_ascii_alphabetic()) && !text.is_empty();
     let level = text.parse().ok().filter(|_| is_word);
     level.ok_or_else(|| format!("'{text}' is no level; {EXPECTED}"))

@@ -1,4 +1,4 @@
-//! Admission: what every call of every service on the port passes, before anything else sees it.
+//! Admission: the checks that every call of every service on the port passes first.
 //!
 //! A call takes memory for as long as it is open, whatever it does: so there are only so many. Some calls of each
 //! connection are always admitted, so that one that opens thousands takes no place from others. The body of an
@@ -35,12 +35,12 @@ use super::{
 };
 use crate::{call::Call, grpc, http, partition::Account, response::Unread};
 
-/// Calls that a connection may have open whatever others do.
+/// Calls that a connection may always have open.
 const CONNECTION_CALLS_MIN: usize = 16;
-/// Calls beyond these that may be open in all.
+/// Calls beyond those that may be open in total.
 const CALLS_MAX: usize = 16_384;
 
-/// What the calls of a connection share. Cheap to clone.
+/// The state shared by the calls of a connection. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Peer {
     account: Account,
@@ -49,7 +49,7 @@ pub(super) struct Peer {
     responses: OpenResponses,
 }
 
-/// Puts the admission before everything that `routes` has.
+/// Puts admission before all `routes`.
 pub(super) fn guard(routes: Router) -> Router {
     let places = Arc::new(Semaphore::new(CALLS_MAX));
     routes.layer(from_fn_with_state(places, admit))
@@ -92,7 +92,7 @@ impl Peer {
         self.responses.drop_unread(now, limit)
     }
 
-    /// A place for one call more, if there is one.
+    /// A place for another call, if there is one.
     fn place(&self, places: &Arc<Semaphore>) -> Option<Place> {
         let open = self.calls.fetch_add(1, Relaxed);
         let mut place = Place {
@@ -119,7 +119,7 @@ impl Drop for Place {
     }
 }
 
-/// The answer of a call, which holds its place.
+/// The response body of a call, which keeps its place.
 struct AdmittedBody {
     inner: OpenResponse,
     call: Call,

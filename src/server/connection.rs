@@ -22,9 +22,9 @@ use tonic::transport::server::Connected;
 use super::admission::Peer;
 use crate::call::UNREAD_SECONDS_MAX;
 
-/// How long a connection may take to tell its protocol.
+/// How long a connection may take to identify its protocol.
 const GREETING_SECONDS_MAX: u64 = 30;
-/// The preface of HTTP/2. A greeting this long identifies the protocol. RFC 9113, section 3.4.
+/// The preface of HTTP/2. A greeting of this length identifies the protocol. RFC 9113, section 3.4.
 const GREETING_BYTES: usize = 24;
 
 /// How long a response, or anything that is written, may stay unread; how often to look.
@@ -49,7 +49,7 @@ struct Greeting {
 }
 
 impl Connection {
-    /// Holds its place among the connections until it is dropped.
+    /// Keeps its place among the connections until it is dropped.
     pub fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
         let greeting = Greeting {
             bytes_left: GREETING_BYTES,

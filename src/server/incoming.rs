@@ -1,8 +1,8 @@
-//! The connections that are let in.
+//! Accepts connections, up to a limit.
 //!
-//! Every connection takes a file descriptor, and the log needs some to go on: so no more are let in than
-//! there is room for, and those beyond are closed at once, which a client takes for a reason to come back
-//! later. When there is no descriptor left even so, accepting pauses instead of failing without end.
+//! Every connection takes a file descriptor, and the log needs some to go on. So the number of connections is
+//! limited, and those beyond the limit are closed at once, which clients take as a reason to come back later.
+//! If descriptors run out even so, accepting pauses instead of failing in a loop.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -17,12 +17,12 @@ use tonic::transport::server::TcpIncoming;
 
 use super::{KEEPALIVE_INTERVAL, connection::Connection};
 
-/// How long accepting pauses after it failed.
+/// How long accepting pauses after a failure.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often the log may say that connections are not let in.
+/// How often refused connections may be logged.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The connections of `listener`, each of which holds one of `places` until it ends.
+/// The connections of `listener`; each holds one of `places` until it ends.
 pub(super) fn incoming(
     listener: TcpListener,
     places: Arc<Semaphore>,
@@ -46,7 +46,7 @@ struct Door {
     incoming: TcpIncoming,
     connections_max: usize,
     places: Arc<Semaphore>,
-    /// When the log said last that connections are not let in.
+    /// When refused connections were last logged.
     told: Option<Instant>,
 }
 
@@ -95,7 +95,7 @@ impl Door {
     }
 }
 
-/// Whether a connection failed before it was accepted, and the next may be tried at once.
+/// Whether a connection failed before it was accepted, so that the next may be tried at once.
 fn concerns_one(error: &io::Error) -> bool {
     matches!(
         error.kind(),

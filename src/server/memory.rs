@@ -1,8 +1,8 @@
-//! Keeps the C library from holding memory that is not used any more.
+//! Makes the C library release unused memory.
 //!
-//! glibc keeps what was freed between what is still used, for as long as the process lives: after ten thousand
-//! connections, or one client whose requests were large, that is hundreds of MiB. It also spreads allocations over an
-//! arena for each of the first threads, eight for each processor, and each keeps its own. See malloc_trim(3), mallopt(3).
+//! glibc keeps freed memory between used pieces for the life of the process: after ten thousand connections, or one
+//! client with large requests, that is hundreds of MiB. It also spreads allocations over an arena for each of the first
+//! threads, up to eight per processor, and each arena keeps its own. See malloc_trim(3), mallopt(3).
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the memory is measured.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
-/// How much must be free beside what the last time left: giving it back takes some milliseconds in which nothing can be
+/// How much must be free beyond the rest of last time: releasing it takes some milliseconds in which nothing can be
 /// allocated.
 const FREED_BYTES_MIN: usize = 32 * 1024 * 1024;
 
-/// The arenas of the C library. With 16 of them, one rude client left 75 MiB that could not be given back; with 2, at the
+/// The arenas of the C library. With 16 of them, one rude client left 75 MiB that could not be released; with 2, at the
 /// same speed, 10.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const ARENAS_MAX: i32 = 2;
 
-/// Limits the arenas of the C library. For the start of a program that serves: arenas that exist already stay.
+/// Limits the arenas of the C library. Call it at the start of a program that serves: existing arenas stay.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(
     unsafe_code,
@@ -35,7 +35,7 @@ pub fn limit_arenas() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn limit_arenas() {}
 
-/// Works until the server stops.
+/// Runs until the server stops.
 pub(super) async fn give_back(stopping: CancellationToken) {
     let mut left = 0;
     while stopping
@@ -48,7 +48,7 @@ pub(super) async fn give_back(stopping: CancellationToken) {
     }
 }
 
-/// Gives back what is free if it is much more than `left`. Returns how much is left, in bytes.
+/// Releases free memory if there is much more than `left`. Returns how much is left, in bytes.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(
     unsafe_code,
@@ -57,7 +57,7 @@ pub(super) async fn give_back(stopping: CancellationToken) {
 fn trim(left: usize) -> usize {
     let free = unused_bytes();
     if free < left + FREED_BYTES_MIN {
-        // What could not be given back while it lay between what was used may be free now.
+        // Memory that could not be released because it lay between used pieces may be free now.
         return left.min(free) / 4 * 3;
     }
     // SAFETY: malloc_trim may be called at any time, from any thread.
@@ -67,8 +67,7 @@ fn trim(left: usize) -> usize {
     left
 }
 
-/// What the process has of the machine's memory and has not allocated, in bytes: what is free, and what the program and
-/// its stacks take.
+/// The resident memory of the process that it has not allocated, in bytes: free memory, and the program and its stacks.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(
     unsafe_code,
@@ -87,7 +86,7 @@ fn unused_bytes() -> usize {
     (resident * 1024).saturating_sub(allocated)
 }
 
-/// Other allocators give back by themselves, or cannot be told.
+/// Other allocators release memory by themselves, or cannot be asked to.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn trim(left: usize) -> usize {
     left
@@ -97,7 +96,7 @@ fn trim(left: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Small pieces, of which enough stay that nothing between them is given back by itself.
+    /// Small pieces, of which enough stay that nothing between them is released by itself.
     #[test]
     fn freed_memory_is_given_back() {
         const PIECES: usize = 64 * 1024;

@@ -1,4 +1,4 @@
-//! Chance: all that is random in a simulation, from one seed.
+//! Chance: all randomness of a simulation, from one seed.
 
 /// Guy L. Steele Jr., Doug Lea and Christine H. Flood, "Fast splittable pseudorandom number generators", 2014.
 #[derive(Clone, Debug)]
@@ -28,12 +28,12 @@ impl Chance {
         1 + self.place(max)
     }
 
-    /// A place in a list of this length, which is not 0.
+    /// An index into a list of this length, which is not 0.
     pub fn place(&mut self, len: usize) -> usize {
         self.below(len as u64) as usize
     }
 
-    /// True in so many of a hundred cases.
+    /// True in this many of a hundred cases.
     pub fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }

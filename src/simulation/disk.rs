@@ -1,8 +1,8 @@
-//! A disk in memory that keeps after a crash what a real one may keep.
+//! A disk in memory that keeps after a crash only what a real one may keep.
 //!
-//! What was written and not synced may survive or not, in any order and sector by sector; a name that was not synced
-//! may be gone. A failed sync loses what it should have written, although it can still be read: later syncs do not
-//! write it. Owns the faults that are due.
+//! Unsynced writes may survive or not, in any order and sector by sector; an unsynced name may be gone. A failed
+//! sync loses the data it should have written, although it can still be read: later syncs do not write it. Owns the
+//! faults that are due.
 
 use std::{
     collections::BTreeMap,
@@ -16,15 +16,15 @@ use std::{
 use super::{chance::Chance, jobs, lie::Lie};
 use crate::platform::{Disk, DiskDir, DiskFile};
 
-/// What a disk writes whole or not at all, in bytes.
+/// The unit that a disk writes whole or not at all, in bytes.
 const SECTOR_BYTES: u64 = 512;
-/// What a file system or a disk may lose at once, of all that was not synced, in bytes.
+/// The units of unsynced data that a file system or disk may lose together, in bytes.
 const EXTENT_BYTES: [u64; 2] = [4 * 1024, 64 * 1024];
-/// How often a file loses extents and not sectors.
+/// How often a file loses extents instead of sectors.
 const EXTENTS_PERCENT: u64 = 30;
 /// How often a read returns less than it could.
 const SHORT_READS_PERCENT: u64 = 10;
-/// A simulation that does more without a crash does not end.
+/// A simulation that does more than this without a crash does not end.
 const OPERATIONS_MAX: u64 = 200_000;
 const ROOT: usize = 0;
 
@@ -32,16 +32,16 @@ const ROOT: usize = 0;
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
-/// What goes wrong in a life. Numbers count operations from now.
+/// The faults of a life. Numbers count operations from now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Faults {
     pub crash_in: Option<u64>,
     pub fail_write_in: Option<u64>,
     pub fail_sync_in: Option<u64>,
     pub fail_read_in: Option<u64>,
-    /// An append to the log, which is the log's to fail.
+    /// An append to the log, which the log itself fails.
     pub fail_append_in: Option<u64>,
-    /// How many bytes all files may have.
+    /// How many bytes all files may have together.
     pub capacity: Option<u64>,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Faults {
 #[derive(Clone)]
 pub(crate) struct SimDisk(Arc<Mutex<State>>);
 
-/// All that is on a disk.
+/// Everything on a disk.
 pub(crate) struct Content(Vec<Node>);
 
 struct State {
@@ -78,7 +78,7 @@ struct File {
     name: String,
     now: Vec<u8>,
     durable: Vec<u8>,
-    /// Not synced: offset and content.
+    /// Unsynced writes: offset and content.
     writes: Vec<(u64, Vec<u8>)>,
 }
 
@@ -86,7 +86,7 @@ struct File {
 struct Folder {
     now: BTreeMap<String, usize>,
     durable: BTreeMap<String, usize>,
-    /// Not synced: names and what they stand for, each list at once.
+    /// Unsynced changes: names and their targets; each list applies at once.
     changes: Vec<Vec<(String, Option<usize>)>>,
 }
 
@@ -113,7 +113,7 @@ impl File {
         }
     }
 
-    /// Some of what was not synced.
+    /// Syncs some of the unsynced data.
     fn sync_some(&mut self, chance: &mut Chance) {
         let writes = std::mem::take(&mut self.writes);
         if chance.percent(EXTENTS_PERCENT) {
@@ -123,7 +123,7 @@ impl File {
         }
     }
 
-    /// Some sectors of some writes, in any order.
+    /// Syncs some sectors of some writes, in any order.
     fn sync_sectors(&mut self, mut writes: Vec<(u64, Vec<u8>)>, chance: &mut Chance) {
         while !writes.is_empty() {
             let (offset, bytes) = writes.swap_remove(chance.place(writes.len()));
@@ -137,7 +137,7 @@ impl File {
         }
     }
 
-    /// Some extents, each with all writes or with none.
+    /// Syncs some extents, each with all its writes or none.
     fn sync_extents(&mut self, writes: Vec<(u64, Vec<u8>)>, chance: &mut Chance) {
         let extent_bytes = EXTENT_BYTES[chance.place(EXTENT_BYTES.len())];
         let mut is_kept: BTreeMap<u64, bool> = BTreeMap::new();
@@ -153,7 +153,7 @@ impl File {
     }
 }
 
-/// The pieces of a write of `len` bytes that lie in one unit of the disk each.
+/// Splits a write of `len` bytes into pieces within one unit of the disk each.
 fn pieces(offset: u64, len: usize, unit_bytes: u64) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -220,17 +220,17 @@ impl SimDisk {
         is_due
     }
 
-    /// Ends the limit on what all files have.
+    /// Lifts the limit on the bytes of all files.
     pub fn make_space(&self) {
         self.state().faults.capacity = None;
     }
 
-    /// What all files have.
+    /// The bytes of all files.
     pub fn used_bytes(&self) -> u64 {
         self.state().used_bytes()
     }
 
-    /// Faults met and operations, so far.
+    /// The faults and operations so far.
     pub fn counts(&self) -> (u64, u64) {
         let state = self.state();
         let faults = state.faults_met_before + state.faults_met;
@@ -241,7 +241,7 @@ impl SimDisk {
         self.state().crashed
     }
 
-    /// Whether a fault was met since the last restart.
+    /// Whether there was a fault since the last restart.
     pub fn has_faulted(&self) -> bool {
         self.state().faults_met > 0
     }
@@ -251,7 +251,7 @@ impl SimDisk {
         self.state().crashed = true;
     }
 
-    /// Begins anew after the end of the process, and of the power if `power_lost`.
+    /// Starts again after the end of the process, and of the power if `power_lost`.
     pub fn restart(&self, power_lost: bool) {
         let mut state = self.state();
         let State { nodes, chance, .. } = &mut *state;
@@ -277,22 +277,22 @@ impl SimDisk {
         state.operations_before += std::mem::take(&mut state.operations);
     }
 
-    /// All that is on the disk now, for [`SimDisk::put_back`].
+    /// Everything on the disk, for [`SimDisk::put_back`].
     pub fn content(&self) -> Content {
         Content(self.state().nodes.clone())
     }
 
-    /// Makes the disk what it was.
+    /// Restores the disk to an earlier content.
     pub fn put_back(&self, content: Content) {
         self.state().nodes = content.0;
     }
 
-    /// Makes all that is on the disk durable.
+    /// Makes everything on the disk durable.
     pub fn sync_everything(&self) {
         self.state().sync_tree(ROOT);
     }
 
-    /// Turns a bit of a file below `dir`. False if there is none with content.
+    /// Flips a bit of a file below `dir`. False if no file there has content.
     pub fn turn_a_bit(&self, dir: &Path) -> bool {
         let mut state = self.state();
         let Ok(dir) = state.find(dir) else {
@@ -306,7 +306,7 @@ impl SimDisk {
         }
         let node = files[state.chance.place(files.len())];
         let len = state.file(node).now.len();
-        // Most of a segment is space for what comes.
+        // Most of a segment is space set aside.
         let used = state.file(node).now.iter().rposition(|byte| *byte != 0);
         let at = state.chance.place(used.map_or(len, |used| used + 1));
         let bit = 1 << state.chance.below(8);
@@ -322,7 +322,7 @@ impl SimDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets others work, and fails if that is due.
+    /// Lets other jobs run, and fails if a fault is due.
     fn operate(&self, operation: Operation) -> io::Result<()> {
         if operation != Operation::Read {
             jobs::pause();
@@ -377,7 +377,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether a sync of this file says that it is done, and is not.
+    /// Whether a sync of this file lies: it reports success and does nothing.
     fn lies_of_sync(&mut self, node: usize) -> bool {
         let Some(lie) = self.lie else { return false };
         let name = &self.file(node).name;
@@ -426,7 +426,7 @@ impl State {
         Ok(node)
     }
 
-    /// The folder that holds `path`, and the name in it.
+    /// The folder that holds `path`, and its name there.
     fn parent(&mut self, path: &Path) -> io::Result<(&mut Folder, String)> {
         let name = path.file_name().and_then(|name| name.to_str());
         let name = name.ok_or(io::ErrorKind::InvalidInput)?.to_owned();
@@ -634,7 +634,7 @@ impl SimFile {
         match &synced {
             Ok(()) if state.lies_of_sync(self.node) => {}
             Ok(()) => state.file(self.node).sync(),
-            // What it should have written is taken for written from now on.
+            // From now on the data that it should have written passes for written.
             Err(_) if !state.crashed => {
                 let State { nodes, chance, .. } = &mut *state;
                 if let Node::File(file) = &mut nodes[self.node] {
@@ -677,7 +677,7 @@ impl DiskFile for SimFile {
         let bytes = match &written {
             Ok(()) => buf,
             Err(_) if was_crashed => &[],
-            // A part of it, for all that is known.
+            // Perhaps only a part of it.
             Err(_) => &buf[..state.chance.place(buf.len() + 1)],
         };
         let file = state.file(self.node);

@@ -14,7 +14,7 @@ pub(super) struct Follower {
     topic: Option<u8>,
     start: Start,
     reader: Option<Reader>,
-    /// Where it began; it must see all that follows.
+    /// Where it started; it must see everything after that.
     from: Option<Sequence>,
     seen: Vec<(Sequence, Sent)>,
 }
@@ -30,12 +30,12 @@ impl Follower {
         }
     }
 
-    /// Lets go of the reader; the next step resumes.
+    /// Drops the reader; the next step resumes.
     pub fn disconnect(&mut self) {
         self.reader = None;
     }
 
-    /// Tries a cursor that is of what the server does not have. It must be refused.
+    /// Tries a cursor from a history that the server does not have. It must be refused.
     pub fn forge(&self, partition: &Partition, chance: &mut Chance) -> Result<(), ReadError> {
         let Start::After(cursor) = &self.start else {
             return Ok(());
@@ -124,7 +124,7 @@ impl Follower {
         Ok((chunk.events.len() as u64, is_behind))
     }
 
-    /// All that is stored, now that it has read to the end.
+    /// Checks it against all stored events, once it has read to the end.
     pub fn check(&self, all: &[StoredEvent]) {
         let from = self.from.unwrap_or(FIRST_SEQUENCE);
         let expected: Vec<_> = all

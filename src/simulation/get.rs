@@ -1,4 +1,4 @@
-//! Get: one event that is looked for by its key, step by step, so that others go on between.
+//! Get: the look-up of one event by its key, step by step, so that others can run in between.
 
 use std::{
     future::Future as _,
@@ -12,7 +12,7 @@ use crate::{
     partition::{Find, Found, Partition, ReadError},
 };
 
-/// What is looked for, and how far that is.
+/// The key, and the progress of its look-up.
 pub(super) struct Get {
     pub name: Name,
     /// Where the event was known to be stored when it began.
@@ -25,11 +25,11 @@ enum Stage {
     Begun(Find),
     Asked(Found),
     At(Sequence),
-    /// Answered, or the server ended before.
+    /// Answered, or the server ended first.
     Lost,
 }
 
-/// What came of it. Without an answer, the server took no more questions.
+/// The result. None if the server accepted no more questions.
 pub(super) type Got = Option<Result<Option<StoredEvent>, ReadError>>;
 
 impl Get {
@@ -43,7 +43,7 @@ impl Get {
         }
     }
 
-    /// Goes on by one step, and returns what came of it once that is there.
+    /// Takes one step, and returns the result once there is one.
     pub fn step(&mut self, partition: &Partition) -> Option<Got> {
         match std::mem::replace(&mut self.stage, Stage::Lost) {
             Stage::Begun(find) => {

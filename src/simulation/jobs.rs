@@ -1,6 +1,7 @@
-//! Jobs on one thread: each has a stack of its own and makes way at every operation that changes the disk.
+//! Jobs on one thread: each has its own stack and makes way at every operation that changes the disk.
 //!
-//! Owns who goes on next, from the seed, and the time, which passes only here. All of it belongs to the thread.
+//! Owns the order of jobs, which follows from the seed, and the time, which passes only here. All state belongs
+//! to the thread.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,20 +19,20 @@ use crate::{
 
 /// The stack of a job, in words.
 const STACK_WORDS: usize = 64 * 1024;
-/// Others go on at so many of a hundred operations of what is no job.
+/// Other jobs run at this percentage of disk operations outside jobs.
 const PAUSE_PERCENT: u64 = 30;
-/// Others go on at so many of a hundred places between two changes.
+/// Other jobs run at this percentage of the points between two changes.
 const MAKES_WAY_PERCENT: u64 = 30;
-/// After so many turns without anything done, whoever waits waits for ever.
+/// After this many turns in which nothing was done, a waiting job waits forever.
 const TURNS_MAX: u64 = 20_000;
 
 thread_local! {
     static SLOTS: RefCell<Vec<Option<Slot>>> = const { RefCell::new(Vec::new()) };
     static CHANCE: RefCell<Chance> = RefCell::new(Chance::new(0));
     static NANOS: Cell<u64> = const { Cell::new(0) };
-    /// What the clock of the day is ahead.
+    /// How far the wall clock is ahead.
     static AHEAD_NANOS: Cell<u64> = const { Cell::new(0) };
-    /// Nobody makes way at operations of the disk any more.
+    /// No job makes way at disk operations any more.
     static ENDING: Cell<bool> = const { Cell::new(false) };
     /// Jobs end after their step.
     static LEAVING: Cell<bool> = const { Cell::new(false) };
@@ -42,7 +43,7 @@ struct Slot {
     run: Generator<'static, (), Step>,
 }
 
-/// Begins anew, with nothing running.
+/// Starts again, with no jobs.
 pub(super) fn reset(chance: Chance) {
     abandon();
     CHANCE.set(chance);
@@ -52,17 +53,17 @@ pub(super) fn reset(chance: Chance) {
     LEAVING.set(false);
 }
 
-/// A number as [`crate::platform::Platform::random`] gives it.
+/// A number for [`crate::platform::Platform::random`].
 pub(super) fn random() -> u64 {
     CHANCE.with_borrow_mut(Chance::next)
 }
 
-/// The time of day, which may go back.
+/// The wall clock, which may go back.
 pub(super) fn time() -> UnixNanos {
     NANOS.get() + AHEAD_NANOS.get()
 }
 
-/// Somebody sets the clock of the day.
+/// Somebody sets the wall clock.
 pub(super) fn turn_the_clock(chance: &mut Chance) {
     AHEAD_NANOS.set(chance.below(3_600_000_000_000));
 }
@@ -71,7 +72,7 @@ pub(super) fn pass(duration: Duration) {
     NANOS.set(NANOS.get() + duration.as_nanos() as u64);
 }
 
-/// An operation of the disk: takes a moment, now and then seconds, and makes way for others, if the seed says so.
+/// A disk operation: takes a moment, now and then seconds, and lets other jobs run if the seed says so.
 pub(super) fn pause() {
     let (slow, waits) = CHANCE.with_borrow_mut(|chance| (chance.percent(1), chance.below(3_000)));
     pass(Duration::from_millis(if slow { waits } else { 0 }) + Duration::from_micros(50));
@@ -87,7 +88,7 @@ pub(super) fn pause() {
     }
 }
 
-/// Others go on, from the midst of a job.
+/// Lets other jobs run, from the middle of a job.
 #[expect(
     deprecated,
     reason = "the other way to do it cannot reach through the store's calls"
@@ -96,14 +97,14 @@ fn make_way(step: Step) {
     generator::yield_with(step);
 }
 
-/// One job goes on until it makes way. False if there is none.
+/// Runs one job until it makes way. False if there is none.
 pub(super) fn turn() -> bool {
     let count = SLOTS.with_borrow(|slots| slots.len());
     let from = CHANCE.with_borrow_mut(|chance| chance.place(count.max(1)));
     (0..count).any(|at| resume((from + at) % count).is_some())
 }
 
-/// None if this one has ended, or is what is running.
+/// None if this job has ended, or is the running one.
 fn resume(at: usize) -> Option<Step> {
     let mut slot = SLOTS.with_borrow_mut(|slots| slots[at].take())?;
     let step = slot.run.resume();
@@ -113,7 +114,7 @@ fn resume(at: usize) -> Option<Step> {
     step
 }
 
-/// Lets all jobs do what there is to do now.
+/// Lets all jobs do what there is to do at the moment.
 pub(super) fn settle() {
     let mut was_idle = false;
     for _ in 0..TURNS_MAX {
@@ -127,7 +128,7 @@ pub(super) fn settle() {
     panic!("the jobs always have something to do");
 }
 
-/// After a crash or a stop: lets all jobs do what they still can, and then come to their end.
+/// After a crash or a stop: lets all jobs do what they still can, and then ends them.
 pub(super) fn end() {
     ENDING.set(true);
     let mut was_idle = false;
@@ -139,8 +140,8 @@ pub(super) fn end() {
             LEAVING.set(false);
             return abandon();
         }
-        // Whoever waits for a job was to see how its work ended. A job that has just asked another for something looks
-        // idle as well, and the other has its turn before the second time.
+        // A job that waits for another must see how its work ended. A job that has just asked another for something
+        // looks idle as well, and the other has its turn before the second time.
         if steps.iter().all(|step| *step == Step::Idle) {
             LEAVING.set(was_idle);
             was_idle = true;
@@ -151,7 +152,7 @@ pub(super) fn end() {
     panic!("the jobs do not end");
 }
 
-/// Forgets all jobs, wherever they are: what they hold is never dropped.
+/// Forgets all jobs in whatever state: what they hold is never dropped.
 pub(super) fn abandon() {
     std::mem::forget(SLOTS.take());
 }

@@ -1,21 +1,21 @@
-//! Lies: what the disk or the log says it did and did not. The store must not survive them unnoticed: each is a promise broken, and
-//! the simulation has to see it.
+//! Lies: operations that the disk or the log reports as done and did not do. The store must not survive them unnoticed:
+//! each breaks a promise, and the simulation must see it.
 //!
-//! Bugs of the store itself are in `mutants/`.
+//! `mutants/` has bugs of the store itself.
 
 macro_rules! lies {
     ($($(#[doc = $doc:literal])+ $lie:ident,)+) => {
-        /// A lie of what the store stands on.
+        /// A lie of the platform below the store.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Lie {
             $($(#[doc = $doc])+ $lie,)+
         }
 
         impl Lie {
-            /// All of them.
+            /// All lies.
             pub const ALL: &[Self] = &[$(Self::$lie,)+];
 
-            /// What it is, in a sentence.
+            /// A description, in a sentence.
             pub fn what(self) -> &'static str {
                 match self {
                     $(Self::$lie => concat!($($doc),+).trim_ascii(),)+
@@ -32,12 +32,12 @@ lies! {
     HeaderUnsynced,
     /// The sync of the log's directory does nothing: a new segment's name may be lost.
     NameUnsynced,
-    /// The sync of the counters does nothing before they get their name.
+    /// The sync of the counters, before they get their name, does nothing.
     CountersUnsynced,
-    /// A failed sync of a batch is tried again, and the second says it did what the first lost.
+    /// A failed sync of a batch is retried, and the second reports as done what the first lost.
     SyncTriedAgain,
-    /// The log says that it has a batch before it has.
+    /// The log reports a batch as stored before it is.
     AppendBelieved,
-    /// A read that returns less than was asked for says that it is all of it.
+    /// A short read passes for a complete one.
     ShortReadBelieved,
 }

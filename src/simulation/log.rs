@@ -1,7 +1,7 @@
-//! A log as a replicated one behaves: appends overlap and complete late, answers get lost, and another writer may have
-//! taken over.
+//! A log that behaves like a replicated one: appends overlap and complete late, replies get lost, and another writer
+//! may have taken over.
 //!
-//! Owns [`LateLog`], which does this to any log. What goes wrong is due when the disk's faults say so.
+//! Owns [`LateLog`], which adds this to any log. The disk's faults decide when something goes wrong.
 
 use std::{
     collections::VecDeque,
@@ -17,14 +17,14 @@ use crate::{
     log::{AppendError, Batch, Log},
 };
 
-/// An append is begun, and not yet done, in so many of a hundred cases; and done, and not yet answered.
+/// At this percentage, a begun append is not done yet, and a done one not yet reported.
 const LATE_PERCENT: u64 = 40;
 
 #[derive(Debug, Error)]
 #[error("simulated")]
 struct Simulated;
 
-/// Does to a log what a network does.
+/// Makes a log behave as if over a network.
 pub(super) struct LateLog<L> {
     log: L,
     disk: SimDisk,
@@ -33,7 +33,7 @@ pub(super) struct LateLog<L> {
     in_flight_max: usize,
     /// Oldest first.
     in_flight: VecDeque<Append>,
-    /// What was said to be done, and is not.
+    /// Reported as done, and not done.
     believed: VecDeque<Batch>,
     /// Why nothing is appended any more.
     failed: Option<AppendError>,
@@ -41,7 +41,7 @@ pub(super) struct LateLog<L> {
 
 struct Append {
     batch: Batch,
-    /// Once the log below has it, or not.
+    /// Known once the log below has decided.
     outcome: Option<Result<(), AppendError>>,
 }
 
@@ -66,7 +66,7 @@ impl<L: Log> LateLog<L> {
         }
     }
 
-    /// Does the oldest append that is not done. A failure is one of all behind it as well.
+    /// Does the oldest append not done yet. Its failure fails all behind it as well.
     fn append_next(&mut self) {
         while let Some(batch) = self.believed.pop_front() {
             if let Err(error) = self.append_below(&batch) {
@@ -112,12 +112,12 @@ impl<L: Log> LateLog<L> {
     fn fail(&mut self, batch: &Batch) -> Result<(), AppendError> {
         match self.chance.below(3) {
             0 => Err(AppendError::Fenced(Arc::new(Simulated))),
-            // The answer is lost, of what was done ...
+            // The reply is lost: of an append that was done ...
             1 => {
                 self.append_below(batch)?;
                 Err(AppendError::Unknown(Arc::new(Simulated)))
             }
-            // ... or of what was not.
+            // ... or of one that was not.
             _ => Err(AppendError::Unknown(Arc::new(Simulated))),
         }
     }
@@ -139,7 +139,7 @@ impl<L: Log> Log for LateLog<L> {
         let mut outcome = None;
         if let Some(last) = self.in_flight.back() {
             assert_eq!(batch.first_sequence(), last.batch.end_sequence(), "a gap");
-            // Whoever begins does not know yet that the last has failed.
+            // The caller does not know yet that the last one failed.
             outcome = last.outcome.clone().filter(Result::is_err);
         }
         self.in_flight.push_back(Append {

@@ -1,10 +1,10 @@
-//! Simulation: a partition on one thread, over a disk, a clock and chance that follow from a seed.
+//! Simulation: a partition on one thread, over a disk, a clock and randomness derived from a seed.
 //!
-//! A seed is a few lives of a server, with publishers that resend and readers that resume, and with what can go wrong:
-//! crashes at every write and sync, with the power or without, full disks, failed writes, syncs and reads, turned
-//! bits. A model holds everything seen against everything promised. The same seed does the same again.
+//! A seed is a few lives of a server, with publishers that resend, readers that resume, and everything that can go
+//! wrong: crashes at every write and sync, with or without power loss, full disks, failed writes, syncs and reads,
+//! flipped bits. A model checks everything seen against everything promised. The same seed always does the same.
 //!
-//! Owns [`run`]. For tests and `torture/`; no part of a server.
+//! Owns [`run`]. For tests and `torture/`; not part of a server.
 
 mod chance;
 mod disk;
@@ -35,20 +35,20 @@ use serde::Serialize;
 use chance::Chance;
 use world::World;
 
-/// What was done.
+/// Counts of a simulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Figures {
-    /// Times that a server was opened.
+    /// How often a server was opened.
     pub lives: u64,
-    /// Lives that ended at a point chosen by the seed, the process alone.
+    /// Lives that ended at a point chosen by the seed, in the death of the process alone.
     pub kills: u64,
-    /// The same, with all that was not synced in doubt.
+    /// The same, with all unsynced data in doubt.
     pub power_losses: u64,
-    /// Writes, syncs and reads that failed, and writes that found no space.
+    /// Failed writes, syncs and reads, including writes that found no space.
     pub faults: u64,
-    /// Bits that were turned.
+    /// Bits that were flipped.
     pub turned_bits: u64,
-    /// Events sent, again and again.
+    /// Events sent, including resends.
     pub sent: u64,
     /// Events stored.
     pub stored: u64,
@@ -72,14 +72,14 @@ impl AddAssign for Figures {
     }
 }
 
-/// A promise that was broken, and the command that breaks it again.
+/// A broken promise, and the command that breaks it again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
     /// The seed.
     pub seed: u64,
-    /// What it was told on purpose.
+    /// The lie in use, if any.
     pub lie: Option<Lie>,
-    /// What was seen.
+    /// The observation.
     pub what: String,
 }
 
@@ -102,7 +102,7 @@ thread_local! {
     static IS_RUNNING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Simulates what follows from `seed`, over a platform that lies or does not.
+/// Runs the simulation of `seed`, over a platform that may lie.
 pub fn run(seed: u64, lie: Option<Lie>) -> Result<Figures, Broken> {
     remember_panics();
     IS_RUNNING.set(true);
@@ -122,7 +122,7 @@ pub fn run(seed: u64, lie: Option<Lie>) -> Result<Figures, Broken> {
     }
 }
 
-/// Panics on a thread that simulates are kept, those on others told as before.
+/// Keeps the panics of simulating threads, and leaves those of others to the previous hook.
 fn remember_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     const SEEDS: u64 = 300;
-    /// How many seeds are enough to meet every lie.
+    /// How many seeds suffice to notice every lie.
     const LIE_SEEDS_MAX: u64 = 1_000;
 
     /// `.ci/mutants` asks for more.
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn every_lie_is_noticed() {
         for lie in Lie::ALL {
-            // What fails without it as well is no catch.
+            // A seed that fails without the lie has not noticed it.
             let noticed = (0..LIE_SEEDS_MAX)
                 .find(|seed| run(*seed, Some(*lie)).is_err() && run(*seed, None).is_ok());
             assert!(

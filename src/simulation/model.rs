@@ -1,6 +1,7 @@
-//! Model: what was promised so far, and whether all that is seen agrees with it.
+//! Model: the promises so far, and whether everything seen agrees with them.
 //!
-//! Owns what publishers were told and readers were shown. A promise that does not hold is a panic that says which.
+//! Owns the record of replies to publishers and events shown to readers. A broken promise is a panic that names
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,31 +14,31 @@ use crate::{
     proto::v1,
 };
 
-/// What identifies an event.
+/// The identity of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name {
     pub topic: u8,
     pub id: u16,
 }
 
-/// An event as it is sent.
+/// An event as sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Sent {
     pub name: Name,
     pub content: u8,
 }
 
-/// Duplicates, conflicts and rejections: of answers, or counted by a server.
+/// Duplicates, conflicts and rejections, in replies or as counted by a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Dropped {
-    /// By topic; none is 0.
+    /// By topic; absent means 0.
     pub duplicates: BTreeMap<u8, u64>,
     pub conflicts: u64,
     pub rejected: u64,
 }
 
 impl Dropped {
-    /// What a server has counted, all of which must balance.
+    /// The server's counters, which must balance.
     pub fn counted(partition: &Partition) -> Self {
         let (counters, topics_len) = partition.totals();
         let Counters {
@@ -85,7 +86,7 @@ impl Dropped {
         *self.duplicates.entry(topic).or_default() += 1;
     }
 
-    /// Both together.
+    /// The sum of both.
     pub fn plus(&self, more: &Self) -> Self {
         let mut sum = self.clone();
         for (topic, duplicates) in &more.duplicates {
@@ -96,7 +97,7 @@ impl Dropped {
         sum
     }
 
-    /// Whether nothing here is missing there.
+    /// Whether no count here exceeds the other's.
     pub fn is_within(&self, other: &Self) -> bool {
         let duplicates = |topic| other.duplicates.get(topic).copied().unwrap_or_default();
         self.conflicts <= other.conflicts
@@ -108,7 +109,7 @@ impl Dropped {
     }
 }
 
-/// What is known of the event at a sequence.
+/// What is known about the event at a sequence.
 #[derive(Debug)]
 struct Fact {
     name: Name,
@@ -120,7 +121,7 @@ struct Fact {
 pub(super) struct Model {
     facts: BTreeMap<Sequence, Fact>,
     places: BTreeMap<Name, Sequence>,
-    /// How many sendings of an event may have stored it.
+    /// How many requests with an event may have stored it.
     sendings: BTreeMap<Sent, u64>,
     /// In this life of the server.
     pub answered: Dropped,
@@ -138,7 +139,7 @@ impl Name {
     }
 }
 
-/// One name is the front of another, and their keys differ only far behind.
+/// One name is a prefix of another, and their keys differ only far behind it.
 pub(super) fn topic_name(topic: u8) -> String {
     format!("topic{:t>1$}", "", usize::from(topic))
 }
@@ -151,7 +152,7 @@ fn parse_topic(name: &str) -> Option<u8> {
 
 const LONG_ID: &str = "an id whose front is that of many others: ";
 
-/// Numbers go up and down in the order of their names, so that keys do not come sorted.
+/// Numbers do not sort like their names, so that keys do not come sorted.
 fn id_name(id: u16) -> String {
     let number = id.reverse_bits();
     match id % 3 {
@@ -169,7 +170,7 @@ fn parse_id(name: &str) -> Option<u16> {
 }
 
 impl Sent {
-    /// The longest has more than the smallest segment holds.
+    /// The longest exceeds the smallest segment.
     fn payload(self) -> Vec<u8> {
         let seed = usize::from(self.name.id) * 7 + usize::from(self.content);
         let len = match seed % 40 {
@@ -198,7 +199,7 @@ impl Sent {
         event.expect("it is within the limits")
     }
 
-    /// The event that was stored, to the last byte.
+    /// The stored event, which must match to the last byte.
     pub fn of(stored: &StoredEvent) -> Self {
         let view = EventView::parse(&stored.encoded).expect("what is stored is canonical");
         let sent = Self {
@@ -218,7 +219,7 @@ impl Model {
         *self.sendings.entry(sent).or_default() += 1;
     }
 
-    /// A request was refused, and was said to have stored nothing.
+    /// A request was refused, with the claim that it stored nothing.
     pub fn refused(&mut self, sent: &[Sent]) {
         for sent in sent {
             let sendings = self.sendings.get_mut(sent).expect("it was sent");
@@ -226,7 +227,7 @@ impl Model {
         }
     }
 
-    /// A name that is known to be stored.
+    /// A name known to be stored.
     pub fn stored(&self, place: u64) -> Option<Name> {
         let place = place.checked_rem(self.facts.len() as u64)?;
         let (_, fact) = self.facts.iter().nth(place as usize)?;
@@ -238,7 +239,7 @@ impl Model {
         self.places.get(&name).copied()
     }
 
-    /// A name was looked for, which was known to be stored at `known` when that began.
+    /// The result of a look-up of a name, which was known to be stored at `known` when the look-up began.
     pub fn got(&mut self, name: Name, known: Option<Sequence>, got: Option<&StoredEvent>) {
         match got {
             Some(stored) => {
@@ -254,14 +255,14 @@ impl Model {
         self.places.keys().copied()
     }
 
-    /// Above all sequences that are known.
+    /// Above all known sequences.
     pub fn tail(&self) -> Sequence {
         self.facts
             .last_key_value()
             .map_or(FIRST_SEQUENCE, |(sequence, _)| sequence + 1)
     }
 
-    /// A request was answered, which was made when the durable tail was `asked_at`.
+    /// The reply to a request that was made when the durable tail was `asked_at`.
     pub fn answered(&mut self, sent: &[Sent], outcomes: &[Outcome], asked_at: Sequence) {
         assert_eq!(sent.len(), outcomes.len(), "an outcome for every event");
         let mut last = asked_at - 1;
@@ -326,7 +327,7 @@ impl Model {
         fact
     }
 
-    /// All that is stored, as it was read in order, agrees with all that was said and with what is counted.
+    /// Everything stored, as read in order, agrees with everything reported and with the counters.
     pub fn check(&mut self, all: &[StoredEvent], counted: &[(Topic, TopicCounters)]) {
         let mut received_at = 0;
         let mut topics: BTreeMap<String, TopicCounters> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Submission: events on their way through the partition, step by step, so that others go on between.
+//! Submission: events on their way through the partition, step by step, so that others can run in between.
 
 use std::{
     future::Future as _,
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// A request, and how far it is.
+/// A request and its progress.
 pub(super) struct Submission {
     pub sent: Vec<Sent>,
     rejection: Rejection,
@@ -27,15 +27,15 @@ enum Stage {
     LookUp(LookUp),
     LookedUp(LookedUp),
     Pending(PendingOutcomes),
-    /// Neither taken nor answered.
+    /// Neither accepted nor answered.
     Lost,
 }
 
-/// What a request came to.
+/// The result of a request.
 pub(super) enum Reply {
     Outcomes(Vec<Outcome>),
     Error(PublishError),
-    /// The server ended before.
+    /// The server ended first.
     None,
 }
 
@@ -50,7 +50,7 @@ impl Submission {
         }
     }
 
-    /// Goes on by one step, and returns the reply once it is there.
+    /// Takes one step, and returns the reply once there is one.
     pub fn step(&mut self, partition: &Partition) -> Option<Reply> {
         match std::mem::replace(&mut self.stage, Stage::Lost) {
             Stage::LookUp(look_up) => match look_up.run() {
@@ -77,17 +77,17 @@ impl Submission {
         None
     }
 
-    /// Whether nothing was done for it.
+    /// Whether nothing has been done for it yet.
     pub fn is_new(&self) -> bool {
         matches!(self.stage, Stage::LookUp(_))
     }
 
-    /// Whether it was looked up, and no more.
+    /// Whether it has been looked up, and nothing more.
     pub fn is_looked_up(&self) -> bool {
         matches!(self.stage, Stage::LookedUp(_))
     }
 
-    /// The reply that came before the server ended.
+    /// The reply, if it came before the server ended.
     pub fn end(mut self, partition: &Partition) -> (Vec<Sent>, Sequence, Reply) {
         let reply = match self.stage {
             Stage::Pending(_) => self.step(partition),

@@ -1,6 +1,6 @@
-//! World: the lives of a server, and all who use it.
+//! World: the lives of a server, and of all who use it.
 //!
-//! Owns what happens next and what goes wrong, from the seed. Whether that is right is for the [model](super::model).
+//! Owns what happens next and what goes wrong, as the seed decides. The [model](super::model) judges the results.
 
 mod checks;
 mod damage;
@@ -33,48 +33,48 @@ use crate::{
 };
 
 const DATA_DIR: &str = "/data";
-/// Requests on their way at a time.
+/// The most requests in progress.
 const REQUESTS_MAX: usize = 5;
-/// Requests that are looked up and not submitted yet, for long.
+/// The most requests that have long been looked up and are not yet submitted.
 const HELD_MAX: usize = 3;
-/// Events that are looked for by their key, at a time.
+/// The most look-ups of single events in progress.
 const GETS_MAX: usize = 3;
-/// Events of most requests, and of the few that the writer does not sync itself.
+/// The size of most requests, and of the few that the writer does not sync itself.
 const REQUEST_EVENTS_MAX: u64 = 8;
 const LARGE_REQUEST_EVENTS: u64 = 70;
-/// What takes more steps does not end.
+/// A life with more steps does not end.
 const STEPS_MAX: usize = 50_000;
 
 pub(super) struct World {
     disk: SimDisk,
     options: PartitionOptions,
     lie: Option<Lie>,
-    /// How many appends may overlap; with none, the log in files is as it is.
+    /// How many appends may overlap; with none, the log in files is used directly.
     appends_max: usize,
     chance: Chance,
     model: Model,
     followers: Vec<Follower>,
-    /// What was sent and not answered.
+    /// Events sent and not answered.
     unanswered: Vec<Sent>,
     topics: u64,
     /// How many names there are.
     names: u16,
-    /// Whether this server said that it takes no more events.
+    /// Whether this server has reported that it accepts no more events.
     has_failed: bool,
-    /// What is known of the counters since the last life; nothing after a turned bit.
+    /// What is known about the counters since the last life; nothing after a flipped bit.
     before: Option<Before>,
     figures: Figures,
 }
 
 struct Before {
     dropped: Dropped,
-    /// Whether it was saved at the end.
+    /// Whether they were saved at the end.
     saved: bool,
-    /// When the counters were surely saved last.
+    /// As of the last certain save of the counters.
     dropped_min: Dropped,
 }
 
-/// A server and the requests on their way to it.
+/// A server and the requests in progress.
 struct Server {
     partition: Partition,
     threads: Threads,
@@ -82,7 +82,7 @@ struct Server {
     held: Vec<Submission>,
     gets: Vec<Get>,
     opened_with: Dropped,
-    /// When the counters were surely saved last, if they were in this life.
+    /// As of the last certain save of the counters in this life, if any.
     saved: Option<Dropped>,
 }
 
@@ -206,7 +206,7 @@ impl World {
         self.end(server);
     }
 
-    /// What goes wrong in a life.
+    /// Chooses the faults of a life.
     fn faults(&mut self) -> Faults {
         let chance = &mut self.chance;
         let mut within =
@@ -221,7 +221,7 @@ impl World {
         }
     }
 
-    /// Opens the server, again after what went wrong with it.
+    /// Opens the server, again after each fault.
     fn open(&mut self) -> Server {
         loop {
             self.figures.lives += 1;
@@ -264,7 +264,7 @@ impl World {
         })
     }
 
-    /// The process is gone, and the power perhaps.
+    /// The process is gone, and perhaps the power.
     fn restart(&mut self) {
         let power_lost = self.chance.percent(50);
         if self.disk.has_crashed() {
@@ -335,8 +335,8 @@ impl World {
         self.begin(server, sent, rejection);
     }
 
-    /// A publisher is so slow that much happens between the look-up and the decision, or goes on at last. It gives up
-    /// waiting for an answer, and sends the same again.
+    /// A slow publisher: much happens between its look-up and the decision, until it goes on. It gives up waiting for
+    /// a reply, and sends the same again.
     fn hold_or_release(&mut self, server: &mut Server) {
         if server.held.len() < HELD_MAX && self.chance.percent(10) {
             if !server.requests.last().is_some_and(Submission::is_new) {
@@ -354,7 +354,7 @@ impl World {
         }
     }
 
-    /// Somebody looks for an event by its key: for one that is stored, in flight, or neither.
+    /// Somebody looks up an event by its key: a stored one, one in flight, or neither.
     fn get(&mut self, server: &mut Server) {
         if server.gets.len() < GETS_MAX && self.chance.percent(40) {
             let in_flight = server.requests.last().map(|request| request.sent[0].name);
@@ -400,7 +400,7 @@ impl World {
         }
     }
 
-    /// The time passes after which the counters are saved.
+    /// Lets the interval pass after which the counters are saved.
     fn wait_for_save(&mut self, server: &mut Server) {
         jobs::settle();
         if self.disk.has_crashed() {
@@ -435,7 +435,7 @@ impl World {
             .push(Submission::begin(&server.partition, sent, rejection));
     }
 
-    /// A request goes on.
+    /// A request takes a step.
     fn go_on(&mut self, server: &mut Server, at: usize) {
         if let Some(answer) = server.requests[at].step(&server.partition) {
             let request = server.requests.swap_remove(at);
@@ -451,7 +451,7 @@ impl World {
         asked_at: Sequence,
         answer: Reply,
     ) {
-        // The topics that fill the limit are durable before a rejection is answered.
+        // The topics that fill the limit are durable before a rejection is reported.
         let (_, topics) = partition.totals();
         match answer {
             Reply::Outcomes(outcomes) => {
@@ -495,7 +495,7 @@ impl World {
         self.unanswered.extend(sent);
     }
 
-    /// A reader goes on. True if there is more to read.
+    /// A reader takes a step. True if there is more to read.
     fn follow(&mut self, partition: &Partition, at: usize) -> bool {
         match self.followers[at].step(partition, &mut self.model, &mut self.chance) {
             Ok((events, is_behind)) => {
@@ -557,7 +557,7 @@ impl World {
                 saved.is_ok() || is_excused,
                 "the counters are not saved: {saved:?}"
             );
-            // What it refused then may be stored all the same.
+            // Events that it refused then may be stored anyway.
             let failed = matches!(*partition.health().borrow(), Health::Failed(_));
             assert!(
                 failed || !self.has_failed,
@@ -600,7 +600,7 @@ impl World {
         self.restart();
     }
 
-    /// Everything works again: what was promised is there, and what is sent again is known.
+    /// Everything works again: all that was promised is there, and resends are recognized.
     fn last_life(&mut self) {
         let mut server = self.open();
         self.drain(&mut server);

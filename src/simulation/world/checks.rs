@@ -1,4 +1,4 @@
-//! Checks: what must be so of a server and its log, whatever happened.
+//! Checks: what must hold for a server and its log, whatever happened.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl World {
-    /// What a server that was just opened knows is what it should know.
+    /// A freshly opened server knows everything it should.
     pub(super) fn check_opened(&mut self, partition: &Partition) -> Dropped {
         let tail = partition.durable_tail();
         assert!(
@@ -35,7 +35,7 @@ impl World {
         dropped
     }
 
-    /// What the health of a server must be now.
+    /// Checks the health of a server against what has happened to it.
     pub(super) fn check_health(&self, partition: &Partition) {
         if self.disk.has_crashed() {
             return;
@@ -51,7 +51,7 @@ impl World {
         );
     }
 
-    /// The log of a server that stopped is whole, and ends with its last batch.
+    /// The log of a stopped server is whole, and ends with its last batch.
     pub(super) fn check_log(&self) {
         let log_dir = Path::new(DATA_DIR).join("log");
         let checked = log::check(&log_dir, &*self.options.platform.disk, |_| ());

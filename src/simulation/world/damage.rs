@@ -1,4 +1,4 @@
-//! Damage: bits that turn while no server runs.
+//! Damage: bits that flip while no server runs.
 
 use std::path::Path;
 
@@ -16,8 +16,8 @@ use crate::{
 };
 
 impl World {
-    /// A bit of a file is turned while the server does not run: what it then says is right, or it says nothing. The
-    /// disk is as it was afterwards.
+    /// Flips a bit of a file while no server runs: afterwards the server's answers are right, or errors. The disk
+    /// is restored afterwards.
     pub(super) fn turn_a_bit(&mut self) {
         let log_dir = Path::new(DATA_DIR).join("log");
         let mut last = FIRST_SEQUENCE;
@@ -25,7 +25,7 @@ impl World {
         let Ok(checked) = log::check(&log_dir, &*self.options.platform.disk, on_batch) else {
             return;
         };
-        // A last batch with a bit turned looks like one that was not written whole, if nothing else knows of it.
+        // A last batch with a flipped bit looks like an unfinished one, if nothing else knows of it.
         let is_saved = self.before.as_ref().is_some_and(|before| before.saved);
         let tail_min = if is_saved { checked.tail } else { last };
         let content = self.disk.content();
@@ -53,13 +53,13 @@ impl World {
                 self.resend_damaged(&partition);
             }
             drop(partition);
-            // It may be the counters that are damaged.
+            // The counters may be the damaged file.
             _ = threads.stop();
         }
         jobs::end();
         self.disk.put_back(content);
         if was_opened {
-            // What it was opened with it made durable, and answered for.
+            // The content that it was opened with, and vouched for, it made durable.
             self.disk.sync_everything();
         }
         self.disk.restart(false);
@@ -101,7 +101,7 @@ impl World {
                     self.model
                         .answered(&request.sent, &outcomes, request.asked_at);
                 }
-                // It refuses all from now on.
+                // It refuses everything from now on.
                 Reply::Error(_) | Reply::None => return,
             }
         }
