@@ -1,9 +1,8 @@
 //! Admission: the checks that every call of every service on the port passes first.
 //!
-//! A call takes memory for as long as it is open, whatever it does: so there are only so many. Some calls of each
-//! connection are always admitted, so that one that opens thousands takes no place from others. The body of an
-//! admitted call lies behind the guard of [`Call`]. Its response leaves with the share that covers it, or is dropped when
-//! the client does not read it.
+//! An open call takes memory, whatever it does, so their number is limited. Each connection always gets some calls, so
+//! that one that opens thousands takes none from the others. The body of an admitted call is behind the guard of
+//! [`Call`]. Its response leaves with the share that covers it, or is dropped if the client does not read it.
 
 use std::{
     pin::Pin,

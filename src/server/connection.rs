@@ -1,8 +1,8 @@
-//! A connection that must greet in time, and read its responses.
+//! A connection whose client must send its first bytes in time, and read its responses.
 //!
-//! The first bytes of a connection identify its protocol, and until they are there no other limit on time applies: not
-//! that on the header of a request, nor the pings of HTTP/2. A connection that reads nothing of what is written to
-//! it, or leaves a dropped response unread, is closed: nothing else frees what was queued for it.
+//! The first bytes of a connection identify its protocol, and until they arrive no other time limit applies: neither
+//! that on the header of a request, nor HTTP/2 pings. If the client reads nothing of what is written to it, or leaves
+//! a dropped response unread, the connection is closed: nothing else frees the memory queued for it.
 
 use std::{
     io::{self, IoSlice},
@@ -27,18 +27,18 @@ const GREETING_SECONDS_MAX: u64 = 30;
 /// The preface of HTTP/2. A greeting of this length identifies the protocol. RFC 9113, section 3.4.
 const GREETING_BYTES: usize = 24;
 
-/// How long a response, or anything that is written, may stay unread; how often to look.
+/// How long a response, or any written bytes, may stay unread, and how often to check.
 const UNREAD_MAX: Duration = Duration::from_secs(UNREAD_SECONDS_MAX);
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A connection that ends if it does not greet, or does not read its responses.
+/// A connection that ends if its client does not greet, or does not read its responses.
 pub(super) struct Connection {
     stream: TcpStream,
     greeting: Option<Greeting>,
     peer: Peer,
-    /// When to look next whether responses are read.
+    /// When to check next whether responses are read.
     look: Option<Pin<Box<Sleep>>>,
-    /// Since when nothing can be written.
+    /// Since when writing has been blocked.
     blocked_since: Option<Instant>,
     _place: OwnedSemaphorePermit,
 }
@@ -65,7 +65,7 @@ impl Connection {
         }
     }
 
-    /// Looks now and then whether responses are read. Ready with an error if the connection must close.
+    /// Checks now and then whether responses are read. Ready with an error if the connection must close.
     fn poll_read_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if self.blocked_since.is_none() && !self.peer.is_called() {
             return Poll::Pending;

@@ -1,8 +1,9 @@
-//! Responses that the client has not read.
+//! Responses that the client does not read.
 //!
-//! A connection asks for the next part of a response when the last has left, or almost. A response of which the client
-//! reads nothing for long is dropped, with its permits and its memory, and the client finds an error behind the part that
-//! is already in the connection. A follower that waits for an event is not dropped: the connection has asked for it.
+//! A connection asks for the next part of a response when the last has been sent, or nearly so. A response of which the
+//! client reads nothing for long is dropped, with its permits and its memory; the client finds an error behind the part
+//! that the connection already has. A follower that waits for an event is not dropped: the connection has asked for its
+//! next part.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::grpc;
 
-/// The responses of a connection that have not ended. Cheap to clone.
+/// The unfinished responses of a connection. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct OpenResponses(Arc<Mutex<Open>>);
 
@@ -30,12 +31,12 @@ struct Open {
 }
 
 struct State {
-    /// None once it was dropped.
+    /// None once dropped.
     body: Option<Body>,
     is_grpc: bool,
     /// Since when the connection has had a part without asking for the next.
     unread_since: Option<Instant>,
-    /// Whether the client has been told that it was dropped.
+    /// Whether the client has received the error.
     told: bool,
 }
 
@@ -47,7 +48,7 @@ pub(super) struct OpenResponse {
 }
 
 impl OpenResponses {
-    /// A response that begins.
+    /// Starts a response.
     pub fn begin(&self, body: Body, is_grpc: bool) -> OpenResponse {
         let state = Arc::new(Mutex::new(State {
             body: Some(body),
