@@ -35,7 +35,7 @@ pub(crate) struct Listing {
     left: Option<u64>,
     last_sent: Option<Instant>,
     /// Whether the last part reported the durable tail.
-    told_caught_up: bool,
+    reported_caught_up: bool,
     stopping: CancellationToken,
     /// How the stream ends, once everything has been sent.
     end: Option<Result<(), ReadError>>,
@@ -54,7 +54,7 @@ impl Listing {
             follow,
             left: limit,
             last_sent: None,
-            told_caught_up: false,
+            reported_caught_up: false,
             stopping: aggregator.stopping.clone(),
             end: None,
         }
@@ -91,15 +91,15 @@ impl Listing {
                 }
                 return Ok(Some(self.part(chunk.events, chunk.caught_up, chunk.share)));
             }
-            let untold = chunk.caught_up && !self.told_caught_up;
+            let unreported = chunk.caught_up && !self.reported_caught_up;
             if self.follow && chunk.caught_up {
-                if untold || self.await_more().await {
+                if unreported || self.await_more().await {
                     return Ok(Some(self.part(Vec::new(), true, None)));
                 }
             } else if self.reader.next_sequence() >= self.until {
                 self.end = Some(Ok(()));
                 // The first part always carries a cursor, even without events.
-                if untold || self.last_sent.is_none() {
+                if unreported || self.last_sent.is_none() {
                     return Ok(Some(self.part(Vec::new(), chunk.caught_up, None)));
                 }
             }
@@ -124,7 +124,7 @@ impl Listing {
         share: Option<ChunkShare>,
     ) -> Part {
         self.last_sent = Some(Instant::now());
-        self.told_caught_up = caught_up;
+        self.reported_caught_up = caught_up;
         Part {
             events,
             cursor: self.reader.cursor(),

@@ -165,7 +165,7 @@ impl Server {
 
         let stopping = CancellationToken::new();
         let (health, router) = router(&partition, &options, &stopping);
-        tell_health(&health, ServingStatus::Serving).await;
+        report_health(&health, ServingStatus::Serving).await;
         let following = tokio::spawn(follow_health(health.clone(), partition.health()));
         let places = Arc::new(Semaphore::new(options.connections_max));
         let incoming = incoming(listener, places);
@@ -213,7 +213,7 @@ impl Server {
         self.following.abort();
         // Once it has ended, nothing reports SERVING any more.
         _ = (&mut self.following).await;
-        tell_health(&self.health, ServingStatus::NotServing).await;
+        report_health(&self.health, ServingStatus::NotServing).await;
         self.stopping.cancel();
         // Watchers have seen the change; a watch does not end by itself.
         self.health.clear_service_status(WHOLE_SERVER).await;
@@ -307,7 +307,7 @@ fn speaks_grpc(headers: &HeaderMap) -> bool {
     content_type.is_some_and(|value| value.as_bytes().starts_with(GRPC_CONTENT_TYPE))
 }
 
-async fn tell_health(health: &HealthReporter, status: ServingStatus) {
+async fn report_health(health: &HealthReporter, status: ServingStatus) {
     health.set_service_status(WHOLE_SERVER, status).await;
     health.set_service_status(AGGREGATOR, status).await;
 }
@@ -319,6 +319,6 @@ async fn follow_health(reporter: HealthReporter, mut health: watch::Receiver<Hea
             Health::Serving => ServingStatus::Serving,
             Health::Refusing(_) | Health::Failed(_) => ServingStatus::NotServing,
         };
-        tell_health(&reporter, status).await;
+        report_health(&reporter, status).await;
     }
 }

@@ -160,12 +160,14 @@ pub async fn measure(
         samples: run.samples,
     };
     if store.keeps() == Keeps::Events {
-        for (told, expected) in [
+        for (reported, expected) in [
             (stored, course.load.unique),
             (single.recorder.counts().1, course.singles),
         ] {
-            if told != expected {
-                return Err(format!("told {told} events to be stored of {expected}").into());
+            if reported != expected {
+                return Err(
+                    format!("the store reported {reported} stored events, not {expected}").into(),
+                );
             }
         }
         let all = read(&*running, pid, events, end, None, 1).await?;

@@ -59,8 +59,11 @@ pub struct Skipped {
 impl Report {
     /// A run that has measured nothing yet.
     pub fn new(args: &RunArgs, events: &Events) -> Result<Self> {
-        let told: Vec<String> = std::env::args().skip(1).collect();
-        let command = format!("cargo run --release -p oncelog-bench -- {}", told.join(" "));
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        let command = format!(
+            "cargo run --release -p oncelog-bench -- {}",
+            arguments.join(" ")
+        );
         Ok(Self {
             date: machine::today(),
             command: command.trim_end_matches([' ', '-']).to_owned(),

@@ -20,7 +20,7 @@ const LOOKUP_EVENTS: usize = 256 * 1024;
 /// The fewest positions of a topic that can be requested.
 const POSITIONS_MIN: usize = 2;
 /// How many wrong entries of the index are reported one by one.
-const TOLD_MAX: u64 = 100;
+const REPORTED_MAX: u64 = 100;
 
 pub(super) fn run(args: VerifyArgs) -> Outcome {
     let data_dir = &args.data_dir;
@@ -110,14 +110,14 @@ impl Report {
 
     fn wrong_entry(&mut self, problem: String) {
         self.wrong += 1;
-        if self.wrong <= TOLD_MAX {
+        if self.wrong <= REPORTED_MAX {
             self.problem(problem);
         }
     }
 
     fn print(mut self) -> Outcome {
-        if self.wrong > TOLD_MAX {
-            let more = self.wrong - TOLD_MAX;
+        if self.wrong > REPORTED_MAX {
+            let more = self.wrong - REPORTED_MAX;
             self.problem(format!("index: {more} more entries are wrong"));
         }
         let mut output = Output::new();

@@ -95,7 +95,7 @@ impl Publisher {
 ///
 /// An error means that the publisher failed; see [`PublishError`].
 #[derive(Debug)]
-#[must_use = "only the outcomes tell whether the events were stored or rejected"]
+#[must_use = "only the outcomes show whether the events were stored or rejected"]
 pub struct PendingAck {
     outcomes: oneshot::Receiver<Vec<v1::EventOutcome>>,
     ended: Ended,

@@ -632,32 +632,32 @@ mod tests {
         #[test]
         fn a_publish_response_is_what_the_contract_says(
             acknowledged_requests in 1..u64::MAX,
-            told in proptest::collection::vec((0..5, 1..Sequence::MAX), 0..9),
+            kinds in proptest::collection::vec((0..5, 1..Sequence::MAX), 0..9),
         ) {
             let (mut outcomes, mut violations) = (Vec::new(), Violations::default());
             let mut expected = v1::StreamingPublishResponse {
                 acknowledged_requests,
                 ..v1::StreamingPublishResponse::default()
             };
-            for (at, (kind, sequence)) in told.into_iter().enumerate() {
-                let mut told = v1::EventOutcome { sequence, ..v1::EventOutcome::default() };
+            for (at, (kind, sequence)) in kinds.into_iter().enumerate() {
+                let mut message = v1::EventOutcome { sequence, ..v1::EventOutcome::default() };
                 let (outcome, kind) = match kind {
                     0 => (Outcome::Stored(sequence), v1::Outcome::Stored),
                     1 => (Outcome::Duplicate(sequence), v1::Outcome::Duplicate),
                     2 => (Outcome::Conflict(sequence), v1::Outcome::Conflict),
                     _ => (Outcome::TopicLimit, v1::Outcome::Rejected),
                 };
-                told.set_outcome(kind);
+                message.set_outcome(kind);
                 if kind == v1::Outcome::Rejected {
-                    told.sequence = 0;
-                    told.reason = topic_limit(7).to_string();
+                    message.sequence = 0;
+                    message.reason = topic_limit(7).to_string();
                 }
                 if kind == v1::Outcome::Rejected && sequence % 2 == 0 {
                     violations.push(at, topic_limit(7));
                 } else {
                     outcomes.push(outcome);
                 }
-                expected.outcomes.push(told);
+                expected.outcomes.push(message);
             }
             let raw = publish_response(acknowledged_requests, &outcomes, &violations, 7);
             prop_assert_eq!(raw.0, expected.encode_to_vec());

@@ -209,10 +209,10 @@ mod tests {
         assert_eq!(elements.count, count);
         assert_eq!(elements.first.len(), REQUEST_EVENTS_MAX);
         let refused = parse_body(json.as_bytes(), 1024).expect_err("refused");
-        let told = refused.failure.into_json();
+        let json = refused.failure.into_json();
         assert!(
-            told.contains("49152 events; the limit of a request is 16384"),
-            "{told}"
+            json.contains("49152 events; the limit of a request is 16384"),
+            "{json}"
         );
         assert!(parse_body(b"[0,]", 1024).is_err());
         assert!(parse_body(b"[", 1024).is_err());

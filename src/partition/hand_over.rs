@@ -243,7 +243,7 @@ impl<L: Log> Job for SyncerJob<L> {
             }
             Err(TryLockError::Poisoned(_)) => panic!("the writer panicked with the syncer"),
         };
-        let tell_writer = |synced| {
+        let notify_writer = |synced| {
             // The writer outlives this job unless it panicked.
             _ = self.synced.send(synced);
             if let Some(writer) = self.writer.upgrade() {
@@ -251,7 +251,7 @@ impl<L: Log> Job for SyncerJob<L> {
                 _ = writer.try_send(Message::Synced);
             }
         };
-        if syncer.complete(&mut Context::from_waker(&self.waker), tell_writer) {
+        if syncer.complete(&mut Context::from_waker(&self.waker), notify_writer) {
             self.is_awake = true;
             return Step::Worked;
         }
@@ -259,7 +259,7 @@ impl<L: Log> Job for SyncerJob<L> {
         if syncer.has_room()
             && let Some(work) = self.waiting.pop_front()
         {
-            syncer.begin(work, tell_writer);
+            syncer.begin(work, notify_writer);
             self.is_awake = true;
         }
         // The log may have woken this job in the meantime.

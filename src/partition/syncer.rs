@@ -123,10 +123,10 @@ impl<L: Log> Syncer<L> {
     }
 
     /// Starts making a batch durable. Refuses it if it was decided before the last failure: it builds on void work.
-    pub fn begin(&mut self, work: Work, tell_writer: impl FnOnce(Synced)) {
+    pub fn begin(&mut self, work: Work, notify_writer: impl FnOnce(Synced)) {
         if work.attempt < self.attempt {
             let failure = self.failure.unwrap_or(PublishError::Failed);
-            return self.refuse(work, failure, tell_writer);
+            return self.refuse(work, failure, notify_writer);
         }
         if let Some(batch) = &work.batch {
             self.log.begin_append(batch);
@@ -136,7 +136,7 @@ impl<L: Log> Syncer<L> {
 
     /// Ends the oldest work in flight if its batch is durable or refused, informing first the writer and then the
     /// waiting requests. False if there is none to end; `cx` is then woken when there may be.
-    pub fn complete(&mut self, cx: &mut Context<'_>, tell_writer: impl FnOnce(Synced)) -> bool {
+    pub fn complete(&mut self, cx: &mut Context<'_>, notify_writer: impl FnOnce(Synced)) -> bool {
         let Some(work) = self.in_flight.front() else {
             return false;
         };
@@ -151,13 +151,13 @@ impl<L: Log> Syncer<L> {
         match appended {
             Ok(()) if work.attempt == self.attempt => {
                 self.make_visible(work.batch, &work.dropped);
-                tell_writer(self.synced(work.attempt, Ok(())));
+                notify_writer(self.synced(work.attempt, Ok(())));
                 work.replies.into_iter().for_each(Reply::answer);
             }
             Ok(()) => {
                 assert!(work.batch.is_none(), "nothing is appended after a failure");
                 let failure = self.failure.unwrap_or(PublishError::Failed);
-                self.refuse(work, failure, tell_writer);
+                self.refuse(work, failure, notify_writer);
             }
             Err(error) => {
                 // Those behind it fail as well; these are not failures of their own.
@@ -165,7 +165,7 @@ impl<L: Log> Syncer<L> {
                     self.attempt += 1;
                     self.failure = Some(error);
                 }
-                self.refuse(work, error, tell_writer);
+                self.refuse(work, error, notify_writer);
             }
         }
         true
@@ -185,8 +185,8 @@ impl<L: Log> Syncer<L> {
         self.stats.add_dropped(dropped);
     }
 
-    fn refuse(&self, work: Work, error: PublishError, tell_writer: impl FnOnce(Synced)) {
-        tell_writer(self.synced(work.attempt, Err(error)));
+    fn refuse(&self, work: Work, error: PublishError, notify_writer: impl FnOnce(Synced)) {
+        notify_writer(self.synced(work.attempt, Err(error)));
         for reply in work.replies {
             reply.refuse(error);
         }
@@ -206,14 +206,14 @@ impl<L: Log> Syncer<L> {
     }
 
     fn fail(&self, error: &AppendError) -> PublishError {
-        let told = PublishError::from(error);
+        let public = PublishError::from(error);
         match error {
-            AppendError::Full(_) | AppendError::NotReady(_) => self.monitor.refuse(told, error),
-            AppendError::Fenced(_) => self.monitor.fail(told, error),
+            AppendError::Full(_) | AppendError::NotReady(_) => self.monitor.refuse(public, error),
+            AppendError::Fenced(_) => self.monitor.fail(public, error),
             // Only batches in flight may be stored.
             AppendError::Unknown(_) => self.monitor.fail(PublishError::Failed, error),
         }
-        told
+        public
     }
 }
 

@@ -371,17 +371,17 @@ impl<L: Log> Writer<L> {
     }
 
     fn after_index_error(&mut self, error: &IndexError) -> PublishError {
-        let told = error.into();
+        let public = error.into();
         match error {
-            IndexError::Full { .. } | IndexError::Seal { .. } => self.monitor.refuse(told, error),
+            IndexError::Full { .. } | IndexError::Seal { .. } => self.monitor.refuse(public, error),
             // The next look-up may succeed: only this request is refused.
             IndexError::Unreadable { .. } => tracing::error!(%error, "a request was refused"),
             IndexError::Damaged { .. } => {
-                self.failed = Some(told);
-                self.monitor.fail(told, error);
+                self.failed = Some(public);
+                self.monitor.fail(public, error);
             }
         }
-        told
+        public
     }
 }
 

@@ -20,7 +20,7 @@ use super::{KEEPALIVE_INTERVAL, connection::Connection};
 /// How long accepting pauses after a failure.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often refused connections may be logged.
-const TELL_INTERVAL: Duration = Duration::from_secs(60);
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The connections of `listener`; each holds one of `places` until it ends.
 pub(super) fn incoming(
@@ -34,7 +34,7 @@ pub(super) fn incoming(
         incoming,
         connections_max: places.available_permits(),
         places,
-        told: None,
+        last_logged: None,
     };
     unfold(door, |mut door| async {
         let connection = door.next().await?;
@@ -47,7 +47,7 @@ struct Door {
     connections_max: usize,
     places: Arc<Semaphore>,
     /// When refused connections were last logged.
-    told: Option<Instant>,
+    last_logged: Option<Instant>,
 }
 
 impl Door {
@@ -61,7 +61,7 @@ impl Door {
                 }
                 Err(error) if concerns_one(&error) => {}
                 Err(error) => {
-                    if self.may_tell() {
+                    if self.may_log() {
                         tracing::warn!(%error, "connections cannot be accepted");
                     }
                     sleep(PAUSE).await;
@@ -74,7 +74,7 @@ impl Door {
         match Arc::clone(&self.places).try_acquire_owned() {
             Ok(place) => Some(Connection::new(stream, place)),
             Err(_) => {
-                if self.may_tell() {
+                if self.may_log() {
                     tracing::warn!(
                         connections_max = self.connections_max,
                         "as many connections are open as may be; more are closed (--max-connections)"
@@ -85,11 +85,13 @@ impl Door {
         }
     }
 
-    fn may_tell(&mut self) -> bool {
+    fn may_log(&mut self) -> bool {
         let now = Instant::now();
-        let may = self.told.is_none_or(|told| now - told >= TELL_INTERVAL);
+        let may = self
+            .last_logged
+            .is_none_or(|last| now - last >= LOG_INTERVAL);
         if may {
-            self.told = Some(now);
+            self.last_logged = Some(now);
         }
         may
     }

@@ -37,7 +37,7 @@ struct State {
     /// Since when the connection has had a part without asking for the next.
     unread_since: Option<Instant>,
     /// Whether the client has received the error.
-    told: bool,
+    error_sent: bool,
 }
 
 /// A response that the connection takes part by part.
@@ -54,7 +54,7 @@ impl OpenResponses {
             body: Some(body),
             is_grpc,
             unread_since: Some(Instant::now()),
-            told: false,
+            error_sent: false,
         }));
         let mut open = lock(&self.0);
         let number = open.begun;
@@ -102,7 +102,7 @@ impl OpenResponse {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let mut state = lock(&self.state);
         let Some(body) = &mut state.body else {
-            return Poll::Ready(state.tell());
+            return Poll::Ready(state.send_error());
         };
         let polled = std::pin::Pin::new(body).poll_frame(cx);
         let has_part = matches!(&polled, Poll::Ready(Some(Ok(frame))) if frame.is_data());
@@ -114,7 +114,7 @@ impl OpenResponse {
         let state = lock(&self.state);
         match &state.body {
             Some(body) => body.is_end_stream(),
-            None => state.told,
+            None => state.error_sent,
         }
     }
 
@@ -126,9 +126,9 @@ impl OpenResponse {
 
 impl State {
     /// The end of a response that was dropped.
-    fn tell(&mut self) -> Option<Result<Frame<Bytes>, axum::Error>> {
+    fn send_error(&mut self) -> Option<Result<Frame<Bytes>, axum::Error>> {
         self.unread_since = None;
-        if std::mem::replace(&mut self.told, true) {
+        if std::mem::replace(&mut self.error_sent, true) {
             return None;
         }
         let mut trailers = HeaderMap::new();

@@ -107,14 +107,17 @@ fn rejected_lines_are_reported_by_number() {
         &ended,
         "received 7, stored 3, duplicates 1 (conflicts 1), rejected 3, ",
     );
-    let told: Vec<_> = ended.stderr.lines().collect();
-    assert_eq!(told.len(), 3, "{told:?}");
-    for (told, (number, what)) in told.iter().zip([
+    let output: Vec<_> = ended.stderr.lines().collect();
+    assert_eq!(output.len(), 3, "{output:?}");
+    for (output, (number, what)) in output.iter().zip([
         ("line 2: ", ""),
         ("line 4: ", "topic"),
         ("line 7: ", "topik"),
     ]) {
-        assert!(told.starts_with(number) && told.contains(what), "{told}");
+        assert!(
+            output.starts_with(number) && output.contains(what),
+            "{output}"
+        );
     }
     let listed = server.run(&["list"]).assert_code(0).json_lines();
     assert_eq!(ids(&listed), ["1", "3", "4"]);
@@ -420,20 +423,21 @@ async fn damage_to_the_index_is_reported() {
         }
     }
     damaged.expect("a file of the index");
-    let told = verify(&data_dir);
+    let output = verify(&data_dir);
     let path = generation.to_str().expect("UTF-8");
-    let line = told.stdout.lines().find(|line| line.contains(path));
+    let line = output.stdout.lines().find(|line| line.contains(path));
     assert!(
         line.is_some_and(|line| line.starts_with("index: ")),
-        "{told:?}"
+        "{output:?}"
     );
 
     fs::remove_dir_all(data_dir.path().join("index")).expect("removed");
-    let told = verify(&data_dir).assert_code(0);
+    let output = verify(&data_dir).assert_code(0);
     assert!(
-        told.stdout
+        output
+            .stdout
             .contains("the index holds 0 of them in 0 generations"),
-        "{told:?}"
+        "{output:?}"
     );
 }
 
@@ -576,8 +580,8 @@ async fn sigterm_stops_in_order_with_streams_open() {
     let server = Process::spawn(&mut command).expect("serving");
     let client = &mut server.client().await;
     let mut stream = PublishStream::open(&mut client.clone()).await;
-    let told = stream.publish(vec![event("a", 1), event("a", 1)]).await;
-    assert_eq!(told, [(Outcome::Stored, 1), (Outcome::Duplicate, 1)]);
+    let output = stream.publish(vec![event("a", 1), event("a", 1)]).await;
+    assert_eq!(output, [(Outcome::Stored, 1), (Outcome::Duplicate, 1)]);
     let follow = ListEventsRequest {
         follow: true,
         ..ListEventsRequest::default()

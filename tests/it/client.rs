@@ -56,13 +56,13 @@ async fn publish_all(
         };
         let outcomes = ack.await.expect("acked");
         assert_eq!(outcomes.len() as u64, EVENTS_PER_REQUEST);
-        for told in outcomes {
+        for reply in outcomes {
             // A duplicate was stored by an attempt whose ack was lost.
             assert!(
-                matches!(told.outcome(), Outcome::Stored | Outcome::Duplicate),
-                "{told:?}"
+                matches!(reply.outcome(), Outcome::Stored | Outcome::Duplicate),
+                "{reply:?}"
             );
-            sequences.push(told.sequence);
+            sequences.push(reply.sequence);
         }
         acked.store(sequences.len() as u64, SeqCst);
     }

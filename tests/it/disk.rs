@@ -52,7 +52,7 @@ async fn a_full_disk_loses_nothing_acked() {
         let id = acked.len() as u64;
         assert!(id < EVENTS_MAX, "the disk is full");
         match try_publish(client, vec![vec![large(id)]]).await {
-            Ok(told) => assert_eq!(told.unique_processed, 1),
+            Ok(reply) => assert_eq!(reply.unique_processed, 1),
             Err(error) => break error,
         }
         acked.push(format!("{id:04}"));
@@ -83,9 +83,9 @@ async fn a_full_disk_loses_nothing_acked() {
     assert_eq!(ids(&list(client, "a").await), acked);
     let mut stored = 0;
     for id in 0..next + 20 {
-        let told = publish(client, vec![large(id)]).await;
-        assert_eq!(told.conflicts, 0);
-        stored += told.unique_processed;
+        let reply = publish(client, vec![large(id)]).await;
+        assert_eq!(reply.conflicts, 0);
+        stored += reply.unique_processed;
     }
     assert_eq!(stored, 20);
     publish(client, vec![event("b", 1)]).await;
@@ -111,7 +111,7 @@ async fn fill(client: &mut Client) -> (u64, Status) {
     let refused = loop {
         assert!(acked < EVENTS_MAX, "there is no room");
         match try_publish(client, vec![vec![large(acked)]]).await {
-            Ok(told) => acked += told.unique_processed,
+            Ok(reply) => acked += reply.unique_processed,
             Err(error) => break error,
         }
     };
@@ -185,9 +185,9 @@ async fn too_many_open_files_poison_nothing() {
         ServingStatus::NotServing,
         ServingStatus::Serving,
     ] {
-        let told = patiently("another status", watch.message()).await;
-        let told = told.expect("alive").expect("a status");
-        assert_eq!(told.status(), expected);
+        let reply = patiently("another status", watch.message()).await;
+        let reply = reply.expect("alive").expect("a status");
+        assert_eq!(reply.status(), expected);
     }
     assert_eq!(
         publish(client, vec![large(acked)]).await.unique_processed,

@@ -20,12 +20,12 @@ async fn the_example_stores_its_events_once() {
     );
     let server = Process::start(&DataDir::new());
     let mut client = server.client().await;
-    for (told, counted) in [
+    for (expected_counts, counted) in [
         ("stored 4000, duplicates 1000", [5000, 4000, 1000, 0, 0]),
         ("stored 0, duplicates 5000", [10_000, 4000, 6000, 0, 0]),
     ] {
         let ended = run(Command::new(&publisher).arg(server.endpoint())).assert_code(0);
-        let expected = format!("sent 5000, {told}, conflicts 0, rejected 0, ");
+        let expected = format!("sent 5000, {expected_counts}, conflicts 0, rejected 0, ");
         assert!(ended.stdout.starts_with(&expected), "{ended:?}");
         assert_eq!(counters(&mut client).await, counted);
     }

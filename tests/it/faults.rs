@@ -40,8 +40,8 @@ async fn await_status(server: &TestServer, status: ServingStatus) {
     let watch = health.watch(HealthCheckRequest::default()).await;
     let mut watch = watch.expect("watching").into_inner();
     loop {
-        let told = patiently("another status", watch.message()).await;
-        if told.expect("alive").expect("a status").status() == status {
+        let reply = patiently("another status", watch.message()).await;
+        if reply.expect("alive").expect("a status").status() == status {
             return;
         }
     }
@@ -118,7 +118,7 @@ async fn an_index_that_cannot_be_read_now_is_read_later() {
     let client = &mut server.client().await;
     disk.fail_reads(true);
     let error = try_publish(client, vec![events("a", 0..10)]).await;
-    let error = error.expect_err("it cannot be told whether they are stored");
+    let error = error.expect_err("it is unknown whether they are stored");
     assert_eq!(error.code(), Code::Unavailable);
     assert!(error.message().contains("send again later"), "{error}");
     assert!(is_serving(&server).await);

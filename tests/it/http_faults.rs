@@ -87,8 +87,8 @@ async fn damage_is_reported_and_never_looks_like_the_end() {
     assert_eq!(loc, json!(["server"]));
     assert!(msg.contains(".log"), "{msg}");
     let mut source = EventSource::open(http, &path, &[]).await;
-    let told = source.next().await.expect("an error");
-    assert_eq!(told["detail"][0]["loc"], json!(["server"]));
+    let reply = source.next().await.expect("an error");
+    assert_eq!(reply["detail"][0]["loc"], json!(["server"]));
     assert_eq!(source.next().await, None);
 }
 

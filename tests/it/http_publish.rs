@@ -83,8 +83,8 @@ async fn a_bad_body_is_described_and_stores_nothing() {
         ),
     ] {
         let answer = http.send(Method::POST, "/publish", &[JSON], body).await;
-        let (told, msg) = answer.flaw(422);
-        assert_eq!(told, loc, "{msg}");
+        let (found, msg) = answer.flaw(422);
+        assert_eq!(found, loc, "{msg}");
         assert!(msg.contains(says), "{msg}");
     }
     let not_utf8 = good.replace("test", "te\u{1}").into_bytes();
@@ -498,12 +498,12 @@ async fn an_event_is_the_same_over_http_and_grpc() {
 
     let answer = http.publish(&json!(json[..2])).await.expect(200);
     assert_eq!(totals(&answer), [2, 2, 2, 0, 0]);
-    let told = publish(client, messages.clone()).await;
+    let reply = publish(client, messages.clone()).await;
     assert_eq!(
         (
-            told.unique_processed,
-            told.duplicate_dropped,
-            told.conflicts
+            reply.unique_processed,
+            reply.duplicate_dropped,
+            reply.conflicts
         ),
         (2, 2, 0)
     );

@@ -73,10 +73,10 @@ async fn publish(mut client: Client, publisher: u64, acked: Acked) {
                 next += 1;
             }
         }
-        let told = stream.publish(ids.iter().map(|id| sent(*id)).collect());
-        let told = patiently("an ack", told).await;
+        let reply = stream.publish(ids.iter().map(|id| sent(*id)).collect());
+        let reply = patiently("an ack", reply).await;
         let mut acked = acked.lock().expect("no panic");
-        for (id, (outcome, sequence)) in ids.into_iter().zip(told) {
+        for (id, (outcome, sequence)) in ids.into_iter().zip(reply) {
             match acked.insert(id, sequence) {
                 None => assert_eq!(outcome, Outcome::Stored, "{id}"),
                 Some(known) => {
@@ -187,11 +187,11 @@ async fn publishers_followers_and_lookups_agree_while_it_is_merged() {
     let mut stream = PublishStream::open(&mut server.client().await).await;
     let ids: Vec<u64> = (0..EVENTS).collect();
     for ids in ids.chunks(500) {
-        let told = stream
+        let reply = stream
             .publish(ids.iter().map(|id| sent(*id)).collect())
             .await;
         let expected = ids.iter().map(|id| (Outcome::Duplicate, acked[id]));
-        assert_eq!(told, expected.collect::<Vec<_>>());
+        assert_eq!(reply, expected.collect::<Vec<_>>());
     }
 }
 
@@ -232,8 +232,8 @@ async fn a_conflict_is_reported_whatever_its_public_hash() {
     let data_dir = DataDir::new();
     let server = TestServer::start_with(data_dir.clone(), options(&data_dir)).await;
     let mut stream = PublishStream::open(&mut server.client().await).await;
-    let told = stream.publish(vec![one.clone(), other.clone()]).await;
-    assert_eq!(told, [(Outcome::Stored, 1), (Outcome::Conflict, 1)]);
+    let reply = stream.publish(vec![one.clone(), other.clone()]).await;
+    assert_eq!(reply, [(Outcome::Stored, 1), (Outcome::Conflict, 1)]);
     // In a generation as in memory, and after a restart.
     for ids in [2..=500, 501..=1000] {
         stream.publish(ids.map(sent).collect()).await;
@@ -242,6 +242,6 @@ async fn a_conflict_is_reported_whatever_its_public_hash() {
     until("a seal", || !data_dir.generations().is_empty()).await;
     let server = server.restart().await;
     let mut stream = PublishStream::open(&mut server.client().await).await;
-    let told = stream.publish(vec![other, one]).await;
-    assert_eq!(told, [(Outcome::Conflict, 1), (Outcome::Duplicate, 1)]);
+    let reply = stream.publish(vec![other, one]).await;
+    assert_eq!(reply, [(Outcome::Conflict, 1), (Outcome::Duplicate, 1)]);
 }

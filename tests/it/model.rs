@@ -140,24 +140,24 @@ async fn check(steps: Vec<ModelOp>) {
                 let sent = requests
                     .iter()
                     .map(|r| r.iter().map(|s| event(*s)).collect());
-                let told = try_publish(client, sent.collect()).await;
+                let reply = try_publish(client, sent.collect()).await;
                 if let Some(bad) = requests.get(valid) {
                     assert_eq!(
-                        told.expect_err("invalid").code(),
+                        reply.expect_err("invalid").code(),
                         tonic::Code::InvalidArgument
                     );
                     model.counters[0] += bad.len() as u64;
                     model.counters[4] += bad.len() as u64;
                 } else {
-                    let told = told.expect("valid");
-                    let told = [
-                        told.received,
-                        told.unique_processed,
-                        told.duplicate_dropped,
-                        told.conflicts,
+                    let reply = reply.expect("valid");
+                    let reply = [
+                        reply.received,
+                        reply.unique_processed,
+                        reply.duplicate_dropped,
+                        reply.conflicts,
                     ];
                     assert_eq!(
-                        told,
+                        reply,
                         std::array::from_fn(|at| model.counters[at] - before[at])
                     );
                 }
@@ -166,10 +166,10 @@ async fn check(steps: Vec<ModelOp>) {
                 let mut stream = PublishStream::open(client).await;
                 for request in requests {
                     let expected: Vec<_> = request.iter().map(|s| model.publish(*s)).collect();
-                    let told = stream
+                    let reply = stream
                         .publish(request.into_iter().map(event).collect())
                         .await;
-                    assert_eq!(told, expected);
+                    assert_eq!(reply, expected);
                 }
             }
             ModelOp::Restart => server = start(server.stop().await).await,

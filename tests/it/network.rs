@@ -92,26 +92,26 @@ impl Load {
     /// Ends the load, and looks for everything that was promised.
     async fn finish(mut self, server: &TestServer) {
         self.stop.store(true, SeqCst);
-        let mut told: [Vec<Sequence>; TOPICS.len()] = Default::default();
+        let mut reported: [Vec<Sequence>; TOPICS.len()] = Default::default();
         while let Some(publisher) = patiently("all acks", self.publishers.join_next()).await {
             let (topic, sequences) = publisher.expect("no panic");
-            let told = &mut told[TOPICS.iter().position(|t| *t == topic).expect("a topic")];
-            let both = told.len().min(sequences.len());
-            assert_eq!(told[..both], sequences[..both], "of the same events");
+            let reported = &mut reported[TOPICS.iter().position(|t| *t == topic).expect("a topic")];
+            let both = reported.len().min(sequences.len());
+            assert_eq!(reported[..both], sequences[..both], "of the same events");
             if sequences.len() > both {
-                *told = sequences;
+                *reported = sequences;
             }
         }
         let client = &mut server.client().await;
         let mut all = 0;
-        for (topic, told) in TOPICS.into_iter().zip(&told) {
+        for (topic, reported) in TOPICS.into_iter().zip(&reported) {
             let stored = list(client, topic).await;
             assert_eq!(
                 stored.len(),
-                told.len(),
+                reported.len(),
                 "each event is stored once, in its order"
             );
-            for ((id, stored), sequence) in (0..).zip(&stored).zip(told) {
+            for ((id, stored), sequence) in (0..).zip(&stored).zip(reported) {
                 assert_eq!(
                     (stored.sequence, &stored.event),
                     (*sequence, &Some(sent(topic, id)))
@@ -122,7 +122,7 @@ impl Load {
         assert_eq!(stats(client).await.unique_processed, all);
 
         // One more of each topic wakes every reader.
-        let ends = told.iter().map(|told| told.len() as u64 + 1);
+        let ends = reported.iter().map(|reported| reported.len() as u64 + 1);
         let ends = ends.chain([all + TOPICS.len() as u64]);
         for (count, end) in self.counts.iter().zip(ends) {
             count.store(end, SeqCst);
@@ -152,12 +152,12 @@ async fn publish_all(
     let publisher = Publisher::connect(&endpoint, options).expect("an address");
     let mut sequences = Vec::new();
     let mut take = async |ack: PendingAck| {
-        for told in ack.await.expect("acked") {
+        for outcome in ack.await.expect("acked") {
             assert!(
-                matches!(told.outcome(), Outcome::Stored | Outcome::Duplicate),
-                "{told:?}"
+                matches!(outcome.outcome(), Outcome::Stored | Outcome::Duplicate),
+                "{outcome:?}"
             );
-            sequences.push(told.sequence);
+            sequences.push(outcome.sequence);
         }
         acked.fetch_add(EVENTS_PER_REQUEST, SeqCst);
     };

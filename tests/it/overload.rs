@@ -43,18 +43,18 @@ async fn a_thousand_streams_publish_at_once() {
             assert_eq!(own[0].0, Outcome::Stored);
             // All of them have published, and none has ended.
             all_open.wait().await;
-            let told = publisher
+            let reply = publisher
                 .publish(vec![event("shared", 0), event("more", stream)])
                 .await;
-            assert_eq!(told[1].0, Outcome::Stored);
-            told[0]
+            assert_eq!(reply[1].0, Outcome::Stored);
+            reply[0]
         }));
     }
     let mut stored = Vec::new();
     let mut originals = Vec::new();
     for stream in streams {
-        let told = patiently("an ack", stream).await.expect("no panic");
-        let (outcome, sequence) = told;
+        let reply = patiently("an ack", stream).await.expect("no panic");
+        let (outcome, sequence) = reply;
         if outcome == Outcome::Stored {
             stored.push(sequence);
         } else {
@@ -64,7 +64,7 @@ async fn a_thousand_streams_publish_at_once() {
     }
     assert_eq!(stored.len(), 1);
     originals.dedup();
-    assert_eq!(originals, stored, "all were told of the one that is stored");
+    assert_eq!(originals, stored, "all outcomes name the stored one");
     let client = &mut clients[0];
     assert_eq!(counters(client).await, [3000, 2001, 999, 0, 0]);
     assert_eq!(list(client, "").await.len(), 2001);
@@ -115,10 +115,10 @@ async fn publish_large(server: &TestServer, streams: u64, requests: u64) {
                 };
                 let receive = async {
                     for _ in 0..requests {
-                        let told = publisher.receive().await.expect("alive").expect("an ack");
-                        let [(Outcome::Stored | Outcome::Duplicate, _)] = outcomes(&told)[..]
+                        let reply = publisher.receive().await.expect("alive").expect("an ack");
+                        let [(Outcome::Stored | Outcome::Duplicate, _)] = outcomes(&reply)[..]
                         else {
-                            panic!("{told:?}");
+                            panic!("{reply:?}");
                         };
                     }
                 };
@@ -264,8 +264,8 @@ async fn a_publisher_that_goes_away_gives_its_share_back() {
     let mut client = server.client().await;
     let waiting = tokio::spawn(async move { publish(&mut client, large("a", 0)).await });
     drop(stalled);
-    let told = patiently("the share", waiting).await.expect("no panic");
-    assert_eq!(told.unique_processed, 1);
+    let reply = patiently("the share", waiting).await.expect("no panic");
+    assert_eq!(reply.unique_processed, 1);
     let client = &mut server.client().await;
     assert_eq!(counters(client).await, [1, 1, 0, 0, 0]);
 }
@@ -284,8 +284,8 @@ pub async fn publish_backlog(server: &TestServer, ids: std::ops::Range<u64>) {
     for first in ids.clone().step_by(200) {
         let ids = first..(first + 200).min(ids.end);
         let count = ids.end - ids.start;
-        let told = patiently("publishing", publish(client, ids.map(backlog).collect())).await;
-        assert_eq!(told.unique_processed, count);
+        let reply = patiently("publishing", publish(client, ids.map(backlog).collect())).await;
+        assert_eq!(reply.unique_processed, count);
     }
 }
 

@@ -40,7 +40,7 @@ async fn attack(server: &TestServer, what: &str, bytes: &[u8]) -> Ended {
 fn assert_goaway(what: &str, ended: &Ended, code: u32) {
     assert!(!ended.survived, "{what}: {ended:?}");
     assert!(
-        ended.goaway.is_none_or(|told| told == code),
+        ended.goaway.is_none_or(|reply| reply == code),
         "{what}: {ended:?}"
     );
 }
@@ -48,8 +48,8 @@ fn assert_goaway(what: &str, ended: &Ended, code: u32) {
 /// Asserts that another client is served, and that no request holds a share of the budget.
 async fn assert_serves(server: &TestServer, what: &str) {
     let client = &mut server.client().await;
-    let told = patiently(what, publish(client, vec![event("after", what)])).await;
-    assert_eq!(told.received, 1, "{what}");
+    let reply = patiently(what, publish(client, vec![event("after", what)])).await;
+    assert_eq!(reply.received, 1, "{what}");
     let ingest = server.server.partition().ingest();
     until("the budget is whole", || ingest.held() == 0).await;
 }
@@ -186,7 +186,7 @@ async fn a_wrong_frame_of_a_stream_ends_that_stream() {
         let mut peer = greet(&server).await;
         peer.send(&bytes).await.expect("sent");
         if let Some(code) = code {
-            let told = patiently(what, async {
+            let reply = patiently(what, async {
                 loop {
                     let frame = peer.next_of(1).await.expect(what);
                     if let Some(code) = frame.code() {
@@ -194,7 +194,7 @@ async fn a_wrong_frame_of_a_stream_ends_that_stream() {
                     }
                 }
             });
-            assert_eq!(told.await, code, "{what}");
+            assert_eq!(reply.await, code, "{what}");
         }
         let ended = patiently(what, peer.attack(&[])).await;
         assert!(ended.survived, "{what}: {ended:?}");
@@ -544,16 +544,16 @@ async fn a_wrong_message_gets_the_right_error() {
         ),
     ] {
         for method in ["Publish", "StreamingPublish"] {
-            let told = patiently(what, status_of(&server, method, body.clone())).await;
-            assert_eq!(told.code(), code, "{what}: {told}");
-            assert!(told.message().contains(says), "{what}: {told}");
+            let reply = patiently(what, status_of(&server, method, body.clone())).await;
+            assert_eq!(reply.code(), code, "{what}: {reply}");
+            assert!(reply.message().contains(says), "{what}: {reply}");
         }
         assert_serves(&server, what).await;
     }
     // A message without a byte is a request without an event.
     for method in ["Publish", "StreamingPublish"] {
-        let told = status_of(&server, method, frames::message(0, 0, b"")).await;
-        assert_eq!(told.code(), Code::Ok, "{told}");
+        let reply = status_of(&server, method, frames::message(0, 0, b"")).await;
+        assert_eq!(reply.code(), Code::Ok, "{reply}");
     }
     assert_eq!(list(&mut server.client().await, "valid").await, []);
 }

@@ -181,8 +181,8 @@ async fn twenty_publishers_of_one_event_store_it_once() {
         }
         let mut sum = [0; 4];
         for publisher in publishers {
-            let told = totals(publisher.await.expect("no panic"));
-            sum = std::array::from_fn(|at| sum[at] + told[at]);
+            let reply = totals(publisher.await.expect("no panic"));
+            sum = std::array::from_fn(|at| sum[at] + reply[at]);
         }
         assert_eq!(sum, [20, 1, 19, 0]);
     }
@@ -199,15 +199,15 @@ async fn concurrent_streams_of_the_same_events_agree() {
         let mut client = server.client().await;
         streams.push(tokio::spawn(async move {
             let mut stream = PublishStream::open(&mut client).await;
-            let mut told = Vec::new();
+            let mut reply = Vec::new();
             for request in 0..50 {
                 // Each publisher sends all events, in an order of its own.
                 let at = |n: u64| (n * 7 + publisher * 131) % 500;
                 let request = events("shared", (request * 10..request * 10 + 10).map(at));
                 let sent: Vec<String> = request.iter().map(|e| e.event_id.clone()).collect();
-                told.extend(sent.into_iter().zip(stream.publish(request).await));
+                reply.extend(sent.into_iter().zip(stream.publish(request).await));
             }
-            told
+            reply
         }));
     }
     let mut stored = 0;

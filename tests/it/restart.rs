@@ -123,14 +123,14 @@ async fn unique_events_are_counted_exactly_after_a_crash() {
 #[tokio::test]
 async fn two_servers_do_not_share_a_data_directory() {
     let server = TestServer::start().await;
-    let told = refusal(&server.data_dir).await;
+    let error = refusal(&server.data_dir).await;
     assert!(
-        told.contains("another oncelog has this data directory"),
-        "{told}"
+        error.contains("another oncelog has this data directory"),
+        "{error}"
     );
     assert!(
-        told.contains(&*server.data_dir.path().to_string_lossy()),
-        "{told}"
+        error.contains(&*server.data_dir.path().to_string_lossy()),
+        "{error}"
     );
     publish(&mut server.client().await, vec![event("a", 1)]).await;
 }
@@ -181,14 +181,14 @@ async fn damage_in_the_middle_is_refused_with_file_and_offset() {
     let segment = data_dir.segments().pop().expect("a segment");
     let before = fs::read(&segment).expect("a file");
     flip(&segment, SEGMENT_HEADER_BYTES + 1500);
-    let told = refusal(&data_dir).await;
+    let error = refusal(&data_dir).await;
     let name = segment.file_name().expect("a name").to_string_lossy();
-    assert!(told.contains(&*name), "{told}");
+    assert!(error.contains(&*name), "{error}");
     assert!(
-        told.contains(&format!("offset {SEGMENT_HEADER_BYTES}")),
-        "{told}"
+        error.contains(&format!("offset {SEGMENT_HEADER_BYTES}")),
+        "{error}"
     );
-    assert!(told.contains("oncelog verify"), "{told}");
+    assert!(error.contains("oncelog verify"), "{error}");
     // Nothing was touched: with the byte mended, everything is there.
     flip(&segment, SEGMENT_HEADER_BYTES + 1500);
     assert!(fs::read(&segment).expect("a file") == before);
@@ -211,10 +211,10 @@ async fn damage_at_the_end_is_refused_after_a_clean_stop() {
         .rposition(|byte| *byte != 0)
         .expect("not empty") as u64;
     flip(&segment, end - 1000);
-    let told = refusal(&data_dir).await;
+    let error = refusal(&data_dir).await;
     assert!(
-        told.contains("damaged") && told.contains("offset"),
-        "{told}"
+        error.contains("damaged") && error.contains("offset"),
+        "{error}"
     );
 }
 
@@ -257,11 +257,11 @@ async fn assert_whole(data_dir: DataDir) {
     let mut stream = PublishStream::open(client).await;
     for request in 0..40 {
         let topic = format!("topic-{}", request % 3);
-        let told = stream
+        let reply = stream
             .publish(events(&topic, request * 10..request * 10 + 10))
             .await;
         let expected = (request * 10 + 1..request * 10 + 11).map(|n| (Outcome::Duplicate, n));
-        assert_eq!(told, expected.collect::<Vec<_>>());
+        assert_eq!(reply, expected.collect::<Vec<_>>());
     }
 }
 
@@ -367,9 +367,9 @@ async fn counters_of_a_newer_version_refuse_the_start_and_stay() {
         file.display()
     );
     assert!(refused.stderr.contains(&expected), "{refused:?}");
-    let told = run(oncelog(&["verify", "--data-dir"]).arg(data_dir.path())).assert_code(1);
-    assert!(told.stdout.contains(&expected), "{told:?}");
-    assert!(!told.stdout.contains("counted again"), "{told:?}");
+    let verified = run(oncelog(&["verify", "--data-dir"]).arg(data_dir.path())).assert_code(1);
+    assert!(verified.stdout.contains(&expected), "{verified:?}");
+    assert!(!verified.stdout.contains("counted again"), "{verified:?}");
     assert!(contents(&data_dir) == before, "nothing was touched");
 }
 

@@ -243,7 +243,7 @@ impl Process {
         let command = command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut child = command.stderr(Stdio::piped()).spawn().expect("started");
         let stderr = child.stderr.take().expect("piped");
-        let (lines, told) = std_mpsc::channel();
+        let (lines, received) = std_mpsc::channel();
         // Read to the end, whoever listens: a full pipe would stop the server.
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines() {
@@ -252,7 +252,7 @@ impl Process {
         });
         let mut process = Self {
             child,
-            stderr: told,
+            stderr: received,
             address: String::new(),
             started: serde_json::Value::Null,
         };
@@ -446,7 +446,7 @@ impl PublishStream {
 pub fn outcomes(response: &v1::StreamingPublishResponse) -> Vec<(v1::Outcome, Sequence)> {
     let outcomes = response.outcomes.iter();
     outcomes
-        .map(|told| (told.outcome(), told.sequence))
+        .map(|outcome| (outcome.outcome(), outcome.sequence))
         .collect()
 }
 

@@ -162,11 +162,11 @@ async fn every_limit_is_checked_and_named() {
 
         stream.send(vec![event]).await;
         let response = stream.receive().await.expect("alive").expect("a response");
-        let told = &response.outcomes[0];
-        assert_eq!((told.outcome(), told.sequence), (Outcome::Rejected, 0));
+        let reply = &response.outcomes[0];
+        assert_eq!((reply.outcome(), reply.sequence), (Outcome::Rejected, 0));
         assert!(
-            told.reason.starts_with(&format!("{field}: ")) && told.reason.contains(says),
-            "{told:?}"
+            reply.reason.starts_with(&format!("{field}: ")) && reply.reason.contains(says),
+            "{reply:?}"
         );
     }
     assert!(list(client, "").await.is_empty());
@@ -282,7 +282,7 @@ async fn a_new_topic_beyond_the_limit_is_refused() {
     let outcomes: Vec<_> = response
         .outcomes
         .iter()
-        .map(|told| told.outcome())
+        .map(|reply| reply.outcome())
         .collect();
     use Outcome::{Rejected, Stored};
     assert_eq!(outcomes, [Stored, Rejected, Stored, Stored]);

@@ -21,10 +21,10 @@ pub fn write(path: Option<&Path>, figures: &impl Serialize) -> Result<()> {
     let Some(path) = path else {
         return Ok(());
     };
-    let told: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     let origin = Origin {
         date: machine::today(),
-        command: format!("oncelog-torture {}", told.join(" ")),
+        command: format!("oncelog-torture {}", arguments.join(" ")),
         machine: Machine::here(Path::new("."))?,
         figures,
     };

@@ -81,8 +81,8 @@ impl Server {
     /// SIGTERM, and its end.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         kill_process(Pid::from_child(&self.process.child), Signal::TERM)?;
-        let told = Instant::now();
-        while told.elapsed() < STOP_MAX {
+        let asked = Instant::now();
+        while asked.elapsed() < STOP_MAX {
             if let Some(status) = self.process.child.try_wait()? {
                 return Ok(status);
             }
@@ -206,9 +206,9 @@ impl Said {
     fn listen(&self, stderr: ChildStderr, serves: &mpsc::Sender<Serving>) {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             // What is no JSON is why it ends.
-            let told: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            let message: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             if let (Some(address), Some(recovery_ms)) =
-                (told["address"].as_str(), told["recovery_ms"].as_u64())
+                (message["address"].as_str(), message["recovery_ms"].as_u64())
             {
                 let address = address.to_owned();
                 // Nobody waits for it any more if it took too long.

@@ -107,7 +107,7 @@ fn simulate(args: &SimulateArgs) -> Result<SimulateReport> {
             }
             let result = simulation::run(seed, None);
             let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-            let (seeds, figures, failures, told) = &mut *done;
+            let (seeds, figures, failures, last_report) = &mut *done;
             *seeds += 1;
             match result {
                 Ok(more) => *figures += more,
@@ -116,8 +116,8 @@ fn simulate(args: &SimulateArgs) -> Result<SimulateReport> {
                     failures.push(seed);
                 }
             }
-            if told.elapsed() >= PROGRESS_INTERVAL {
-                *told = Instant::now();
+            if last_report.elapsed() >= PROGRESS_INTERVAL {
+                *last_report = Instant::now();
                 println!("{seeds} seeds in {:.0} s", began.elapsed().as_secs_f64());
             }
         }

@@ -91,14 +91,14 @@ impl Stream for GrpcStream {
             Some((Ok::<_, Status>(Frame::data(request)), sender))
         });
         let response = self.call("StreamingPublish", Body::new(StreamBody::new(body)));
-        let mut told = Told {
+        let mut totals = Totals {
             acks,
             recorder,
             events: 0,
             stored: 0,
         };
-        receive(response.await?, &mut told).await?;
-        match told.acks.sent().len() {
+        receive(response.await?, &mut totals).await?;
+        match totals.acks.sent().len() {
             0 => Ok(()),
             unacked => Err(format!("{unacked} requests were not acknowledged").into()),
         }
@@ -173,7 +173,7 @@ pub fn frame(events: &Events, numbers: &[u64]) -> Bytes {
 }
 
 /// Takes the responses of a StreamingPublish.
-struct Told {
+struct Totals {
     acks: Arc<Acks>,
     recorder: Arc<Recorder>,
     /// Of the response that is being read.
@@ -181,12 +181,12 @@ struct Told {
     stored: u64,
 }
 
-impl Sink for Told {
+impl Sink for Totals {
     fn field(&mut self, number: u64, value: Value<'_>) -> Result<()> {
         // `repeated EventOutcome outcomes = 2`.
-        if let (2, Value::Bytes(mut told)) = (number, value) {
+        if let (2, Value::Bytes(mut ack)) = (number, value) {
             // `Outcome outcome = 1`.
-            match take_field(&mut told)? {
+            match take_field(&mut ack)? {
                 Some((1, Value::Varint(OUTCOME_STORED))) => self.stored += 1,
                 Some((1, Value::Varint(OUTCOME_DUPLICATE))) => {}
                 outcome => return Err(format!("an outcome of {outcome:?}").into()),

@@ -50,8 +50,8 @@ impl GrpcServer {
         let mut said = String::new();
         while let Some(line) = lines.next().transpose()? {
             // What is no JSON is why it ends.
-            let told: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-            if let Some(address) = told["address"].as_str() {
+            let message: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            if let Some(address) = message["address"].as_str() {
                 let address = address.to_owned();
                 // Nobody may be stopped by a full pipe.
                 std::thread::spawn(move || lines.for_each(drop));

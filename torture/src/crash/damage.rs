@@ -133,14 +133,18 @@ mod tests {
             let file = index.join("1-2/sled/db");
             fs::create_dir_all(index.join("1-2/sled")).expect("created");
             fs::write(&file, [7; 100]).expect("written");
-            let told = super::index(dir.path(), &mut random).expect("damaged");
-            assert!(!told.is_empty());
-            assert_ne!(fs::read(&file).unwrap_or_default(), [7; 100], "{told:?}");
+            let described = super::index(dir.path(), &mut random).expect("damaged");
+            assert!(!described.is_empty());
+            assert_ne!(
+                fs::read(&file).unwrap_or_default(),
+                [7; 100],
+                "{described:?}"
+            );
             let counters = dir.path().join(COUNTERS);
             let text = "{\"received\":5}";
             fs::write(&counters, text).expect("written");
-            let told = super::counters(dir.path(), &mut random).expect("damaged");
-            assert!(told.is_some());
+            let described = super::counters(dir.path(), &mut random).expect("damaged");
+            assert!(described.is_some());
             assert_ne!(fs::read(&counters).unwrap_or_default(), text.as_bytes());
         }
     }

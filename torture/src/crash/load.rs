@@ -129,8 +129,8 @@ impl Target {
                 .publish(tokio_stream::iter(made))
                 .await
         };
-        let told = match timeout(CALL_MAX, call).await {
-            Ok(Ok(told)) => told.into_inner(),
+        let totals = match timeout(CALL_MAX, call).await {
+            Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Ok(Err(status)),
             Err(_) => {
                 return Err(format!(
@@ -141,8 +141,10 @@ impl Target {
             }
         };
         let received = sent.len() as u64;
-        if told.received != received || told.unique_processed + told.duplicate_dropped != received {
-            return Err(format!("a Publish call of {received} events was told {told:?}").into());
+        if totals.received != received
+            || totals.unique_processed + totals.duplicate_dropped != received
+        {
+            return Err(format!("a Publish call of {received} events got {totals:?}").into());
         }
         self.memory.acked_in_all(&sent);
         Ok(Ok(()))

@@ -165,10 +165,10 @@ impl Memory {
             return Err(format!("{} outcomes for {} events", outcomes.len(), request.len()).into());
         }
         let mut state = self.state();
-        for (sent, told) in request.iter().zip(outcomes) {
+        for (sent, outcome) in request.iter().zip(outcomes) {
             state
-                .told(*sent, told)
-                .map_err(|error| format!("{sent:?} was told {told:?}, {error}"))?;
+                .take_outcome(*sent, outcome)
+                .map_err(|error| format!("{sent:?} was reported as {outcome:?}, {error}"))?;
         }
         Ok(())
     }
@@ -247,12 +247,14 @@ impl State {
         Sent::Event { number, content }
     }
 
-    fn told(&mut self, sent: Sent, told: &EventOutcome) -> Result<()> {
-        let outcome = told.outcome();
+    fn take_outcome(&mut self, sent: Sent, reported: &EventOutcome) -> Result<()> {
+        let outcome = reported.outcome();
         self.counts.acked += 1;
         let (number, content) = match (sent, outcome) {
             (Sent::Event { number, content }, _) => (number, content),
-            (Sent::Invalid, Outcome::Rejected) if told.sequence == 0 && !told.reason.is_empty() => {
+            (Sent::Invalid, Outcome::Rejected)
+                if reported.sequence == 0 && !reported.reason.is_empty() =>
+            {
                 self.counts.rejected += 1;
                 return Ok(());
             }
@@ -265,10 +267,10 @@ impl State {
             Outcome::Duplicate | Outcome::Conflict => {}
             Outcome::Rejected | Outcome::Unspecified => return Err("and is valid".into()),
         }
-        known.is_at(told.sequence)?;
+        known.is_at(reported.sequence)?;
         let is_conflict = outcome == Outcome::Conflict;
-        let told = 1 << content;
-        known.refute(if is_conflict { told } else { !told })?;
+        let bit = 1 << content;
+        known.refute(if is_conflict { bit } else { !bit })?;
         self.promise(number);
         self.counts.stored += u64::from(outcome == Outcome::Stored);
         self.counts.duplicates += u64::from(outcome == Outcome::Duplicate);
@@ -359,7 +361,7 @@ impl List<'_> {
 mod tests {
     use super::*;
 
-    fn told(outcome: Outcome, sequence: u64) -> EventOutcome {
+    fn event_outcome(outcome: Outcome, sequence: u64) -> EventOutcome {
         EventOutcome {
             outcome: outcome.into(),
             sequence,
@@ -385,7 +387,7 @@ mod tests {
     }
 
     fn ack(memory: &Memory, sent: Sent, outcome: Outcome, sequence: u64) -> Result<()> {
-        memory.acked(&[sent], &[told(outcome, sequence)])
+        memory.acked(&[sent], &[event_outcome(outcome, sequence)])
     }
 
     fn list(memory: &Memory, events: &[(u64, u64, u8)]) -> Result<u64> {

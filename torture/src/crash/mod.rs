@@ -140,13 +140,13 @@ impl Rounds {
             }
         };
         match ran {
-            Ok(told) => self.report.passed(
+            Ok(result) => self.report.passed(
                 round,
                 kind,
                 before,
                 store.counts(),
                 store.recovery_ms,
-                &told,
+                &result,
             ),
             Err(error) => return Err(self.failed(round, kind, store, &error)),
         }

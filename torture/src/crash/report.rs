@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     memory::Counts,
-    round::{Kind, Told},
+    round::{Kind, RoundResult},
 };
 
 /// All rounds so far.
@@ -29,7 +29,7 @@ struct Of {
     passed: u32,
     /// Of those that passed, the ones in which nothing came to harm: the fault was never met.
     unharmed: u32,
-    /// See [`Told`].
+    /// See [`RoundResult`].
     harms: u64,
     skipped: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,7 +60,7 @@ impl Report {
         before: Counts,
         after: Counts,
         recovery_ms: u64,
-        told: &Told,
+        result: &RoundResult,
     ) {
         let counts = after.since(&before);
         self.rounds += 1;
@@ -68,15 +68,15 @@ impl Report {
         self.counts.add(&counts);
         let of = self.kinds.entry(kind).or_default();
         of.passed += 1;
-        of.unharmed += u32::from(told.harms == 0);
-        of.harms += told.harms;
+        of.unharmed += u32::from(result.harms == 0);
+        of.harms += result.harms;
         of.recovery_ms_max = of.recovery_ms_max.max(recovery_ms);
         of.counts.add(&counts);
         println!(
             "{round:>4}  {:<14} {:>9} acked  recovered in {recovery_ms:>4} ms  {}",
             kind.name(),
             self.counts.acked,
-            told.text,
+            result.text,
         );
     }
 

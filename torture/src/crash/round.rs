@@ -100,7 +100,7 @@ pub enum Kept {
 }
 
 /// What a round came to.
-pub struct Told {
+pub struct RoundResult {
     /// How often the server or its files came to harm: kills, stops, calls that met a fault, places that were damaged.
     pub harms: u64,
     /// What was special about it.
@@ -129,7 +129,7 @@ const CHANGE_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
 /// Runs a round on a store whose server does not run.
-pub async fn run(kind: Kind, store: &mut Store, random: &mut Rng) -> Result<Told> {
+pub async fn run(kind: Kind, store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
     match kind {
         Kind::Kill => kill(store, random).await,
         Kind::KillStart => kill_start(store, random).await,
@@ -171,7 +171,7 @@ async fn verify_and_recover(store: &mut Store, random: &mut Rng) -> Result<()> {
     recover(store, random).await
 }
 
-async fn kill(store: &mut Store, random: &mut Rng) -> Result<Told> {
+async fn kill(store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
     store.start().await?;
     let shape = shape(store, GONE, random);
     let load = store.load(shape, random);
@@ -179,7 +179,7 @@ async fn kill(store: &mut Store, random: &mut Rng) -> Result<Told> {
     store.kill().await?;
     load.finish().await?;
     verify_and_recover(store, random).await?;
-    Ok(Told {
+    Ok(RoundResult {
         harms: 1,
         text: format!(
             "{} streams, requests of up to {}",
@@ -188,7 +188,7 @@ async fn kill(store: &mut Store, random: &mut Rng) -> Result<Told> {
     })
 }
 
-async fn kill_start(store: &mut Store, random: &mut Rng) -> Result<Told> {
+async fn kill_start(store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
     // Once in order, for its address, and for something to recover.
     store.start().await?;
     let shape = shape(store, COMES_BACK, random);
@@ -211,14 +211,14 @@ async fn kill_start(store: &mut Store, random: &mut Rng) -> Result<Told> {
     load.finish_whole().await?;
     store.kill().await?;
     verify_and_recover(store, random).await?;
-    Ok(Told {
+    Ok(RoundResult {
         // Under load before, after a start, and in the end.
         harms: waits.len() as u64 + 3,
         text: format!("killed {} ms after its start", waits.join(", ")),
     })
 }
 
-async fn restart(store: &mut Store, random: &mut Rng) -> Result<Told> {
+async fn restart(store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
     store.start().await?;
     let shape = shape(store, COMES_BACK, random);
     let load = store.load(shape, random);
@@ -231,29 +231,29 @@ async fn restart(store: &mut Store, random: &mut Rng) -> Result<Told> {
     load.finish_whole().await?;
     store.kill().await?;
     verify_and_recover(store, random).await?;
-    Ok(Told {
+    Ok(RoundResult {
         harms: u64::from(kills) + 1,
         text: format!("{kills} kills, every publisher got through"),
     })
 }
 
-async fn terminate(store: &mut Store, random: &mut Rng) -> Result<Told> {
+async fn terminate(store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
     store.start().await?;
     let shape = shape(store, GONE, random);
     let load = store.load(shape, random);
     moment(random).await;
-    let told = Instant::now();
+    let asked = Instant::now();
     store.terminate().await?;
-    let took = told.elapsed();
+    let took = asked.elapsed();
     load.finish().await?;
     verify_and_recover(store, random).await?;
-    Ok(Told {
+    Ok(RoundResult {
         harms: 1,
         text: format!("stopped in {} ms", took.as_millis()),
     })
 }
 
-async fn disk_full(store: &mut Store, random: &mut Rng) -> Result<Told> {
+async fn disk_full(store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
     store.start().await?;
     store.place.take_space()?;
     let shape = Shape {
@@ -287,7 +287,7 @@ async fn disk_full(store: &mut Store, random: &mut Rng) -> Result<Told> {
     } else {
         ""
     };
-    Ok(Told {
+    Ok(RoundResult {
         harms: 1 + u64::from(is_killed),
         text: format!(
             "{}, full at {stored} events{killed}, took events again",
@@ -337,7 +337,7 @@ async fn wait_for_readiness(store: &Store, is_ready: bool) -> Result<()> {
     Ok(())
 }
 
-async fn fault(store: &mut Store, fault: &Fault, random: &mut Rng) -> Result<Told> {
+async fn fault(store: &mut Store, fault: &Fault, random: &mut Rng) -> Result<RoundResult> {
     // Without faults first: it has something to lose, and they know each other's address.
     store.start().await?;
     store.stop().await?;
@@ -376,13 +376,13 @@ async fn fault(store: &mut Store, fault: &Fault, random: &mut Rng) -> Result<Tol
     };
     let harms = Fault::count(&trace)?;
     verify_and_recover(store, random).await?;
-    Ok(Told {
+    Ok(RoundResult {
         harms,
         text: format!("{} met {harms} times, {end}", fault.text()),
     })
 }
 
-async fn slow_sync(store: &mut Store, random: &mut Rng) -> Result<Told> {
+async fn slow_sync(store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
     let fault = Fault::of_slow_sync(random);
     let trace = store.place.path().join("trace");
     store.start_wrapped(&fault.wrapped(&trace)).await?;
@@ -398,13 +398,13 @@ async fn slow_sync(store: &mut Store, random: &mut Rng) -> Result<Told> {
     load.finish().await?;
     let harms = Fault::count(&trace)?;
     verify_and_recover(store, random).await?;
-    Ok(Told {
+    Ok(RoundResult {
         harms,
         text: format!("{} met {harms} times, {end}", fault.text()),
     })
 }
 
-async fn index_damage(store: &mut Store, random: &mut Rng) -> Result<Told> {
+async fn index_damage(store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
     store.may_panic = true;
     store.start().await?;
     let memory = store.target.memory.clone();
@@ -456,7 +456,7 @@ async fn index_damage(store: &mut Store, random: &mut Rng) -> Result<Told> {
     store.stop().await?;
     store.verify_clean()?;
     store.may_panic = false;
-    Ok(Told {
+    Ok(RoundResult {
         harms: damaged.len() as u64,
         text: format!("{damage}; {restarts} more restarts to rebuild it"),
     })
@@ -499,7 +499,7 @@ async fn compare_and_resend(store: &mut Store, random: &mut Rng) -> Result<(), F
     }
 }
 
-async fn counter_damage(store: &mut Store, random: &mut Rng) -> Result<Told> {
+async fn counter_damage(store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
     store.start().await?;
     let load = store.load(shape(store, GONE, random), random);
     moment(random).await;
@@ -514,7 +514,7 @@ async fn counter_damage(store: &mut Store, random: &mut Rng) -> Result<Told> {
     store.verify()?;
     recover(store, random).await?;
     store.verify_clean()?;
-    Ok(Told {
+    Ok(RoundResult {
         harms: u64::from(damage.is_some()),
         text: damage.unwrap_or_else(|| "never saved".to_owned()),
     })

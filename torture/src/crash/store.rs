@@ -163,9 +163,9 @@ impl Store {
         let Some(mut server) = self.server.take() else {
             return Ok(());
         };
-        let told = Instant::now();
+        let asked = Instant::now();
         let status = server.terminate()?;
-        let took = told.elapsed();
+        let took = asked.elapsed();
         if !status.success() {
             return Err(format!("SIGTERM ended it with {status}:\n{}", server.said()).into());
         }

@@ -54,7 +54,7 @@ fn event(number: u64) -> Event {
 #[derive(Clone)]
 pub struct Round {
     pub address: String,
-    told: Arc<Mutex<HashMap<u64, u64>>>,
+    sequences: Arc<Mutex<HashMap<u64, u64>>>,
     acked: Arc<AtomicU64>,
     next: Arc<AtomicU64>,
 }
@@ -64,7 +64,7 @@ impl Round {
     pub fn new(address: &str, first: u64) -> Self {
         Self {
             address: address.to_owned(),
-            told: Arc::default(),
+            sequences: Arc::default(),
             acked: Arc::default(),
             next: Arc::new(AtomicU64::new(first)),
         }
@@ -88,14 +88,18 @@ impl Round {
 
     fn take(&self, number: u64, outcome: Outcome, sequence: u64) -> Result<()> {
         if !matches!(outcome, Outcome::Stored | Outcome::Duplicate) {
-            return Err(format!("event {number} was told {outcome:?}").into());
+            return Err(format!("event {number} was reported as {outcome:?}").into());
         }
         self.acked.fetch_add(1, Relaxed);
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        match told.insert(number, sequence) {
-            Some(before) if before != sequence => {
-                Err(format!("event {number} was told sequence {before}, then {sequence}").into())
-            }
+        let mut sequences = self
+            .sequences
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match sequences.insert(number, sequence) {
+            Some(before) if before != sequence => Err(format!(
+                "event {number} was acked at sequence {before}, then {sequence}"
+            )
+            .into()),
             Some(_) | None => Ok(()),
         }
     }
@@ -108,19 +112,24 @@ impl Round {
             ..ListEventsRequest::default()
         };
         let mut reader = Reader::connect(&self.address, request, ReaderOptions::default())?;
-        let mut left =
-            std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut left = std::mem::take(
+            &mut *self
+                .sequences
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         let mut expected = first;
         while let Some(response) = reader.next().await? {
             for stored in response.events {
                 let number = read(&stored, &mut expected)?;
                 // All that was sent was acked: what is not told, or not any more, is stored twice or in secret.
-                let told = left.remove(&number);
-                if told != Some(stored.sequence) {
+                let acked_at = left.remove(&number);
+                if acked_at != Some(stored.sequence) {
                     let sequence = stored.sequence;
-                    return Err(
-                        format!("event {number} is at {sequence}, and was told {told:?}").into(),
-                    );
+                    return Err(format!(
+                        "event {number} is at {sequence}, and was acked at {acked_at:?}"
+                    )
+                    .into());
                 }
             }
         }
@@ -177,8 +186,9 @@ impl Stream {
                 .publisher
                 .send(request.clone().map(event).collect())
                 .await?;
-            for (number, told) in request.zip(ack.await?) {
-                self.round.take(number, told.outcome(), told.sequence)?;
+            for (number, outcome) in request.zip(ack.await?) {
+                self.round
+                    .take(number, outcome.outcome(), outcome.sequence)?;
             }
         }
         Ok(())

@@ -213,18 +213,18 @@ impl Stream {
             return Err(format!("{} outcomes for {} events", outcomes.len(), numbers.len()).into());
         }
         let mut stored = 0;
-        for (number, told) in numbers.iter().zip(outcomes) {
+        for (number, outcome) in numbers.iter().zip(outcomes) {
             let known = &mut self.sequences[*number as usize];
             // What is new to this stream is new to the server, and nothing breaks.
             let expected = match *known {
                 0 => Outcome::Stored,
                 _ => Outcome::Duplicate,
             };
-            let sequence = u32::try_from(told.sequence)?;
-            if told.outcome() != expected || sequence == 0 || *known != 0 && *known != sequence {
+            let sequence = u32::try_from(outcome.sequence)?;
+            if outcome.outcome() != expected || sequence == 0 || *known != 0 && *known != sequence {
                 let number = number * self.streams + self.own;
                 return Err(format!(
-                    "event {number} must be told {expected:?} at {known}, and was told {told:?}"
+                    "event {number} must be reported as {expected:?} at {known}, and was reported as {outcome:?}"
                 )
                 .into());
             }
@@ -240,7 +240,7 @@ impl Stream {
 mod tests {
     use super::*;
 
-    fn told(outcome: Outcome, sequence: u64) -> EventOutcome {
+    fn event_outcome(outcome: Outcome, sequence: u64) -> EventOutcome {
         EventOutcome {
             outcome: outcome.into(),
             sequence,
@@ -256,16 +256,16 @@ mod tests {
             sent: 0,
             sequences: vec![0; 3],
         };
-        let new = told(Outcome::Stored, 7);
-        let again = told(Outcome::Duplicate, 7);
+        let new = event_outcome(Outcome::Stored, 7);
+        let again = event_outcome(Outcome::Duplicate, 7);
         let stored = stream.acked(&[0, 0], &[new.clone(), again.clone()]);
         assert_eq!((stored.expect("kept"), stream.sent), (1, 2));
         for (number, broken) in [
             (0, new),
-            (0, told(Outcome::Duplicate, 8)),
-            (0, told(Outcome::Conflict, 7)),
+            (0, event_outcome(Outcome::Duplicate, 8)),
+            (0, event_outcome(Outcome::Conflict, 7)),
             (1, again),
-            (1, told(Outcome::Stored, 0)),
+            (1, event_outcome(Outcome::Stored, 0)),
         ] {
             assert!(stream.acked(&[number], &[broken]).is_err());
         }

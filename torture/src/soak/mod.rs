@@ -21,7 +21,7 @@ use oncelog_figures::disk::DiskUse;
 pub use self::report::SoakReport;
 use self::{
     load::{Acked, Load},
-    report::{Told, print_sample},
+    report::{AfterLoad, print_sample},
     sample::{Sample, Sampler},
 };
 use crate::{
@@ -113,14 +113,14 @@ pub async fn run(args: &SoakArgs) -> Result<SoakReport> {
     verify(&args.program, &data_dir)?.clean()?;
     let verify_seconds = began.elapsed().as_secs_f64();
 
-    let told = Told {
+    let after = AfterLoad {
         list_seconds,
         verify_seconds,
         recovery_ms,
         disk_bytes: disk.bytes,
         peak_rss_bytes: usage.peak_rss_bytes,
     };
-    let report = SoakReport::new(args, &told, samples);
+    let report = SoakReport::new(args, &after, samples);
     report.print();
     json::write(args.json.as_deref(), &report)?;
     if let Some(path) = &args.plot {
@@ -152,16 +152,16 @@ async fn sample(
 
 /// The counters must be exactly what was acked.
 fn check_stats(stats: &GetStatsResponse, acked: &Acked, args: &SoakArgs) -> Result<()> {
-    let told = [
+    let reported = [
         stats.received,
         stats.duplicate_dropped,
         stats.conflicts,
         stats.rejected,
     ];
     let expected = [acked.sent, acked.sent - args.unique, 0, 0];
-    if told != expected {
+    if reported != expected {
         return Err(format!(
-            "received, duplicates, conflicts and rejected must be {expected:?}, and are {told:?}"
+            "received, duplicates, conflicts and rejected must be {expected:?}, and are {reported:?}"
         )
         .into());
     }
@@ -170,12 +170,13 @@ fn check_stats(stats: &GetStatsResponse, acked: &Acked, args: &SoakArgs) -> Resu
 
 /// What of the counters is exact after a crash as well.
 fn check_unique(stats: &GetStatsResponse, args: &SoakArgs) -> Result<()> {
-    let told = [stats.unique_processed, stats.durable_tail];
+    let reported = [stats.unique_processed, stats.durable_tail];
     let expected = [args.unique, args.unique + 1];
-    if told != expected {
-        return Err(
-            format!("unique events and the tail must be {expected:?}, and are {told:?}").into(),
-        );
+    if reported != expected {
+        return Err(format!(
+            "unique events and the tail must be {expected:?}, and are {reported:?}"
+        )
+        .into());
     }
     Ok(())
 }
@@ -192,9 +193,9 @@ async fn check_list(server: &Server, events: Events, acked: &Acked, args: &SoakA
             let sequence = stored.sequence;
             // As no sequence repeats and each event has one, none is there twice.
             if sequence != last + 1 || acked.sequence(number) != Some(sequence) {
-                let told = acked.sequence(number);
+                let reported = acked.sequence(number);
                 return Err(format!(
-                    "event {number} is listed at {sequence} after {last}, and was acked at {told:?}"
+                    "event {number} is listed at {sequence} after {last}, and was acked at {reported:?}"
                 )
                 .into());
             }

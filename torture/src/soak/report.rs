@@ -39,7 +39,7 @@ pub struct SoakReport {
 }
 
 /// What was told after the load.
-pub struct Told {
+pub struct AfterLoad {
     pub list_seconds: f64,
     pub verify_seconds: f64,
     pub recovery_ms: u64,
@@ -49,7 +49,7 @@ pub struct Told {
 
 impl SoakReport {
     /// What a load came to whose every sample is given.
-    pub fn new(args: &SoakArgs, told: &Told, samples: Vec<Sample>) -> Self {
+    pub fn new(args: &SoakArgs, after: &AfterLoad, samples: Vec<Sample>) -> Self {
         let end = samples.last().copied().unwrap_or_default();
         let ack_ms_max = samples.iter().map(|sample| sample.ack_ms.max);
         let open_files = samples.iter().map(|sample| sample.open_files);
@@ -67,13 +67,13 @@ impl SoakReport {
             sent_per_second: end.sent as f64 / end.seconds,
             cpu_us_per_event_sent: end.cpu_seconds * 1e6 / end.sent as f64,
             ack_ms_max: ack_ms_max.fold(0.0, f64::max),
-            peak_rss_bytes: told.peak_rss_bytes,
+            peak_rss_bytes: after.peak_rss_bytes,
             open_files_max: open_files.max().unwrap_or(0),
-            disk_bytes: told.disk_bytes,
-            disk_bytes_per_unique: told.disk_bytes as f64 / args.unique as f64,
-            listed_per_second: args.unique as f64 / told.list_seconds,
-            recovery_ms_after_kill: told.recovery_ms,
-            verify_seconds: told.verify_seconds,
+            disk_bytes: after.disk_bytes,
+            disk_bytes_per_unique: after.disk_bytes as f64 / args.unique as f64,
+            listed_per_second: args.unique as f64 / after.list_seconds,
+            recovery_ms_after_kill: after.recovery_ms,
+            verify_seconds: after.verify_seconds,
             samples,
         }
     }
