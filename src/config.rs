@@ -510,7 +510,7 @@ mod tests {
             (&["--http-cors-origin", "a.example"], "an origin is"),
             (
                 &["--log", "verbose"],
-                "'verbose' is no level; a filter is a level (off, error, warn, info, debug, trace), \
+                "'verbose' is not a level; a filter is a level (off, error, warn, info, debug, trace), \
                  target=level pairs, or both, with commas",
             ),
             (

@@ -65,7 +65,7 @@ func (r *retry) wait(ctx context.Context, failure error) error {
 
 // warn is what happens to a broken stream nobody asked to be told of.
 func warn(cause error) {
-	slog.Warn("the stream broke; connecting again", "cause", cause)
+	slog.Warn("the stream broke; reconnecting", "cause", cause)
 }
 
 // transient tells whether a call that ended with code may succeed when it is made again.

@@ -80,7 +80,7 @@ impl Printer {
                 None => {
                     self.skipped = true;
                     note(&format!(
-                        "sequence {}: not printed: an event without a timestamp is none",
+                        "sequence {}: not printed: it has no timestamp",
                         event.sequence
                     ));
                 }

@@ -98,7 +98,7 @@ async fn received(signal: &mut io::Result<Signal>) {
     match signal {
         Ok(signal) => _ = signal.recv().await,
         Err(error) => {
-            tracing::warn!(%error, "a signal cannot be listened for");
+            tracing::warn!(%error, "cannot listen for a signal");
             std::future::pending().await
         }
     }

@@ -26,7 +26,7 @@ pub(super) fn run(args: VerifyArgs) -> Outcome {
     let data_dir = &args.data_dir;
     let log_dir = data_dir.join("log");
     if !log_dir.is_dir() {
-        return Err(format!("{}: no oncelog data directory", data_dir.display()).into());
+        return Err(format!("{}: not an oncelog data directory", data_dir.display()).into());
     }
     let _lock = lock_data_dir(data_dir)?;
     let mut report = Report::default();
@@ -45,7 +45,7 @@ pub(super) fn run(args: VerifyArgs) -> Outcome {
     }
     if let Some(unfinished) = &checked.unfinished {
         report.remark(format!(
-            "log: {unfinished}; if a crash left it, it was not acknowledged and goes at the next start"
+            "log: {unfinished}; if a crash left it, it was never acknowledged, and the next start removes it"
         ));
     }
     check_tail(data_dir, checked.tail, &check.generations, &mut report);
@@ -125,10 +125,7 @@ impl Report {
             output.line(line.as_bytes())?;
         }
         let (verdict, exit) = match self.problems.len() {
-            0 => (
-                "everything is as it was written".to_owned(),
-                ExitCode::SUCCESS,
-            ),
+            0 => ("no damage found".to_owned(), ExitCode::SUCCESS),
             1 => ("1 problem".to_owned(), ExitCode::FAILURE),
             count => (format!("{count} problems"), ExitCode::FAILURE),
         };
@@ -160,7 +157,7 @@ impl IndexCheck {
         for rejected in rejected {
             let path = rejected.path.display();
             report.remark(format!(
-                "index: {path}: {}; it is removed at the next start, and rebuilt if need be",
+                "index: {path}: {}; the next start removes it, and rebuilds it if necessary",
                 rejected.reason
             ));
         }
@@ -202,7 +199,7 @@ impl IndexCheck {
         for (name, _) in batch.topics() {
             let Ok(topic) = Topic::new(name) else {
                 report.problem(format!(
-                    "log: sequence {first}: a topic that is out of limits"
+                    "log: sequence {first}: a topic that breaks the limits"
                 ));
                 continue;
             };

@@ -177,7 +177,7 @@ impl Reader {
             });
         };
         if self.backoff.is_first() {
-            tracing::warn!(server = &*server, %cause, "the stream broke; connecting again");
+            tracing::warn!(server = &*server, %cause, "the stream broke; reconnecting");
         }
         sleep(delay).await;
         Ok(())

@@ -183,7 +183,7 @@ impl Worker {
                 server = &*self.server,
                 %cause,
                 unacked_requests = self.unacked.len(),
-                "the stream broke; connecting again"
+                "the stream broke; reconnecting"
             );
         }
         sleep(delay).await;

@@ -15,7 +15,7 @@ pub(super) fn log_filter(text: &str) -> Result<Targets, String> {
         filter = match part.split_once('=') {
             None => filter.with_default(level(part)?),
             Some((target, named)) if is_target(target) => filter.with_target(target, level(named)?),
-            Some((target, _)) => return Err(format!("'{target}' is no target; {EXPECTED}")),
+            Some((target, _)) => return Err(format!("'{target}' is not a target; {EXPECTED}")),
         };
     }
     Ok(filter)
@@ -25,7 +25,7 @@ fn level(text: &str) -> Result<LevelFilter, String> {
     // The parser accepts numbers as levels, and an empty text.
     let is_word = text.bytes().all(|byte| byte.is_ascii_alphabetic()) && !text.is_empty();
     let level = text.parse().ok().filter(|_| is_word);
-    level.ok_or_else(|| format!("'{text}' is no level; {EXPECTED}"))
+    level.ok_or_else(|| format!("'{text}' is not a level; {EXPECTED}"))
 }
 
 /// Whether this may be the path of a module.

@@ -50,12 +50,10 @@ pub enum JsonError {
     #[error("not an encoded google.protobuf.Struct")]
     NotStruct,
     /// An object has a name twice.
-    #[error("a name twice in one object")]
+    #[error("a repeated name in one object")]
     NameTwice,
     /// It nests deeper than every reader can decode.
-    #[error(
-        "nested too deeply; the limit is {JSON_DEPTH_MAX} objects and arrays within each other"
-    )]
+    #[error("nested too deeply; the limit is {JSON_DEPTH_MAX} nested objects and arrays")]
     TooDeep,
     /// A number outside JSON.
     #[error("a number that is NaN or infinite; JSON has only finite ones")]

@@ -64,7 +64,7 @@ pub(super) fn invalid_request(request: u64, violation: &Violation) -> Status {
 /// DEADLINE_EXCEEDED for a request that stopped arriving.
 pub(super) fn stalled_request(request: u64) -> Status {
     let message = format!(
-        "request {request} (counted from 0) did not arrive within {ARRIVAL_SECONDS_MAX} s of its beginning, or \
+        "request {request} (counted from 0) did not arrive within {ARRIVAL_SECONDS_MAX} s of its start, or \
          less than {PROGRESS_BYTES_MIN} bytes of it within {PROGRESS_SECONDS} s"
     );
     failed(
@@ -77,7 +77,7 @@ pub(super) fn stalled_request(request: u64) -> Status {
 
 /// INTERNAL for a compressed request whose stream names no encoding; the code is gRPC's.
 pub(super) fn no_encoding() -> Status {
-    let message = "a compressed request, and no grpc-encoding that says how it is compressed";
+    let message = "a compressed request without a grpc-encoding header";
     failed(Code::Internal, Reason::InvalidRequest, NEVER, message)
 }
 
@@ -111,14 +111,13 @@ pub(super) fn overloaded(seconds: u64) -> Status {
 
 /// UNAVAILABLE for a response for which there is no memory.
 pub(super) fn too_many_unread() -> Status {
-    let message = "overloaded: too many answers are in memory that nobody reads; ask again later";
+    let message = "overloaded: too many responses in memory have not been read; try again later";
     failed(Code::Unavailable, Reason::Overloaded, SOON, message)
 }
 
 /// UNAVAILABLE for a call beyond the limit on calls.
 pub(crate) fn too_many_calls() -> Status {
-    let message =
-        "as many calls are open as may be; close some of this connection, or try again later";
+    let message = "too many calls are open; close some on this connection, or try again later";
     failed(Code::Unavailable, Reason::TooManyCalls, LATER, message)
 }
 

@@ -161,7 +161,7 @@ impl Failure {
         Self::header(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "content-encoding",
-            "compressed bodies are not taken; send it as it is",
+            "compressed bodies are not accepted; send it uncompressed",
         )
     }
 
@@ -170,7 +170,7 @@ impl Failure {
         Self::header(
             StatusCode::NOT_ACCEPTABLE,
             "accept",
-            "there is application/json, application/x-ndjson and text/event-stream",
+            "the formats are application/json, application/x-ndjson and text/event-stream",
         )
     }
 
@@ -261,14 +261,13 @@ impl Failure {
 
     /// A response for which there is no memory.
     pub fn too_many_unread() -> Self {
-        let msg = "overloaded: too many answers are in memory that nobody reads; ask again later";
+        let msg = "overloaded: too many responses in memory have not been read; try again later";
         Self::unavailable(msg, RETRY_SOON_SECONDS)
     }
 
     /// A call beyond the limit on calls.
     fn too_many_calls() -> Self {
-        let msg =
-            "as many calls are open as may be; close some of this connection, or try again later";
+        let msg = "too many calls are open; close some on this connection, or try again later";
         Self::unavailable(msg, RETRY_LATER_SECONDS)
     }
 
@@ -362,7 +361,7 @@ pub(crate) async fn not_found() -> Response<Body> {
     Failure::new(
         StatusCode::NOT_FOUND,
         ["path".into()],
-        "there is /publish, /events, /stats, /healthz, /readyz and /openapi.json",
+        "the paths are /publish, /events, /stats, /healthz, /readyz and /openapi.json",
     )
     .into_response()
 }
@@ -372,6 +371,6 @@ pub(super) async fn method_not_allowed(method: Method) -> Failure {
     Failure::new(
         StatusCode::METHOD_NOT_ALLOWED,
         ["method".into()],
-        format!("no {method} here; the Allow header says what there is"),
+        format!("no {method} here; see the Allow header"),
     )
 }

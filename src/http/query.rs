@@ -23,7 +23,7 @@ pub(super) fn parameters<'a, const N: usize>(
         let name = decode(name).unwrap_or_default();
         let Some(at) = names.iter().position(|known| *known == name) else {
             let name: String = name.chars().take(UNKNOWN_NAME_CHARS_MAX).collect();
-            let msg = format!("not a parameter; these are {}", names.join(", "));
+            let msg = format!("not a parameter; the parameters are {}", names.join(", "));
             return Err(Failure::query(name, msg));
         };
         let value = decode(value).ok_or_else(|| Failure::query(names[at], "not UTF-8"))?;
@@ -96,7 +96,7 @@ mod tests {
         for (query, says) in [
             (
                 "c=1",
-                r#"{"detail":[{"loc":["query","c"],"msg":"not a parameter; these are a, b"}]}"#,
+                r#"{"detail":[{"loc":["query","c"],"msg":"not a parameter; the parameters are a, b"}]}"#,
             ),
             (
                 "a=1&a=1",

@@ -145,7 +145,7 @@ impl Builder {
         temp.install()?;
         match finished(&folder, &range)? {
             Some(generation) => Ok(generation),
-            None => Err(io::Error::other("what was written is damaged").into()),
+            None => Err(io::Error::other("the new files are damaged").into()),
         }
     }
 

@@ -68,7 +68,7 @@ impl Opened {
             let tree = store.open_tree(name)?;
             let file = disk.open_read(&path.join(name))?;
             if file.len()? != written.bytes {
-                return Err(Fault::new(format!("its file {name} has another length")).into());
+                return Err(Fault::new(format!("its file {name} has the wrong length")).into());
             }
             Ok::<_, Trouble>(Fenced::new(tree, file, written.first.clone()))
         };
@@ -93,13 +93,13 @@ impl Generation {
         }
         let manifest = Manifest::load(&**disk, path)?;
         if manifest.range() != range {
-            return Err(Fault::new("its manifest is of another folder").into());
+            return Err(Fault::new("its manifest belongs to another folder").into());
         }
         if manifest.secret != secret.name() {
-            return Err(Fault::new("its hashes are of another secret").into());
+            return Err(Fault::new("its hashes were made under another secret").into());
         }
         if Store::bytes(&**disk, path)? < manifest.store_bytes {
-            return Err(Fault::new("its store was cut off").into());
+            return Err(Fault::new("its store was truncated").into());
         }
         let filter = Filter::load(&**disk, &path.join(FILTER_FILE))?;
         let opened = Opened::open(&**disk, path, &manifest)?;
@@ -470,13 +470,13 @@ mod tests {
             (
                 "sled/db",
                 |bytes| bytes.truncate(700),
-                "its store was cut off",
+                "its store was truncated",
             ),
             ("sled/db", |bytes| bytes.fill(0), "its tree keys is lost"),
             (
                 "keys",
                 |bytes| bytes.truncate(5_000),
-                "its file keys has another length",
+                "its file keys has the wrong length",
             ),
             (
                 "slices",
@@ -503,7 +503,7 @@ mod tests {
         fs::rename(&path, &other).expect("renamed");
         let folder = folder(path.parent().expect("a folder"));
         let renamed = Generation::open(&folder, 101..1_100);
-        assert_eq!(reason(renamed), "its manifest is of another folder");
+        assert_eq!(reason(renamed), "its manifest belongs to another folder");
         fs::rename(&other, &path).expect("renamed");
         fs::remove_file(path.join("generation.json")).expect("removed");
         assert_ne!(reason(open(&path)), "usable");

@@ -136,7 +136,7 @@ impl Sealer {
         });
         match (self.control.set_failure(failure), cause) {
             (None, Some((error, cause))) => {
-                tracing::error!(error, cause, "sealing failed; trying on");
+                tracing::error!(error, cause, "sealing failed; retrying");
             }
             (Some(_), None) => tracing::info!("sealing works again"),
             (None, None) | (Some(_), Some(_)) => {}

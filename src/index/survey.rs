@@ -108,7 +108,7 @@ pub(super) fn survey(
             range.start < other.end && other.start < range.end
         };
         if generations.iter().any(overlaps) {
-            let reason = Fault::new("a greater generation holds the same sequences");
+            let reason = Fault::new("a larger generation covers the same sequences");
             reject(generation.path(), reason);
         } else {
             generations.push(Arc::new(generation));

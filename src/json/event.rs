@@ -156,7 +156,7 @@ pub(crate) fn parse_line(line: &[u8], names: Names, bytes_max: usize) -> Result<
 /// The text of a body or line, or the fault in it.
 pub(crate) fn as_text(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes)
-        .map_err(|error| format!("not JSON: no UTF-8 at byte {}", error.valid_up_to()))
+        .map_err(|error| format!("not JSON: invalid UTF-8 at byte {}", error.valid_up_to()))
 }
 
 /// The fault without its place, which is relative to the value and would be misread as one in the body.
@@ -519,7 +519,7 @@ mod tests {
             (
                 "topik",
                 json!("t"),
-                "not a field of an event; these are topic",
+                "not a field of an event; the fields are topic",
             ),
         ] {
             let (named, msg) = flaw(&with(field, value));

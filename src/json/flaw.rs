@@ -50,7 +50,7 @@ pub(super) fn unknown(name: &str) -> Flaw {
     Flaw {
         field: Some(name.into()),
         ..Flaw::of_event(
-            "not a field of an event; these are topic, event_id, timestamp, source, payload, data, attributes",
+            "not a field of an event; the fields are topic, event_id, timestamp, source, payload, data, attributes",
         )
     }
 }

@@ -112,7 +112,7 @@ impl Header {
     pub fn parse(bytes: Bytes, batch_bytes: usize) -> Result<Self, NotABatch> {
         let fixed = Fixed::parse(&bytes)?;
         if bytes.len() != fixed.header_bytes as usize {
-            return Err(NotABatch("the header has another length"));
+            return Err(NotABatch("the header has the wrong length"));
         }
         if crc32c::crc32c(&bytes[CRC_BYTES..]) != fixed.header_crc {
             return Err(NotABatch("the header fails its checksum"));

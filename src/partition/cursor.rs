@@ -26,7 +26,7 @@ const BYTES_MAX: usize = BODY_BYTES + CRC_BYTES;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CursorError {
     /// Not a text that a reader produced.
-    #[error("not a cursor of this server; take it unchanged from what the server sent")]
+    #[error("not a cursor of this server; pass it unchanged as the server sent it")]
     Malformed,
     /// Written by a server with another log.
     #[error(
@@ -42,7 +42,7 @@ pub enum CursorError {
     PastTail,
     /// The log has other events at its position.
     #[error(
-        "a cursor of another history: this log was restored or copied, and other events are where it points; {}",
+        "a cursor of another history: this log was restored or copied, and has other events at its position; {}",
         WHAT_TO_DO
     )]
     OtherHistory,
@@ -58,7 +58,7 @@ impl CursorError {
     }
 }
 
-const WHAT_TO_DO: &str = "read from the start or from an earlier cursor that this server takes, and skip by event_id what you have";
+const WHAT_TO_DO: &str = "read from the start or from an earlier cursor that this server accepts, and skip the events you have, by event_id";
 
 /// A position in a log: after an event, with the checksum of the batch that holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

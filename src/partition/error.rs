@@ -20,7 +20,7 @@ use crate::{
 pub enum PublishError {
     /// The request would begin a topic beyond the limit. None of its events is stored.
     #[error(
-        "a new topic beyond the limit of {max} topics (--max-topics), which stays until somebody raises it; no event \
+        "a new topic beyond the limit of {max} topics (--max-topics), which only the server's operator can raise; no event \
          of the request is stored"
     )]
     TopicLimit {
@@ -28,7 +28,7 @@ pub enum PublishError {
         max: usize,
     },
     /// The disk is full, for the log or its index. Heals when there is space.
-    #[error("the server's disk is full; what was acknowledged is safe, send the rest again later")]
+    #[error("the server's disk is full; acknowledged events are safe, send the rest again later")]
     DiskFull,
     /// The index cannot be written, and memory must not grow without bound meanwhile. The server keeps
     /// trying.
@@ -54,15 +54,15 @@ pub enum PublishError {
     /// An append with this request's events failed half-way. The partition accepts no events until a restart, which
     /// shows which of these are stored.
     #[error(
-        "the server failed while it stored these events: they may be stored or not, and sending them again is safe; it takes \
+        "the server failed while it stored these events: they may be stored or not, and sending them again is safe; it accepts \
          no more until it is restarted"
     )]
     MaybeStored,
     /// Another server has taken over the log. This one stores nothing more.
-    #[error("another server has taken over; connect to it and resend what was not acknowledged")]
+    #[error("another server has taken over; connect to it and resend everything unacknowledged")]
     Fenced,
     /// The partition is stopping.
-    #[error("the server is stopping; connect again and resend what was not acknowledged")]
+    #[error("the server is stopping; connect again and resend everything unacknowledged")]
     Stopping,
 }
 

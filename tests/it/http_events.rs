@@ -126,7 +126,7 @@ async fn a_bad_request_is_named() {
         (
             "/events?topics=a",
             "topics",
-            "not a parameter; these are topic, cursor",
+            "not a parameter; the parameters are topic, cursor",
         ),
     ] {
         let (loc, msg) = http.get(path).await.flaw(422);

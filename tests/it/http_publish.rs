@@ -69,7 +69,7 @@ async fn a_bad_body_is_described_and_stores_nothing() {
         (
             good.replace("null", r#"{"a":1,"\u0061":1}"#),
             json!(["body", "payload"]),
-            "a name twice in one object",
+            "a repeated name in one object",
         ),
         (
             good.replacen('{', r#"{"topic":"u","#, 1),
@@ -95,7 +95,7 @@ async fn a_bad_body_is_described_and_stores_nothing() {
     let answer = http.send(Method::POST, "/publish", &[JSON], not_utf8).await;
     let (loc, msg) = answer.flaw(422);
     assert_eq!(loc, json!(["body"]));
-    assert!(msg.contains("no UTF-8 at byte"), "{msg}");
+    assert!(msg.contains("invalid UTF-8 at byte"), "{msg}");
 
     let many = http.publish(&json!(vec![json!({}); 50])).await.expect(422);
     assert_eq!(many["detail"].as_array().expect("a list").len(), 100);

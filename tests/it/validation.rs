@@ -62,7 +62,7 @@ async fn every_limit_is_checked_and_named() {
         (
             "json_text",
             with(|e| e.payload = text(r#"{"a":1,"a":1e400}"#)),
-            "a name twice in one object",
+            "a repeated name in one object",
         ),
         ("json_text", with(|e| e.payload = text("[1]")), "not JSON"),
         (
@@ -344,7 +344,9 @@ async fn a_name_twice_in_a_struct_is_refused() {
     let error = refused_as_it_is(&server, &request).await;
     assert_eq!(error.code(), Code::InvalidArgument);
     assert!(
-        error.message().contains("json: a name twice in one object"),
+        error
+            .message()
+            .contains("json: a repeated name in one object"),
         "{error}"
     );
 }

@@ -68,13 +68,13 @@ pub(super) fn read_header(
     })?;
     if header.file_bytes != file_bytes {
         return Err(damaged(format!(
-            "the file has {file_bytes} bytes; it was made with {}",
+            "the file has {file_bytes} bytes; it was created with {}",
             header.file_bytes
         )));
     }
     if header.first_sequence != first_sequence {
         let name = header.first_sequence;
-        return Err(damaged(format!("the file was made as {name:020}.log")));
+        return Err(damaged(format!("the file was created as {name:020}.log")));
     }
     Ok(header)
 }
@@ -123,13 +123,11 @@ pub(super) fn check_link(
         None => (0, header.log_id),
     };
     if header.log_id != log_id {
-        return Err("the file is of another log than the one before".into());
+        return Err("the file belongs to another log than the previous one".into());
     }
     if header.previous != previous_first {
         let name = header.previous;
-        return Err(format!(
-            "the file before this one, {name:020}.log, is missing"
-        ));
+        return Err(format!("the previous file, {name:020}.log, is missing"));
     }
     if previous.is_none() && header.first_sequence != FIRST_SEQUENCE {
         return Err("the log does not begin at its first sequence".into());

@@ -41,7 +41,7 @@ impl NotPrepared {
     pub fn into_io(self) -> io::Error {
         match self {
             Self::Failed(cause) => io::Error::new(cause.kind(), cause),
-            Self::Gone => io::Error::other("what prepares segments has panicked"),
+            Self::Gone => io::Error::other("the thread that prepares segments has panicked"),
         }
     }
 }
