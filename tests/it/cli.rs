@@ -561,7 +561,7 @@ fn a_bad_log_filter_is_refused() {
     }
     let variable = run(oncelog(&[]).env("ONCELOG_LOG", "verbose")).assert_code(2);
     assert!(
-        variable.stderr.contains("'verbose' is no level"),
+        variable.stderr.contains("'verbose' is not a level"),
         "{variable:?}"
     );
     // A pair does not silence the rest.
