@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use crate::{event::Sequence, platform::Disk};
+use crate::{
+    event::Sequence,
+    platform::{Disk, parent_of},
+};
 
 /// The suffix of a folder that is being built or removed.
 const TEMP_SUFFIX: &str = ".tmp";
@@ -106,11 +109,7 @@ fn remove_if_there(disk: &dyn Disk, path: &Path) -> io::Result<()> {
 
 /// Makes the names in the folder that contains `path` durable.
 pub(super) fn sync_parent(disk: &dyn Disk, path: &Path) -> io::Result<()> {
-    let parent = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        Some(_) | None => Path::new("."),
-    };
-    disk.sync_dir(parent)
+    disk.sync_dir(parent_of(path))
 }
 
 #[cfg(test)]

@@ -180,7 +180,13 @@ pub(crate) fn open_locked<L: Log>(
     lock: Option<File>,
     open_log: impl FnOnce(Sequence) -> Result<L, OpenError>,
 ) -> Result<(Partition, Threads, Recovery), OpenError> {
-    let known = recover::known(&options.platform, &options.data_dir)?;
+    let data_dir = &options.data_dir;
+    let ensured = options.platform.disk.ensure_dir(data_dir);
+    ensured.map_err(|source| OpenError::Io {
+        path: data_dir.clone(),
+        source,
+    })?;
+    let known = recover::known(&options.platform, data_dir)?;
     let log = open_log(known.tail_min)?;
     let recovered = recover::recover(options, known, &log)?;
     let recovery = recovered.recovery;

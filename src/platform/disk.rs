@@ -36,6 +36,26 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_tree(&self, dir: &Path) -> io::Result<()>;
     /// The bytes of all files in a directory.
     fn tree_bytes(&self, dir: &Path) -> io::Result<u64>;
+
+    /// Creates a directory where missing, and makes its name durable if it was there: a process that died may have
+    /// created it and not lived to sync its name.
+    fn ensure_dir(&self, path: &Path) -> io::Result<()> {
+        use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+        self.create_dir(path)?;
+        match self.sync_dir(parent_of(path)) {
+            // Where this process could not have created it either.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    PermissionDenied | ReadOnlyFilesystem | InvalidInput | Unsupported
+                ) =>
+            {
+                Ok(())
+            }
+            synced => synced,
+        }
+    }
+
     /// Whether its paths are those of the operating system, for code that bypasses this trait.
     fn is_of_os(&self) -> bool {
         true
@@ -55,6 +75,14 @@ pub trait Disk: Send + Sync + 'static {
         let file = self.create(path)?;
         file.write_all_at(content, 0)?;
         Ok(file)
+    }
+}
+
+/// The directory that holds `path`.
+pub fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
     }
 }
 
@@ -181,10 +209,7 @@ impl Disk for OsDisk {
         if path.is_dir() {
             return Ok(());
         }
-        let parent = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let parent = parent_of(path);
         self.create_dir(parent)?;
         fs::create_dir(path)?;
         self.sync_dir(parent)

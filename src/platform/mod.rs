@@ -15,7 +15,7 @@ use std::{
 };
 
 pub use self::{
-    disk::{Disk, DiskDir, DiskFile, DiskReader, DiskWriter, OsDisk, is_full},
+    disk::{Disk, DiskDir, DiskFile, DiskReader, DiskWriter, OsDisk, is_full, parent_of},
     jobs::{Job, Jobs, Running, Step, ThreadPerJob, panic_text},
 };
 use crate::event::UnixNanos;

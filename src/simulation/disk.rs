@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{chance::Chance, jobs, lie::Lie};
-use crate::platform::{Disk, DiskDir, DiskFile};
+use crate::platform::{Disk, DiskDir, DiskFile, parent_of};
 
 /// The unit that a disk writes whole or not at all, in bytes.
 const SECTOR_BYTES: u64 = 512;
@@ -333,10 +333,8 @@ impl SimDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         self.operate(Operation::Read)?;
         let node = self.state().find(path)?;
-        Ok(Arc::new(SimFile {
-            disk: self.clone(),
-            node,
-        }))
+        let disk = self.clone();
+        Ok(Arc::new(SimFile { disk, node }))
     }
 }
 
@@ -481,17 +479,15 @@ impl Disk for SimDisk {
         if self.state().find(path).is_ok() {
             return Ok(());
         }
-        if let Some(parent) = path.parent() {
-            self.create_dir(parent)?;
-        }
+        self.create_dir(parent_of(path))?;
         self.operate(Operation::Names)?;
         let mut state = self.state();
         let node = state.nodes.len();
         state.nodes.push(Node::Folder(Folder::default()));
         let (parent, name) = state.parent(path)?;
         parent.change(vec![(name, Some(node))]);
-        parent.sync(parent.changes.len());
-        Ok(())
+        drop(state);
+        self.sync_dir(parent_of(path))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -570,10 +566,8 @@ impl Disk for SimDisk {
     }
 
     fn open_dir(&self, dir: &Path) -> io::Result<Arc<dyn DiskDir>> {
-        Ok(Arc::new(SimDir {
-            disk: self.clone(),
-            path: dir.to_owned(),
-        }))
+        let (disk, path) = (self.clone(), dir.to_owned());
+        Ok(Arc::new(SimDir { disk, path }))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -700,5 +694,19 @@ impl DiskFile for SimFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.disk.state().file(self.node).now.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! What the tests of others need.
+
+    use super::SimDisk;
+
+    impl SimDisk {
+        /// Kills the process after this many operations from now that change the disk.
+        pub(crate) fn crash_in(&self, operations: u64) {
+            self.state().faults.crash_in = Some(operations);
+        }
     }
 }

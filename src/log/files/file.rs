@@ -131,7 +131,7 @@ impl FileLog {
             options.segment_bytes_min <= options.segment_bytes_max,
             "a segment has a size"
         );
-        disk.create_dir(dir).map_err(at(dir))?;
+        disk.ensure_dir(dir).map_err(at(dir))?;
         let names = disk.open_dir(dir).map_err(at(dir))?;
         let mut recovered = recovery::recover(disk, dir, options)?;
         let file_bytes = recovered.segments.iter().map(|s| s.header.file_bytes);
@@ -407,7 +407,32 @@ mod tests {
             support::{batch, event},
         },
         platform::faulty::FaultyDisk,
+        simulation::SimDisk,
     };
+
+    /// A start may be killed after it has created the directory and before it has synced its name.
+    #[test]
+    fn a_directory_found_at_the_start_is_made_durable() {
+        let disk = SimDisk::default();
+        disk.ensure_dir(Path::new("/data")).expect("made");
+        let platform = Platform {
+            disk: Arc::new(disk.clone()),
+            ..Platform::default()
+        };
+        for life in 0..40 {
+            let dir = Path::new("/data").join(life.to_string());
+            disk.crash_in(life % 5);
+            drop(FileLog::open(&platform, &dir, &small()));
+            disk.restart(false);
+            let mut log = FileLog::open(&platform, &dir, &small()).expect("opens");
+            append_many(&mut log, 1);
+            let tail = log.tail();
+            drop(log);
+            disk.restart(true);
+            let log = FileLog::open(&platform, &dir, &small()).expect("opens");
+            assert_eq!(log.tail(), tail, "life {life}");
+        }
+    }
 
     #[test]
     fn a_batch_larger_than_an_empty_segment_replaces_it() {
