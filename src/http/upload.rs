@@ -30,7 +30,7 @@ pub(super) struct Upload<'a> {
     hand: Hand,
     /// The announced length.
     length: Option<u64>,
-    /// Whether the sender goes on sending after it has a response. Over HTTP/2 the stream is simply reset
+    /// Whether the sender goes on sending after it has a response. Over HTTP/2 the stream is reset
     /// after the response.
     sends_on: bool,
     /// Whether reading has begun: a client that expects a 100 waits for the first read.

@@ -364,6 +364,12 @@ pub fn inspect(
     Ok((IndexReader::new(parts, secret), rejected))
 }
 
+/// Fails if a newer version wrote anything in the folder `dir`. Changes nothing.
+pub fn refuse_newer(disk: &dyn Disk, dir: &Path) -> Result<(), IndexOpenError> {
+    survey::refuse_newer(disk, dir)?;
+    secret::load(disk, dir).map(drop)
+}
+
 /// The end of the last generation in the folder `dir`, by its name, intact or not; the first sequence if
 /// there is none. Everything below was durable in the log when it was sealed.
 pub fn covered_to(disk: &dyn Disk, dir: &Path) -> Result<Sequence, IndexOpenError> {

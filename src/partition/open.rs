@@ -91,7 +91,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The directory cannot be created or locked.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}; --data-dir must be a directory that can be created and written", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,

@@ -44,11 +44,14 @@ pub(super) struct Recovered {
     pub recovery: Recovery,
 }
 
-/// Reads what other files know about the end of the log.
+/// Reads what other files know about the end of the log. Fails, before anything is changed, if a newer version wrote
+/// any of them.
 pub(super) fn known(platform: &Platform, data_dir: &Path) -> Result<Known, OpenError> {
+    let (disk, index_dir) = (&*platform.disk, data_dir.join("index"));
+    index::refuse_newer(disk, &index_dir)?;
     let counters = load_counters(platform, data_dir)?;
     // A clean stop and a sealed generation both prove that events were durable.
-    let sealed_to = index::covered_to(&*platform.disk, &data_dir.join("index"))?;
+    let sealed_to = index::covered_to(disk, &index_dir)?;
     Ok(Known {
         tail_min: counters.tail.max(sealed_to),
         counters,
@@ -162,7 +165,7 @@ fn last_batch(log: &impl LogReader, tail: Sequence) -> Result<Option<Batch>, Log
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::PathBuf};
 
     use super::*;
     use crate::{
@@ -202,5 +205,43 @@ mod tests {
             let refused = open(options).map(drop).expect_err("events are lost");
             assert!(matches!(refused, OpenError::Log(_)), "{lost}: {refused}");
         }
+    }
+
+    /// All files in a folder, with what is in them.
+    fn files(dir: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
+        let mut paths: Vec<_> = fs::read_dir(dir)
+            .expect("listed")
+            .map(|entry| entry.expect("listed").path())
+            .collect();
+        paths.sort();
+        for path in paths {
+            if path.is_dir() {
+                files(&path, found);
+            } else {
+                let content = fs::read(&path).expect("read");
+                found.push((path, content));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_newer_index_is_refused_before_the_log_is_changed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened_with(PartitionOptions::new(dir.path())).await;
+        store(&partition, vec![event("t", 1, 1)]).await;
+        drop(partition);
+        stop(threads).await;
+        // What a start removes.
+        fs::write(dir.path().join("log/next.tmp"), "left").expect("written");
+        let mut secret = b"olsecret\x02\0\0\0longer than version 1 has it".to_vec();
+        secret.extend_from_slice(&crc32c::crc32c(&secret).to_le_bytes());
+        fs::write(dir.path().join("index/secret"), secret).expect("written");
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        files(dir.path(), &mut before);
+        let refused = open(PartitionOptions::new(dir.path())).map(drop);
+        let refused = refused.expect_err("it is of a newer version");
+        assert!(matches!(refused, OpenError::Index(_)), "{refused}");
+        files(dir.path(), &mut after);
+        assert_eq!(before, after);
     }
 }

@@ -67,7 +67,7 @@ pub enum LogOpenError {
     },
     /// A newer oncelog wrote the file.
     #[error(
-        "{} has format version {version}; this oncelog knows version {}",
+        "{} has format version {version}; this oncelog knows version {}: run the one that wrote it",
         path.display(),
         segment::FORMAT_VERSION
     )]
