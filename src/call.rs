@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
 use crate::{
     covered::covered,
-    partition::{Account, ChunkShare, Share},
+    partition::{Account, ChunkAccount, ChunkShare, Share},
 };
 
 /// How much may be read of a request without events.
@@ -42,6 +42,7 @@ pub(crate) struct Call(Arc<State>);
 
 struct State {
     account: Account,
+    chunks: ChunkAccount,
     body: Mutex<Option<Body>>,
     /// Covers responses that the connection has not taken yet.
     leaving: Mutex<Option<Share>>,
@@ -49,10 +50,11 @@ struct State {
 }
 
 impl Call {
-    /// A call on a connection with this account, and its guarded body.
-    pub fn new(account: Account, body: Body) -> (Self, Guarded) {
+    /// A call on a connection with these accounts, and its guarded body.
+    pub fn new(account: Account, chunks: ChunkAccount, body: Body) -> (Self, Guarded) {
         let call = Self(Arc::new(State {
             account,
+            chunks,
             body: Mutex::new(Some(body)),
             leaving: Mutex::new(None),
             leaving_chunk: Mutex::new(None),
@@ -68,6 +70,11 @@ impl Call {
     /// The account of the call's connection.
     pub fn account(&self) -> &Account {
         &self.0.account
+    }
+
+    /// What the readers of its connection hold.
+    pub fn chunks(&self) -> &ChunkAccount {
+        &self.0.chunks
     }
 
     /// Takes the body from its guard, for a handler that bounds its own memory.
@@ -256,28 +263,30 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::Semaphore;
-
     use super::*;
+    use crate::partition::ChunkMemory;
 
     #[test]
     fn a_chunk_is_covered_until_it_has_been_sent() {
-        let memory = Arc::new(Semaphore::new(100));
+        let memory = ChunkMemory::default();
+        let account = ChunkAccount::default();
+        let before = memory.free();
         let take = |bytes| {
-            let share = Arc::clone(&memory).try_acquire_many_owned(bytes);
+            let share = memory.try_take(&account, bytes);
             share.expect("there is room")
         };
-        let (call, _guarded) = Call::new(Account::default(), Body::empty());
+        let (call, _guarded) =
+            Call::new(Account::default(), ChunkAccount::default(), Body::empty());
         call.leave_with_chunk(take(50));
         call.leave_with_chunk(take(10));
         let first = call.covered(Bytes::from_static(b"two parts"));
         // The connection asks for the next part while it still has the first.
         call.leave_with_chunk(take(30));
         let second = call.covered(Bytes::from_static(b"a part"));
-        assert_eq!(memory.available_permits(), 10);
+        assert_eq!(before - memory.free(), 90);
         drop(first);
-        assert_eq!(memory.available_permits(), 70);
+        assert_eq!(before - memory.free(), 30);
         drop(second);
-        assert_eq!(memory.available_permits(), 100);
+        assert_eq!(before - memory.free(), 0);
     }
 }

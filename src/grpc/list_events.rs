@@ -30,7 +30,7 @@ pub(super) async fn list_events(
     };
     let reader = aggregator
         .partition
-        .reader(topic, &start, permit)
+        .reader(topic, &start, permit, call.chunks())
         .await
         .map_err(|error| status::read(&error))?;
     let limit = (request.limit > 0).then_some(request.limit);

@@ -12,6 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::{accept::Format, error::Failure, query, stream};
 use crate::{
     aggregator::Aggregator,
+    call::Call,
     event::{Sequence, Topic},
     json,
     listing::Listing,
@@ -51,6 +52,7 @@ pub(super) struct Wanted {
 
 pub(super) async fn events(
     State(aggregator): State<Aggregator>,
+    Extension(call): Extension<Call>,
     Extension(unread): Extension<Unread>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -61,7 +63,7 @@ pub(super) async fn events(
         .map_err(|_| Failure::too_many_readers(aggregator.limits.readers_max))?;
     let reader = aggregator
         .partition
-        .reader(wanted.topic.clone(), &wanted.start, permit)
+        .reader(wanted.topic.clone(), &wanted.start, permit, call.chunks())
         .await;
     let reader = reader.map_err(|error| {
         if let ReadError::Cursor(cursor) = &error

@@ -4,18 +4,21 @@
 //! Every edge takes memory from here, as [`Share`]s that grow with the bytes received, never with what a
 //! client announces, and that release it when dropped. This file alone has the policy:
 //!
-//! - A connection may hold as much as it leaves free for all others. So however many connections take all they
-//!   can, there is room for the next: `n` of them leave a part of `1 / (n + 1)`.
+//! - A connection may hold at most half, less when others hold some ([`connection_bytes_max`]). So however many
+//!   connections take all they can, there is room for the next: `n` of them leave a part of `1 / (n + 1)`.
 //! - A connection gathers only as many large requests at a time as fit into an eighth of the budget, but always
 //!   one: many half-received requests would wait for each other.
 //! - Small requests have a lane beside the budget, an eighth of its size, that large ones cannot use.
 //! - A waiting share keeps what it holds. So that half-received requests cannot deadlock, one share at a time may
-//!   exceed the budget: it is finished and answered, and then the next may.
+//!   exceed the budget: it is finished and answered, and then the next may. A connection that holds its part keeps
+//!   one such response beyond it, and must send that before it may exceed the budget again.
 //!
 //! - Bytes read from a connection that wait their turn lie in a [`Hand`], which never waits: it has room or not.
 //!
 //! So the total is at most the budget, half as much beside it, and one request. Waiting is back-pressure; each edge
 //! decides how long a request may wait.
+
+mod hand;
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +30,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+pub use self::hand::Hand;
+
 /// Requests of at most this many bytes use the lane for small ones.
 pub const SMALL_BYTES_MAX: usize = 64 * 1024;
 /// The part of the budget that one connection's large requests may have been promised.
@@ -37,6 +42,16 @@ const LANE_PART: usize = 8;
 /// The room for all hands, as a part of the budget, and its minimum in bytes.
 const HANDS_PART: usize = 4;
 const HANDS_BYTES_MIN: usize = 4 * 1024 * 1024;
+
+/// What a connection may hold of `bytes_max` when `available` of it are free or its own.
+///
+/// So much that `n` connections that hold all they may leave `1 / (n + 1)`, in whatever order they took it: the `n`-th
+/// finds `1 / n` and leaves `1 / (n + 1)`.
+pub(super) fn connection_bytes_max(bytes_max: usize, available: usize) -> usize {
+    let (max, available) = (bytes_max as u128, available as u128);
+    let part = available * available / (max + available);
+    usize::try_from(part).expect("less than what is available")
+}
 
 /// The memory that requests may take. Cheap to clone.
 #[derive(Clone)]
@@ -97,6 +112,8 @@ struct Held {
     hands: AtomicUsize,
     /// What the large requests being gathered will hold.
     promised: AtomicUsize,
+    /// Responses that brought it beyond its part: their requests exceeded the budget.
+    over: AtomicUsize,
 }
 
 /// A part of the budget; released when dropped.
@@ -111,6 +128,8 @@ pub struct Share {
     excess: usize,
     /// The part kept for the response once the events are gone.
     answer: usize,
+    /// How many responses it covers that brought the connection beyond its part.
+    over: usize,
 }
 
 impl Budget {
@@ -140,6 +159,7 @@ impl Budget {
             lane: 0,
             excess: 0,
             answer: 0,
+            over: 0,
         }
     }
 
@@ -175,7 +195,7 @@ impl Budget {
                 (promised == 0 || promised + bytes <= room).then_some(Grant::Admitted)
             }
             Want::Growth { bytes, small } => {
-                if held + bytes <= state.free.saturating_sub(bytes) {
+                if held + bytes <= connection_bytes_max(self.0.bytes_max, state.free + held) {
                     return Some(Grant::Budget);
                 }
                 let lane_max = self.0.bytes_max / LANE_PART / CONNECTION_PART;
@@ -183,7 +203,8 @@ impl Budget {
                 if small && in_lane <= lane_max.min(state.lane_free.saturating_sub(bytes)) {
                     return Some(Grant::Lane);
                 }
-                (!state.exceeded).then_some(Grant::Excess)
+                let may_exceed = !state.exceeded && account.over.load(Relaxed) == 0;
+                may_exceed.then_some(Grant::Excess)
             }
         }
     }
@@ -360,13 +381,25 @@ impl Share {
         state.free += held;
         state.lane_free += lane;
         if excess > 0 {
-            // An answered request has little left: the next need not wait until its response has been sent.
+            // An answered request has little left: the next need not wait until its response has been sent. If the
+            // connection holds its part already, though, and the client must read the response, it may not exceed the
+            // budget again before that.
             if self.excess <= state.free {
                 state.free -= self.excess;
-                account.budget.fetch_add(self.excess, Relaxed);
+                let held = account.budget.fetch_add(self.excess, Relaxed) + self.excess;
                 self.held += std::mem::take(&mut self.excess);
+                let part = connection_bytes_max(self.budget.0.bytes_max, state.free + held);
+                if held > part && self.answer > 0 {
+                    account.over.fetch_add(1, Relaxed);
+                    self.over += 1;
+                }
             }
             state.exceeded = self.excess > 0;
+        }
+        if self.held + self.lane + self.excess == 0 {
+            account
+                .over
+                .fetch_sub(std::mem::take(&mut self.over), Relaxed);
         }
         self.budget.serve(&mut state);
     }
@@ -404,6 +437,7 @@ impl Share {
             (&mut self.lane, &mut other.lane),
             (&mut self.excess, &mut other.excess),
             (&mut self.answer, &mut other.answer),
+            (&mut self.over, &mut other.over),
         ] {
             *own += std::mem::take(others);
         }
@@ -413,42 +447,6 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.shrink(0);
-    }
-}
-
-/// Bytes read from a connection and not yet taken. Releases its memory when dropped.
-pub struct Hand {
-    budget: Budget,
-    account: Account,
-    bytes: usize,
-}
-
-impl Hand {
-    /// Sets its size to `bytes`. Returns whether there is room; if not, it keeps its old size.
-    pub fn hold(&mut self, bytes: usize) -> bool {
-        if bytes == self.bytes {
-            return true;
-        }
-        let account = &self.account.0;
-        let mut state = self.budget.lock();
-        if let Some(more) = bytes.checked_sub(self.bytes) {
-            if account.hands.load(Relaxed) + more > state.hands_free.saturating_sub(more) {
-                return false;
-            }
-            state.hands_free -= more;
-            account.hands.fetch_add(more, Relaxed);
-        } else {
-            state.hands_free += self.bytes - bytes;
-            account.hands.fetch_sub(self.bytes - bytes, Relaxed);
-        }
-        self.bytes = bytes;
-        true
-    }
-}
-
-impl Drop for Hand {
-    fn drop(&mut self) {
-        self.hold(0);
     }
 }
 
@@ -471,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_leaves_as_much_as_it_holds() {
+    fn connections_that_take_all_they_can_leave_their_part() {
         let budget = Budget::new(BYTES_MAX);
         let _excess = take_excess(&budget);
         let mut taken = Vec::new();
@@ -486,9 +484,39 @@ mod tests {
             }
             let free = budget.lock().free;
             assert!(
-                free >= BYTES_MAX / (2 << connections),
+                free >= BYTES_MAX / (connections + 1),
                 "{connections}: {free}"
             );
+        }
+        taken.clear();
+        assert_eq!(budget.held(), 0);
+    }
+
+    /// Requests beyond the budget are finished one after another; what is left of them must not add up.
+    #[test]
+    fn unread_responses_of_requests_beyond_the_budget_do_not_add_up() {
+        const RESPONSE: usize = 4096;
+        let budget = Budget::new(BYTES_MAX);
+        let mut taken = Vec::new();
+        for connections in 1..=10 {
+            let account = Account::default();
+            let mut requests = 0;
+            loop {
+                let mut share = budget.share(&account, LARGE);
+                if !share.try_grow(LARGE) {
+                    break;
+                }
+                share.arrived();
+                share.set_answer(RESPONSE);
+                share.keep_answer(0);
+                taken.push(share);
+                requests += 1;
+                assert!(requests <= BYTES_MAX / RESPONSE, "without end");
+            }
+            assert!(requests > 0, "one request may always exceed the budget");
+            let free = budget.lock().free;
+            let left = BYTES_MAX / (connections + 1) - connections * RESPONSE;
+            assert!(free >= left, "{connections}: {free}, not {left}");
         }
         taken.clear();
         assert_eq!(budget.held(), 0);
@@ -587,16 +615,16 @@ mod tests {
         let budget = Budget::new(BYTES_MAX);
         let _excess = take_excess(&budget);
         let new = || budget.share(&Account::default(), LARGE);
-        let mut held: Vec<_> = (0..3).map(|_| new()).collect();
+        let mut held: Vec<_> = (0..2).map(|_| new()).collect();
         assert!(held.iter_mut().all(|share| share.try_grow(LARGE)));
         let mut late = new();
         let mut grown = Box::pin(late.grow(LARGE));
         assert!((&mut grown).now_or_never().is_none());
         held.pop();
-        assert_eq!(budget.held(), 3 * LARGE, "it is granted");
+        assert_eq!(budget.held(), 2 * LARGE, "it is granted");
         drop(grown);
         drop(late);
-        assert_eq!(budget.held(), 2 * LARGE);
+        assert_eq!(budget.held(), LARGE);
     }
 
     #[test]
@@ -685,7 +713,7 @@ mod tests {
             prop_assert!(state.waiters.is_empty() && !state.exceeded);
             for account in &accounts {
                 let held = &account.0;
-                for part in [&held.budget, &held.lane, &held.promised, &held.hands] {
+                for part in [&held.budget, &held.lane, &held.promised, &held.hands, &held.over] {
                     prop_assert_eq!(part.load(Relaxed), 0);
                 }
             }

@@ -6,28 +6,20 @@
 
 use std::sync::Arc;
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::spawn_blocking,
-};
+use tokio::{sync::Semaphore, task::spawn_blocking};
 
-use super::ReadError;
+use super::{ReadError, chunks::ChunkMemory};
 
 /// How many scans of the log may run at a time. Others wait, in order.
 pub(super) const SCANS_MAX: usize = 32;
 /// How many look-ups of single events may run at a time.
 pub(super) const GETS_MAX: usize = 64;
-/// The memory for chunks of the usual size, in bytes. Beyond that, chunks are small.
-const CHUNKS_BYTES_MAX: usize = 32 * 1024 * 1024;
-
-/// A share of the memory for chunks; released when dropped.
-pub(crate) type ChunkShare = OwnedSemaphorePermit;
 
 /// One for each partition.
 pub(super) struct Lanes {
     scans: Arc<Semaphore>,
     gets: Arc<Semaphore>,
-    chunks: Arc<Semaphore>,
+    pub chunks: ChunkMemory,
 }
 
 impl Default for Lanes {
@@ -35,7 +27,7 @@ impl Default for Lanes {
         Self {
             scans: Arc::new(Semaphore::new(SCANS_MAX)),
             gets: Arc::new(Semaphore::new(GETS_MAX)),
-            chunks: Arc::new(Semaphore::new(CHUNKS_BYTES_MAX)),
+            chunks: ChunkMemory::default(),
         }
     }
 }
@@ -57,22 +49,10 @@ impl Lanes {
         run(&self.gets, get).await
     }
 
-    /// The memory for a chunk of `bytes`, if available.
-    pub fn chunk(&self, bytes: usize) -> Option<ChunkShare> {
-        let bytes = u32::try_from(bytes).expect("a chunk is small");
-        Arc::clone(&self.chunks).try_acquire_many_owned(bytes).ok()
-    }
-
     /// How many scans could start now.
     #[cfg(test)]
     pub fn free_scans(&self) -> usize {
         self.scans.available_permits()
-    }
-
-    /// Takes all memory for chunks.
-    #[cfg(test)]
-    pub fn take_all_chunks(&self) -> ChunkShare {
-        self.chunk(CHUNKS_BYTES_MAX).expect("nobody else reads")
     }
 }
 

@@ -6,6 +6,7 @@
 //! through `hand_over`, and is done on the syncer's thread or, for a small batch that comes alone, on the writer's.
 
 mod budget;
+mod chunks;
 mod clock;
 mod cursor;
 mod error;
@@ -40,7 +41,10 @@ use tokio::{
     task::spawn_blocking,
 };
 
-pub(crate) use self::lanes::ChunkShare;
+pub use self::chunks::ChunkAccount;
+#[cfg(test)]
+pub(crate) use self::chunks::ChunkMemory;
+pub(crate) use self::chunks::ChunkShare;
 #[cfg(not(any(test, feature = "simulation")))]
 use self::look_up::{Find, LookUp};
 pub use self::{

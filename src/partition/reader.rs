@@ -9,8 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::{
     Partition, ReadError, Shared,
+    chunks::{ChunkAccount, ChunkShare},
     cursor::{self, Cursor, CursorError, Mark},
-    lanes::ChunkShare,
     scan::{Scan, Scanned},
 };
 use crate::{
@@ -37,6 +37,8 @@ pub struct Reader {
     topic: Option<Topic>,
     at: Mark,
     tail: watch::Receiver<Mark>,
+    /// What the readers of its connection hold.
+    account: ChunkAccount,
     /// Held until the reader has gone and its last scan has ended.
     pub(super) permit: Option<Arc<OwnedSemaphorePermit>>,
 }
@@ -66,6 +68,7 @@ impl Partition {
         topic: Option<Topic>,
         start: &Start,
         permit: OwnedSemaphorePermit,
+        account: &ChunkAccount,
     ) -> Result<Reader, ReadError> {
         let log = self.0.log.fresh();
         let permit = Arc::new(permit);
@@ -81,7 +84,7 @@ impl Partition {
                 proof.await??
             }
         };
-        Ok(self.reader_at(log, topic, at, Some(permit)))
+        Ok(self.reader_at(log, topic, at, Some(permit), account))
     }
 
     /// The same without a permit, reading the log on this thread.
@@ -96,7 +99,7 @@ impl Partition {
             Place::At(mark) => mark,
             Place::InLog(cursor) => self.0.prove(cursor, &*log)?,
         };
-        Ok(self.reader_at(log, topic, at, None))
+        Ok(self.reader_at(log, topic, at, None, &ChunkAccount::default()))
     }
 
     fn reader_at(
@@ -105,6 +108,7 @@ impl Partition {
         topic: Option<Topic>,
         at: Mark,
         permit: Option<Arc<OwnedSemaphorePermit>>,
+        account: &ChunkAccount,
     ) -> Reader {
         Reader {
             shared: Arc::clone(&self.0),
@@ -112,6 +116,7 @@ impl Partition {
             topic,
             at,
             tail: self.0.tail.watch(),
+            account: account.clone(),
             permit,
         }
     }
@@ -180,21 +185,30 @@ impl Reader {
     /// Reads on, to `until` or the durable tail and to at most `events_max` events; may stop earlier, at its
     /// limits on work or memory. Does not wait for events. If the future is dropped, the read ends soon.
     pub async fn read(&mut self, until: Sequence, events_max: usize) -> Result<Chunk, ReadError> {
-        let mut scan = self.scan_memory(until, events_max);
-        if scan.is_of_log() {
-            let _cancel = scan.cancel_on_drop();
-            let shared = Arc::clone(&self.shared);
-            let log = Arc::clone(&self.log);
-            let permit = self.permit.clone();
-            let scanned = self.shared.lanes.scan(move || {
-                let _permit = permit;
-                scan.over_log(&shared, &*log)?;
-                Ok::<_, ReadError>(scan.finish())
-            });
-            let scanned = scanned.await??;
-            return Ok(self.move_to(scanned));
+        let mut waited = None;
+        loop {
+            let mut scan = self.scan_memory(until, events_max, waited);
+            let scanned = if scan.is_of_log() {
+                let _cancel = scan.cancel_on_drop();
+                let shared = Arc::clone(&self.shared);
+                let log = Arc::clone(&self.log);
+                let permit = self.permit.clone();
+                let scanned = self.shared.lanes.scan(move || {
+                    let _permit = permit;
+                    scan.over_log(&shared, &*log)?;
+                    Ok::<_, ReadError>(scan.finish())
+                });
+                scanned.await??
+            } else {
+                scan.finish()
+            };
+            let Some(bytes) = scanned.wants else {
+                return Ok(self.move_to(scanned));
+            };
+            self.at = scanned.at;
+            let chunks = &self.shared.lanes.chunks;
+            waited = Some(chunks.take(&self.account, bytes).await);
         }
-        Ok(self.move_to(scan.finish()))
     }
 
     /// The same, reading the log on this thread.
@@ -204,16 +218,26 @@ impl Reader {
         until: Sequence,
         events_max: usize,
     ) -> Result<Chunk, ReadError> {
-        let mut scan = self.scan_memory(until, events_max);
+        let mut scan = self.scan_memory(until, events_max, None);
         if scan.is_of_log() {
             scan.over_log(&self.shared, &*self.log)?;
         }
-        Ok(self.move_to(scan.finish()))
+        let scanned = scan.finish();
+        assert!(scanned.wants.is_none(), "here nothing waits for memory");
+        Ok(self.move_to(scanned))
     }
 
-    fn scan_memory(&mut self, until: Sequence, events_max: usize) -> Scan {
+    fn scan_memory(
+        &mut self,
+        until: Sequence,
+        events_max: usize,
+        waited: Option<ChunkShare>,
+    ) -> Scan {
         let tail = *self.tail.borrow_and_update();
-        let mut scan = Scan::new(self.topic.clone(), self.at, until, tail, events_max);
+        let topic = self.topic.clone();
+        let (shared, account) = (&self.shared, &self.account);
+        let mut scan = Scan::new(topic, self.at, until, tail, events_max, shared, account);
+        scan.with(waited);
         scan.over_memory(&self.shared);
         scan
     }

@@ -13,7 +13,11 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{ReadError, Shared, cursor::Mark, lanes::ChunkShare};
+use super::{
+    ReadError, Shared,
+    chunks::{ChunkAccount, ChunkMemory, ChunkShare},
+    cursor::Mark,
+};
 use crate::{
     event::{Sequence, StoredEvent, Topic},
     log::{Batch, LogReader},
@@ -61,9 +65,10 @@ struct Room {
 }
 
 impl Room {
-    fn take(shared: &Shared) -> Self {
+    fn take(shared: &Shared, account: &ChunkAccount) -> Self {
         let limits = &shared.reads;
-        match shared.lanes.chunk(limits.chunk_bytes_max) {
+        let chunks = &shared.lanes.chunks;
+        match chunks.try_take(account, limits.chunk_bytes_max) {
             Some(share) => Self {
                 bytes: limits.chunk_bytes,
                 bytes_max: limits.chunk_bytes_max,
@@ -99,6 +104,13 @@ pub(super) struct Scan {
     events_max: usize,
     bytes: usize,
     room: Option<Room>,
+    /// The memory for chunks, and what the connection of the reader holds of it.
+    chunks: ChunkMemory,
+    account: ChunkAccount,
+    /// What the reader has waited for: room for an event that is larger than a chunk.
+    waited: Option<ChunkShare>,
+    /// The size of such an event, if it ended the scan.
+    wants: Option<usize>,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -107,6 +119,8 @@ pub(super) struct Scanned {
     pub at: Mark,
     pub events: Vec<StoredEvent>,
     pub share: Option<ChunkShare>,
+    /// Where the next event needs so much memory that it must be waited for: how much, in bytes.
+    pub wants: Option<usize>,
 }
 
 impl Scan {
@@ -117,6 +131,8 @@ impl Scan {
         until: Sequence,
         tail: Mark,
         events_max: usize,
+        shared: &Shared,
+        account: &ChunkAccount,
     ) -> Self {
         Self {
             topic,
@@ -127,6 +143,10 @@ impl Scan {
             events_max,
             bytes: 0,
             room: None,
+            chunks: shared.lanes.chunks.clone(),
+            account: account.clone(),
+            waited: None,
+            wants: None,
             cancelled: Arc::default(),
         }
     }
@@ -138,25 +158,33 @@ impl Scan {
         cancel
     }
 
+    /// Uses a share that the reader has waited for, because of [`Scanned::wants`].
+    pub fn with(&mut self, waited: Option<ChunkShare>) {
+        self.waited = waited;
+    }
+
     /// Whether memory lacks the batch where it starts.
     pub fn is_of_log(&self) -> bool {
-        self.at.next() < self.until && self.events.is_empty()
+        self.at.next() < self.until && self.events.is_empty() && self.wants.is_none()
     }
 
     pub fn finish(mut self) -> Scanned {
         self.events.shrink_to_fit();
         let share = self.room.and_then(|room| room.share);
-        // A single event can be larger than its share.
-        let share = share.and_then(|mut share| share.split(self.bytes).or(Some(share)));
+        let mut share = share.filter(|_| !self.events.is_empty());
+        if let Some(share) = &mut share {
+            share.shrink(self.bytes);
+        }
         Scanned {
             at: self.at,
-            share: share.filter(|_| !self.events.is_empty()),
+            share,
             events: self.events,
+            wants: self.wants,
         }
     }
 
     pub fn over_memory(&mut self, shared: &Shared) {
-        self.room = Some(Room::take(shared));
+        self.room = Some(Room::take(shared, &self.account));
         let scanned = self.over(|sequence| Ok(shared.tail.recent(sequence)));
         scanned.expect("memory can be read");
         if self.events.is_empty() {
@@ -165,7 +193,7 @@ impl Scan {
     }
 
     pub fn over_log(&mut self, shared: &Shared, log: &dyn LogReader) -> Result<(), ReadError> {
-        self.room = Some(Room::take(shared));
+        self.room = Some(Room::take(shared, &self.account));
         let Some(topic) = self.topic.clone() else {
             return self.over(|sequence| Ok(log.read(sequence, None)?));
         };
@@ -266,7 +294,7 @@ impl Scan {
             }
             let bytes = self.bytes + event.encoded.len() + EVENT_OVERHEAD_BYTES + overhead;
             if self.events.len() >= self.events_max
-                || (bytes > bytes_max && !self.events.is_empty())
+                || (bytes > bytes_max && !self.makes_room(bytes))
             {
                 return false;
             }
@@ -283,6 +311,23 @@ impl Scan {
             checksum: batch.checksum(),
         };
         self.events.len() < self.events_max && self.bytes < bytes_enough
+    }
+
+    /// Makes room for a single event that is larger than a chunk, if there is memory for it now.
+    fn makes_room(&mut self, bytes: usize) -> bool {
+        if !self.events.is_empty() {
+            return false;
+        }
+        self.room = None;
+        let waited = self.waited.take();
+        let share = waited.or_else(|| self.chunks.try_take(&self.account, bytes));
+        self.wants = share.is_none().then_some(bytes);
+        self.room = share.map(|share| Room {
+            bytes: 0,
+            bytes_max: bytes,
+            share: Some(share),
+        });
+        self.room.is_some()
     }
 }
 
@@ -301,10 +346,14 @@ fn copy_out(events: &mut [StoredEvent], bytes: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
     use crate::partition::{
-        Partition, Start,
-        support::{event, opened, stop, store},
+        Partition, PartitionOptions, Start,
+        support::{event, opened, opened_with, stop, store},
     };
 
     fn scan(partition: &Partition, topic: Option<&str>, until: Sequence) -> Scan {
@@ -315,6 +364,8 @@ mod tests {
             until,
             partition.0.tail.mark(),
             usize::MAX,
+            &partition.0,
+            &ChunkAccount::default(),
         )
     }
 
@@ -413,7 +464,7 @@ mod tests {
             });
             assert!(held <= counted);
             let share = scanned.share.as_ref().expect("there is memory");
-            assert_eq!(share.num_permits(), counted);
+            assert_eq!(share.bytes(), counted);
             for event in scanned.events {
                 let encoded = event.encoded.try_into_mut();
                 let encoded = encoded.expect("no other event or batch holds its memory");
@@ -429,7 +480,7 @@ mod tests {
         let (partition, threads) = opened(dir.path()).await;
         let events = (0..100).map(|id| event("t", id, 4000)).collect();
         store(&partition, events).await;
-        let all = partition.0.lanes.take_all_chunks();
+        let all = partition.0.lanes.chunks.take_all();
         let mut reader = partition
             .reader_here(None, &Start::Earliest)
             .expect("begins");
@@ -450,13 +501,52 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_event_larger_than_a_chunk_waits_for_its_memory() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = PartitionOptions {
+            tail_cache_bytes_max: CHUNK_BYTES_MAX,
+            ..PartitionOptions::new(dir.path())
+        };
+        let (partition, threads) = opened_with(options).await;
+        // The first is in the log only, the last in memory.
+        let bytes = [20_000, CHUNK_BYTES_MAX + 1, 20_000];
+        for (id, bytes) in bytes.into_iter().enumerate() {
+            store(&partition, vec![event("t", id, bytes)]).await;
+        }
+        assert!(partition.0.tail.recent(1).is_none() && partition.0.tail.recent(3).is_some());
+        for topic in [None, Some(Topic::new("t").expect("valid"))] {
+            let permits = Arc::new(tokio::sync::Semaphore::new(1));
+            let permit = permits.acquire_owned().await.expect("open");
+            let account = ChunkAccount::default();
+            let reader = partition.reader(topic, &Start::Earliest, permit, &account);
+            let mut reader = reader.await.expect("begins");
+            let memory = &partition.0.lanes.chunks;
+            let free = memory.free();
+            for bytes in bytes {
+                let all = memory.take_all();
+                let mut reading = Box::pin(reader.read(Sequence::MAX, usize::MAX));
+                let early = timeout(Duration::from_millis(50), reading.as_mut()).await;
+                assert!(early.is_err(), "{bytes} bytes without their memory");
+                drop(all);
+                let chunk = reading.await.expect("reads");
+                assert_eq!(chunk.events.len(), 1);
+                let share = chunk.share.expect("it is covered");
+                assert_eq!(free - memory.free(), share.bytes());
+                assert!(share.bytes() > bytes);
+            }
+            assert_eq!(memory.free(), free);
+        }
+        stop(threads).await;
+    }
+
+    #[tokio::test]
     async fn readers_that_are_cut_leave_their_lane_and_their_permit() {
         let dir = tempfile::tempdir().expect("a directory");
         let (partition, threads) = opened(dir.path()).await;
         let readers = Arc::new(tokio::sync::Semaphore::new(1));
         let permit = Arc::clone(&readers).acquire_owned().await.expect("open");
         let mut reader = partition
-            .reader(None, &Start::Earliest, permit)
+            .reader(None, &Start::Earliest, permit, &ChunkAccount::default())
             .await
             .expect("begins");
         let (go_on, gate) = std::sync::mpsc::channel::<()>();

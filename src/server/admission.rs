@@ -32,7 +32,12 @@ use super::{
     speaks_grpc,
     unread::{OpenResponse, OpenResponses},
 };
-use crate::{call::Call, grpc, http, partition::Account, response::Unread};
+use crate::{
+    call::Call,
+    grpc, http,
+    partition::{Account, ChunkAccount},
+    response::Unread,
+};
 
 /// Calls that a connection may always have open.
 const CONNECTION_CALLS_MIN: usize = 16;
@@ -43,6 +48,7 @@ const CALLS_MAX: usize = 16_384;
 #[derive(Clone, Default)]
 pub(super) struct Peer {
     account: Account,
+    chunks: ChunkAccount,
     unread: Unread,
     calls: Arc<AtomicUsize>,
     responses: OpenResponses,
@@ -64,7 +70,7 @@ async fn admit(State(places): State<Arc<Semaphore>>, request: Request, next: Nex
             false => http::too_many_calls(),
         };
     };
-    let (call, guarded) = Call::new(peer.account, body);
+    let (call, guarded) = Call::new(peer.account, peer.chunks, body);
     head.extensions.insert(call.clone());
     head.extensions.insert(peer.unread);
     let request = Request::from_parts(head, Body::new(guarded));
