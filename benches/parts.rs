@@ -1,7 +1,7 @@
-//! The parts of the write and read path, each alone: `cargo bench`.
+//! The parts of the write and read path, one at a time: `cargo bench`.
 //!
-//! Events are 350 bytes, keys a topic of ten and a UUIDv4-like id, as in the benchmark of the whole
-//! (`bench/`), which also measures the RPC without a store (`--stores null`).
+//! Events are 350 bytes, keys a topic of ten and a UUIDv4-like id, as in the end-to-end benchmark (`bench/`),
+//! which also measures the RPC without a store (`--stores null`).
 
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,11 @@ use oncelog::{
 use prost::Message as _;
 use tempfile::TempDir;
 
-/// Events in a batch: one alone, what one request brings, and what many bring together.
+/// Events in a batch: a single one, one request, and many requests together.
 const BATCHES: [u64; 3] = [1, 256, 4096];
-/// Keys that are looked up.
+/// How many keys are looked up.
 const LOOKUPS: u64 = 4096;
-/// Keys in the index that they are looked up in, and in each generation that is sealed.
+/// The number of keys in the index searched, and in each generation sealed.
 const KEYS: u64 = 256 * 1024;
 const KEYS_PER_GENERATION: u64 = 64 * 1024;
 /// How long the sealer may take.
@@ -31,7 +31,7 @@ fn main() {
     divan::main();
 }
 
-/// George Marsaglia, "Xorshift RNGs", 2003; a few rounds make neighbours unlike.
+/// George Marsaglia, "Xorshift RNGs", 2003; a few rounds decorrelate neighbours.
 fn random(number: u64) -> u64 {
     (0..4).fold(number + 1, |mut x, _| {
         x ^= x << 13;
@@ -102,7 +102,7 @@ fn batch(first_sequence: Sequence, events: &[Event]) -> Batch {
     batch.finish(1_767_225_600_000_000_000)
 }
 
-/// What a handler does with each event: read in place, check the limits, hash.
+/// A handler's work on each event: read it in place, check the limits, hash.
 #[divan::bench(args = BATCHES)]
 fn validate(bencher: Bencher, count: u64) {
     let encoded: Vec<_> = (0..count).map(encoded).collect();
@@ -131,8 +131,8 @@ fn decode_batch(bencher: Bencher, count: u64) {
         .bench(|| Batch::decode(encoded.clone()).expect("whole").events());
 }
 
-/// Encodes the batch too, as its first sequence is the log's tail. On the disk that the temporary directory is on: set
-/// `TMPDIR` to choose.
+/// Includes encoding the batch, because its first sequence is the log's tail. The disk is that of the temporary
+/// directory: set `TMPDIR` to choose.
 #[divan::bench(args = BATCHES, max_time = 2)]
 fn append_and_sync(bencher: Bencher, count: u64) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -170,7 +170,7 @@ impl Sealed {
         Self { index, _dir: dir }
     }
 
-    /// Waits until the keys are in so many generations on disk.
+    /// Waits until the keys are in this many generations on disk.
     fn settle(&self, generations: usize, keys: u64) {
         let reader = self.index.reader();
         let began = Instant::now();
@@ -189,7 +189,7 @@ impl Sealed {
         self.index.reader().view()
     }
 
-    /// With the hashes that a handler computes once.
+    /// With the hashes that a handler computes in advance.
     fn hashed(&self, keys: Vec<Key>) -> Vec<(Key, KeyHash)> {
         let secret = self.index.secret();
         let hash = |key: Key| (key.clone(), secret.key_hash(&key));
@@ -205,13 +205,13 @@ fn sealed() -> Sealed {
     sealed
 }
 
-/// Keys at random among the `KEYS` from `first` on.
+/// Random keys among the `KEYS` from `first` on.
 fn lookups(first: u64) -> Vec<Key> {
     let numbers = (0..LOOKUPS).map(|at| first + random(at) % KEYS);
     numbers.map(key).collect()
 }
 
-/// The filters alone: most keys of a load are in none.
+/// The filters alone: most keys of a load are in none of them.
 #[divan::bench]
 fn filter_absent(bencher: Bencher) {
     let sealed = sealed();
@@ -259,7 +259,7 @@ fn check_recent(bencher: Bencher) {
     });
 }
 
-/// From keys in memory to a generation that is synced; inserting the keys is counted too.
+/// From keys in memory to a synced generation; inserting the keys counts too.
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn build_generation(bencher: Bencher) {
     bencher
@@ -271,8 +271,7 @@ fn build_generation(bencher: Bencher) {
         });
 }
 
-/// Four generations are built, and merged into one: what it takes longer than four times `build_generation` is the
-/// merge.
+/// Builds four generations and merges them into one: the time beyond four times `build_generation` is the merge.
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn build_and_merge_generations(bencher: Bencher) {
     let fanout = 4;

@@ -4,10 +4,10 @@
 //! cargo run --release --example publisher [http://127.0.0.1:50051]
 //! ```
 //!
-//! The same event always has the same id and the same content, so that a second run stores nothing:
-//! that is all a publisher has to take care of. It may send an event as often as it likes.
+//! The same event always has the same id and the same content, so that a second run stores nothing: that is
+//! all a publisher must ensure. It may send an event as often as it likes.
 
-// An example has nobody else to print for it.
+// An example has no other place to print.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{env, error::Error, time::Instant};
@@ -32,18 +32,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .unwrap_or_else(|| "http://127.0.0.1:50051".to_owned());
     let start = Instant::now();
 
-    // Connects when there is something to send, and again whenever the connection breaks.
+    // Connects when there is something to send, and reconnects whenever the connection breaks.
     let publisher = Publisher::connect(&server, PublisherOptions::default())?;
     let mut acks = Vec::new();
     for first in (0..EVENTS).step_by(EVENTS_PER_REQUEST as usize) {
         let events = (first..first + EVENTS_PER_REQUEST).map(|position| event(number(position)));
-        // Waits only while too much is unacknowledged; the ack itself comes later.
+        // Waits only while too many events are unacknowledged; the ack itself comes later.
         acks.push(publisher.send(events.collect()).await?);
     }
 
     let (mut stored, mut duplicates, mut conflicts, mut rejected) = (0, 0, 0, 0);
     for ack in acks {
-        // One outcome per event, in order. What is not rejected is durable now.
+        // One outcome per event, in order. Every event not rejected is durable now.
         for outcome in ack.await? {
             match outcome.outcome() {
                 Outcome::Stored => stored += 1,
@@ -70,7 +70,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Which event is sent at `position`: every fifth is one that was sent before, just now or long ago.
+/// The number of the event at `position`: every fifth was sent before, just now or long ago.
 fn number(position: u64) -> u64 {
     if position % 5 == 4 {
         let back = if position.is_multiple_of(2) {
@@ -83,7 +83,7 @@ fn number(position: u64) -> u64 {
     position / 5 * 4 + position % 5
 }
 
-/// The event of that number: whenever it is made, it is the same.
+/// The event with this number, always the same.
 fn event(number: u64) -> Event {
     let field = |kind| Value { kind: Some(kind) };
     let json = [

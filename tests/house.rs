@@ -1,8 +1,8 @@
-//! The rules of the house, checked: who may import whom, how long functions and files are, words that we do not use, and limits
-//! that are named once.
+//! The rules of the house, checked: which module may import which, how long functions and files may be, words to avoid,
+//! and limits that are named once.
 //!
-//! What breaks a rule and may stay for now is in `tests/house/`: lists that get shorter, numbers that get smaller. Nothing is
-//! added to them to make a test pass.
+//! Exceptions are in `tests/house/`: lists that get shorter, numbers that get smaller. Nothing is added to them to make
+//! a test pass.
 
 #![expect(
     clippy::print_stderr,
@@ -19,7 +19,7 @@ use std::{
 const FUNCTION_LINES_MAX: usize = 80;
 const FILE_LINES_MAX: usize = 400;
 
-/// The modules of the crate, lowest first: each imports only from rows below its own (here: above it).
+/// The modules of the crate, lowest first: each imports only from the rows above its own.
 const LAYERS: [&[&str]; 12] = [
     &["event", "proto"],
     &["covered", "json", "platform"],
@@ -41,7 +41,7 @@ const NAMED_BY: [(&str, &[&str]); 2] = [
     ("tonic", &["grpc", "client", "server", "cli", "proto"]),
 ];
 
-/// Modules whose files import one another in no ring.
+/// Modules without cycles of imports among their files.
 const WITHOUT_RINGS: [&str; 9] = [
     "client",
     "event",
@@ -54,7 +54,7 @@ const WITHOUT_RINGS: [&str; 9] = [
     "server",
 ];
 
-/// What a row of README's table of limits begins with or has in it, and the constant behind it.
+/// The start of a row of README's table of limits, or a part of it, and the constant behind it.
 const LIMITS: [(&str, &str); 10] = [
     ("| topic, event_id, source |", "NAME_BYTES_MAX"),
     ("| attributes |", "ATTRIBUTES_MAX"),
@@ -68,16 +68,16 @@ const LIMITS: [(&str, &str); 10] = [
     ("(`--max-connections`)", "CONNECTIONS_MAX"),
 ];
 
-/// A file of the source, without its tests and its comments.
+/// A source file, without its tests and comments.
 struct Source {
-    /// Below `src/`.
+    /// Relative to `src/`.
     path: String,
     code: String,
     comments: Vec<String>,
 }
 
 impl Source {
-    /// The module of the crate that it belongs to.
+    /// The file's module in the crate.
     fn module(&self) -> &str {
         let first = self.path.split('/').next().unwrap_or_default();
         first.trim_end_matches(".rs")
@@ -92,7 +92,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The files below `folder` that end with `extension`, but for what is built or brought in.
+/// The files below `folder` that end with `extension`, except build products and dependencies.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
@@ -112,7 +112,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The source of the crate; not what only tests are made of.
+/// The source of the crate, without files that are only for tests.
 fn sources() -> Vec<Source> {
     let folder = root().join("src");
     let mut sources = Vec::new();
@@ -147,7 +147,7 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-/// What `code` names directly below `prefix`: `a` and `b` of `crate::{a::x, b}`, `c` of `crate::c::x`.
+/// The names in `code` directly below `prefix`: `a` and `b` of `crate::{a::x, b}`, `c` of `crate::c::x`.
 fn named_below(prefix: &str, code: &str) -> BTreeSet<String> {
     let mut named = BTreeSet::new();
     for (at, _) in code.match_indices(prefix) {
@@ -188,7 +188,7 @@ fn is_word(char: char) -> bool {
     char.is_alphanumeric() || char == '_'
 }
 
-/// The lines of a list of what may stay, without comments.
+/// The lines of a list of exceptions, without comments.
 fn allowed(name: &str) -> BTreeSet<String> {
     let list = read(&root().join("tests/house").join(name));
     let lines = list.lines().map(str::trim);
@@ -196,7 +196,7 @@ fn allowed(name: &str) -> BTreeSet<String> {
     lines.map(str::to_owned).collect()
 }
 
-/// Fails with what was found and is not on the list `name`. Says what is on it for nothing.
+/// Fails if something found is not on the list `name`. Reports entries no longer needed.
 fn hold(name: &str, found: &BTreeSet<String>, rule: &str) {
     let allowed = allowed(name);
     for gone in allowed.difference(found) {
@@ -206,7 +206,7 @@ fn hold(name: &str, found: &BTreeSet<String>, rule: &str) {
     assert!(new.is_empty(), "{rule}:\n{}", new.join("\n"));
 }
 
-/// Fails with what is longer than its number on the list `name`, or than `most`.
+/// Fails if something is longer than its number on the list `name`, or than `most`.
 fn hold_lengths(name: &str, found: &BTreeMap<String, usize>, most: usize, rule: &str) {
     let allowed: BTreeMap<_, usize> = allowed(name)
         .iter()
@@ -425,7 +425,7 @@ fn words_we_do_not_use_get_fewer() {
     assert!(broken.is_empty(), "say it plainly:\n{}", broken.join("\n"));
 }
 
-/// `4 * 1024 * EVENT_BYTES_MAX`, with what the names stand for.
+/// The value of `4 * 1024 * EVENT_BYTES_MAX`, say, with its names resolved.
 fn value(expression: &str, constants: &BTreeMap<String, Vec<String>>) -> Option<u64> {
     let factors = expression.split('*').map(str::trim);
     factors
@@ -458,7 +458,7 @@ fn numbers(row: &str) -> Vec<u64> {
 fn a_limit_is_named_once_and_documented() {
     let mut constants: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for source in sources() {
-        // Where a limit is made small on purpose, where a command has its own, and where an endpoint has a lower one.
+        // These have small limits on purpose, limits of their own, or a lower one for an endpoint.
         let has_own = ["simulation", "cli"].contains(&source.module());
         if has_own || source.path.ends_with("fuzzing.rs") || source.path == "http/stats.rs" {
             continue;
@@ -486,7 +486,7 @@ fn a_limit_is_named_once_and_documented() {
     }
 }
 
-/// docs/reliability.md says what bounds each endpoint by the names of constants and options.
+/// docs/reliability.md names the bounds of each endpoint by constants and options.
 #[test]
 fn bounds_in_the_docs_are_in_the_source() {
     let page = read(&root().join("docs/reliability.md"));
@@ -494,7 +494,7 @@ fn bounds_in_the_docs_are_in_the_source() {
     let has = |text: &str| sources.iter().any(|source| source.code.contains(text));
     let mut named = 0;
     for line in page.lines().filter(|line| line.starts_with('|')) {
-        // Every other part stands between backticks.
+        // Every second part is between backticks.
         for name in line.split('`').skip(1).step_by(2) {
             let is_constant = name.contains('_')
                 && name

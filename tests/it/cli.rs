@@ -1,4 +1,4 @@
-//! The program as a user runs it, against real servers.
+//! The program as users run it, against real servers.
 
 use std::{
     fs,
@@ -178,7 +178,7 @@ fn a_list_is_printed_whole_by_topic_or_in_parts() {
     assert!(bad.stderr.contains("cursor"), "{bad:?}");
 }
 
-/// A command that goes on, and the lines it prints. Killed when dropped.
+/// A running command, and the lines it prints. Killed when dropped.
 struct Follower {
     child: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
@@ -245,7 +245,7 @@ fn a_list_can_be_published_elsewhere() {
     );
     let ended = publish_lines(&elsewhere, &listed.stdout).assert_code(0);
     assert_summary(&ended, "received 52, stored 52, ");
-    // The same content: back home every one of them is a duplicate, and none a conflict.
+    // The content is the same: sent back home, every event is a duplicate, and none a conflict.
     let ended = publish_lines(&server, &listed.stdout).assert_code(0);
     assert_summary(
         &ended,
@@ -314,7 +314,7 @@ async fn health_is_in_the_exit_status() {
     disk.fail_syncs(true);
     let failed = try_publish(&mut server.client().await, vec![vec![event("a", 1)]]).await;
     failed.expect_err("not durable");
-    // That it has failed is told by a task of its own.
+    // Another task reports that it has failed.
     let deadline = Instant::now() + PATIENCE;
     while health().code == Some(0) {
         assert!(Instant::now() < deadline, "it is not serving");
@@ -324,13 +324,13 @@ async fn health_is_in_the_exit_status() {
 
 #[test]
 fn an_unreachable_server_is_reported() {
-    // It takes connections and closes them.
+    // It accepts connections and closes them.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound").to_string();
     thread::spawn(move || listener.incoming().for_each(drop));
     let health = run(&mut oncelog(&["health", "--server", &address])).assert_code(1);
     assert!(health.stderr.contains(&address), "{health:?}");
-    // tcpmux, which nobody runs.
+    // The port of tcpmux, which nobody runs.
     for command in ["health", "stats"] {
         let ended = run(&mut oncelog(&[command, "--server", "127.0.0.1:1"])).assert_code(1);
         assert!(
@@ -466,7 +466,7 @@ fn a_data_directory_is_verified_only_while_no_server_has_it() {
     assert!(!missing.exists(), "verifying creates nothing");
 }
 
-/// A child has all open files of its parent from fork to exec, and with them the lock.
+/// A child holds all open files of its parent between fork and exec, and with them the lock.
 #[test]
 fn children_that_start_beside_it_do_not_keep_a_lock() {
     const CHILDREN: usize = 200;
@@ -598,7 +598,7 @@ async fn sigterm_stops_in_order_with_streams_open() {
 
     let server = Process::start(&data_dir);
     assert_eq!(server.started["events"], 1);
-    // A crash would have lost count of the duplicate.
+    // A crash would have lost the count of the duplicate.
     let client = &mut server.client().await;
     assert_eq!(counters(client).await, [2, 1, 1, 0, 0]);
 }
@@ -622,7 +622,7 @@ fn the_start_up_line_reports_the_recovery() {
     assert!(started["recovery_ms"].is_u64(), "{started}");
     drop(server);
 
-    // And for people.
+    // The same for people.
     let mut command = oncelog(&["--listen", "127.0.0.1:0", "--data-dir"]);
     let command = command.arg(data_dir.path()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("started");

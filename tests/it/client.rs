@@ -17,7 +17,7 @@ use crate::support::{
 
 const KILLS: u64 = 3;
 const EVENTS_PER_REQUEST: u64 = 10;
-/// What is acked between two kills, at least.
+/// The least number of events acked between two kills.
 const EVENTS_PER_ROUND: u64 = 300;
 const IN_FLIGHT: usize = 16;
 
@@ -25,7 +25,7 @@ fn sent(id: u64) -> v1::Event {
     event_with_data("a", id, id.to_be_bytes().repeat(32))
 }
 
-/// Publishes until told to stop, and a little more. Returns the sequence of each id.
+/// Publishes until stopped, and a little more. Returns the sequence of each id.
 async fn publish_all(
     endpoint: String,
     stop: Arc<AtomicBool>,
@@ -70,7 +70,7 @@ async fn publish_all(
     sequences
 }
 
-/// Follows until `end` events are there, once that is known.
+/// Follows until `end` events are there, once that number is known.
 async fn follow(endpoint: String, end: Arc<AtomicU64>) -> Vec<v1::StoredEvent> {
     let request = v1::ListEventsRequest {
         topic: "a".to_owned(),

@@ -1,4 +1,4 @@
-//! The program on a disk that is full, by a limit on the size of files.
+//! The program on a full disk, simulated by a limit on the size of files.
 
 use std::{process::Command, time::Instant};
 
@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// Blocks of 512 bytes; in shells where they have 1024 the limit is twice as high, which is as good.
+/// Blocks of 512 bytes; where the shell's have 1024 the limit is twice as high, which works as well.
 const FILE_BLOCKS_MAX: u64 = 6 * 1024;
 const DATA_BYTES: usize = 64 * 1024;
-/// What fits in no case: the files grow from 1 MiB to the limit.
+/// More than ever fits: the files grow from 1 MiB to the limit.
 const EVENTS_MAX: u64 = 64 * 1024 * 1024 / DATA_BYTES as u64;
 
 fn large(id: u64) -> v1::Event {
@@ -62,7 +62,7 @@ async fn a_full_disk_loses_nothing_acked() {
     assert!(!acked.is_empty());
     let next = acked.len() as u64;
 
-    // It serves what it has, and says that it takes no more.
+    // It serves its events, and reports that it accepts no more.
     assert_eq!(
         server.run(&["health"]).assert_code(1).stdout,
         "NOT_SERVING\n"
@@ -97,7 +97,7 @@ async fn a_full_disk_loses_nothing_acked() {
     server.terminate().assert_code(0);
 }
 
-/// Waits until `oncelog health` ends so.
+/// Waits until `oncelog health` exits with this code.
 fn await_health(server: &Process, code: i32) {
     let deadline = Instant::now() + PATIENCE;
     while server.run(&["health"]).code != Some(code) {
@@ -105,7 +105,7 @@ fn await_health(server: &Process, code: i32) {
     }
 }
 
-/// Publishes until it is refused, and some more. Returns how many events are stored, and the refusal.
+/// Publishes until refused, and a little more. Returns how many events are stored, and the refusal.
 async fn fill(client: &mut Client) -> (u64, Status) {
     let mut acked = 0;
     let refused = loop {
@@ -169,7 +169,7 @@ async fn too_many_open_files_poison_nothing() {
     let data_dir = DataDir::new();
     let server = Process::start(&data_dir);
     let client = &mut server.client().await;
-    // Opened before: the server cannot accept connections either.
+    // Opened in advance: the server cannot accept connections either.
     let channel = Channel::from_shared(server.endpoint()).expect("an address");
     let mut health = HealthClient::new(channel.connect().await.expect("connected"));
     let watch = health.watch(HealthCheckRequest::default()).await;

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command};
 
 use crate::support::{DataDir, Process, counters, run};
 
-/// Where `cargo test` builds the example: beside the folder of this program.
+/// Where `cargo test` builds the example: next to this program's folder.
 fn publisher() -> PathBuf {
     let tests = std::env::current_exe().expect("a path");
     let target = tests.ancestors().nth(2).expect("target/debug/deps/it");

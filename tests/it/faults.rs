@@ -34,7 +34,7 @@ async fn is_serving(server: &TestServer) -> bool {
     response.expect("answered").into_inner().status() == ServingStatus::Serving
 }
 
-/// Waits until grpc.health.v1 says so.
+/// Waits until grpc.health.v1 reports this status.
 async fn await_status(server: &TestServer, status: ServingStatus) {
     let mut health = HealthClient::new(server.channel().await);
     let watch = health.watch(HealthCheckRequest::default()).await;
@@ -52,7 +52,7 @@ fn reason(status: &Status) -> String {
     info.map(|info| info.reason).unwrap_or_default()
 }
 
-/// Publishes until that fails. Returns what is stored, and the error.
+/// Publishes until that fails. Returns the stored ids, and the error.
 async fn fill(client: &mut Client) -> (Vec<String>, Status) {
     let mut stored = Vec::new();
     loop {
@@ -79,7 +79,7 @@ async fn assert_poisoned(fault: impl FnOnce(&FaultyDisk)) {
     assert_eq!(error.code(), Code::Unavailable);
     assert!(error.message().contains("until it is restarted"), "{error}");
 
-    // The disk works again, but what the failed sync lost is not known: nothing more is taken.
+    // The disk works again, but nobody knows what the failed sync lost: nothing more is accepted.
     disk.fail_syncs(false);
     disk.fail_writes(false);
     let error = try_publish(client, vec![vec![event("a", 4)]]).await;
@@ -155,7 +155,7 @@ async fn a_full_disk_refuses_and_heals() {
     assert!(error.get_details_retry_info().is_some(), "send it again");
     await_status(&server, ServingStatus::NotServing).await;
     assert_eq!(ids(&list(client, "a").await), stored);
-    // What is stored already needs no space.
+    // A duplicate needs no space.
     let again = event_with_data("a", &stored[0], vec![7; 4000]);
     assert_eq!(publish(client, vec![again]).await.duplicate_dropped, 1);
     let new_topic = event_with_data("b", 1, vec![7; 60_000]);
@@ -164,7 +164,7 @@ async fn a_full_disk_refuses_and_heals() {
         .expect_err("full");
 
     disk.no_space(false);
-    // It finds out by itself, and then takes what it refused.
+    // It notices by itself, and then accepts what it refused.
     await_status(&server, ServingStatus::Serving).await;
     publish(client, vec![new_topic]).await;
     let id = format!("{:03}", stored.len());
@@ -176,7 +176,7 @@ async fn a_full_disk_refuses_and_heals() {
 
 #[tokio::test]
 async fn an_unwritten_segment_is_retried() {
-    // No file can be opened; or the sync of the next segment fails, and that of the batches does not.
+    // No file can be opened; or the sync of the next segment fails, and those of batches do not.
     for fault in [FaultyDisk::no_files, FaultyDisk::fail_full_syncs] {
         let disk = FaultyDisk::default();
         let server = start(&disk).await;
@@ -196,7 +196,7 @@ async fn an_unwritten_segment_is_retried() {
         );
 
         fault(&disk, false);
-        // It finds out by itself.
+        // It notices by itself.
         await_status(&server, ServingStatus::Serving).await;
         assert_eq!(http.get("/readyz").await.status, 200);
         publish(client, vec![event_with_data("b", 1, vec![7; 60_000])]).await;
@@ -204,7 +204,7 @@ async fn an_unwritten_segment_is_retried() {
     }
 }
 
-/// A request of one event is synced by the writer, a large one by the syncer.
+/// The writer syncs a request of one event, the syncer a large one.
 #[tokio::test]
 async fn a_panic_is_no_stop() {
     for events_sent in [1, 1000] {
@@ -227,7 +227,7 @@ async fn a_panic_is_no_stop() {
             let (_, msg) = http.get(path).await.flaw(503);
             assert!(msg.contains("a bug in the server"), "{msg}");
         }
-        // The index is the writer's: who asks it is not told of a stop either.
+        // The index belongs to the writer: a query of it does not report a stop either.
         let missing = patiently("an answer", get_event(client, "a", "no such event")).await;
         let missing = missing.expect_err("there is none");
         assert!(
@@ -239,7 +239,7 @@ async fn a_panic_is_no_stop() {
         disk.panic_in_syncs(false);
         let server = TestServer::start_in(server.stop().await).await;
         let client = &mut server.client().await;
-        // What was written and not synced may be there: resending is safe.
+        // Written and unsynced events may be there: resending is safe.
         publish(client, sent).await;
         assert_eq!(list(client, "a").await.len() as u64, 3 + events_sent);
     }

@@ -1,4 +1,4 @@
-//! HTTP/2 by hand: frames, right and wrong, and a peer that sends them. Part of the torture programs as well.
+//! HTTP/2 by hand: frames, right and wrong, and a peer that sends them. Also part of the torture programs.
 //!
 //! RFC 9113, sections 4 and 6; RFC 7541, section 6.2.2.
 
@@ -10,9 +10,9 @@ use tokio::{
 };
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What precedes the payload of a frame.
+/// The bytes before the payload of a frame.
 const HEADER_BYTES: usize = 9;
-/// The ping that is answered when all before it is dealt with.
+/// The ping whose reply means that everything before it has been processed.
 const LAST_PING: &[u8] = b"the last";
 
 pub mod kind {
@@ -42,14 +42,14 @@ pub mod code {
     pub const ENHANCE_YOUR_CALM: u32 = 11;
 }
 
-/// A frame whose header tells the length of its payload.
+/// A frame whose header has the length of its payload.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = frame_header(payload.len() as u32, kind, flags, stream);
     frame.extend_from_slice(payload);
     frame
 }
 
-/// The header of a frame that says to have `bytes` of payload.
+/// The header of a frame that claims `bytes` of payload.
 pub fn frame_header(bytes: u32, kind: u8, flags: u8, stream: u32) -> Vec<u8> {
     let mut header = bytes.to_be_bytes()[1..].to_vec();
     header.extend([kind, flags]);
@@ -79,7 +79,7 @@ pub fn window_update(stream: u32, bytes: u32) -> Vec<u8> {
     )
 }
 
-/// A header field that is spelled out, and remembered by nobody.
+/// A literal header field, not indexed.
 pub fn field(name: &str, value: &str) -> Vec<u8> {
     let mut field = vec![0];
     for text in [name, value] {
@@ -100,7 +100,7 @@ pub fn field(name: &str, value: &str) -> Vec<u8> {
     field
 }
 
-/// Header fields, one after the other.
+/// Header fields in a row.
 pub fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
     let fields = fields.iter();
     fields
@@ -135,7 +135,7 @@ pub fn call(stream: u32, method: &str) -> Vec<u8> {
     frame(kind::HEADERS, flag::END_HEADERS, stream, &fields)
 }
 
-/// A message of gRPC that says to have `bytes` bytes.
+/// A gRPC message that claims `bytes` bytes.
 pub fn message(compressed: u8, bytes: u32, content: &[u8]) -> Vec<u8> {
     let mut message = vec![compressed];
     message.extend(bytes.to_be_bytes());
@@ -143,7 +143,7 @@ pub fn message(compressed: u8, bytes: u32, content: &[u8]) -> Vec<u8> {
     message
 }
 
-/// A ListEvents of all topics that follows.
+/// A ListEvents of all topics, with follow.
 pub fn follow(stream: u32) -> Vec<u8> {
     // Field 5 is true.
     let request = message(0, 2, &[5 << 3, 1]);
@@ -176,28 +176,28 @@ impl Frame {
 /// How a connection ended.
 #[derive(Debug, Default)]
 pub struct Ended {
-    /// The code of the last GOAWAY, if it arrived: what is unread on the other side can take it along.
+    /// The code of the last GOAWAY, if it arrived: unread data on the other side can destroy it.
     pub goaway: Option<u32>,
-    /// How many streams were reset, by the code.
+    /// How many streams were reset, by code.
     pub resets: BTreeMap<u32, usize>,
     /// How many frames arrived.
     pub frames: usize,
-    /// Whether the connection went on.
+    /// Whether the connection survived.
     pub survived: bool,
 }
 
-/// A client that keeps to nothing.
+/// A client that breaks all rules.
 pub struct Peer(pub TcpStream);
 
 impl Peer {
-    /// A connection without a word.
+    /// A connection that has sent nothing.
     pub async fn connect(server: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(server).await?;
         stream.set_nodelay(true)?;
         Ok(Self(stream))
     }
 
-    /// A connection that speaks HTTP/2, its settings exchanged.
+    /// An HTTP/2 connection with its settings exchanged.
     pub async fn greet(server: SocketAddr) -> io::Result<Self> {
         Self::greet_with(server, &[]).await
     }
@@ -225,7 +225,7 @@ impl Peer {
         next(&mut self.0).await
     }
 
-    /// The next frame of a stream, and nothing else of the connection.
+    /// The next frame of a stream, ignoring the rest of the connection.
     pub async fn next_of(&mut self, stream: u32) -> io::Result<Frame> {
         loop {
             match self.next().await? {
@@ -236,8 +236,8 @@ impl Peer {
         }
     }
 
-    /// Sends what `bytes` gives for each round, and a last ping. Returns what the server does about it, up to the
-    /// answer to that ping or the end of the connection.
+    /// Sends `bytes` for each round, and a last ping. Returns the server's reactions up to its reply to that
+    /// ping, or to the end of the connection.
     pub async fn flood(self, rounds: usize, bytes: impl Fn(usize) -> Vec<u8>) -> Ended {
         let (mut from, mut to) = self.0.into_split();
         let send = async {
@@ -268,14 +268,14 @@ impl Peer {
         ended
     }
 
-    /// Sends `bytes` and returns what the server does about it.
+    /// Sends `bytes` and returns the server's reactions.
     pub async fn attack(self, bytes: &[u8]) -> Ended {
         self.flood(1, |_| bytes.to_vec()).await
     }
 
-    /// Sends `bytes` and nothing more, and waits until the server has closed as well.
+    /// Sends `bytes` and nothing more, and waits until the server closes as well.
     pub async fn cut(mut self, bytes: &[u8]) {
-        // The server may have closed at the first of them.
+        // The server may close at the first of them.
         if self.send(bytes).await.is_ok() && self.0.shutdown().await.is_ok() {
             while let Ok(Some(_)) = self.next().await {}
         }

@@ -53,7 +53,7 @@ async fn watchers_see_the_stop_and_do_not_delay_it() {
     }
 }
 
-/// Asks the same of both versions of the reflection protocol, which differ in their package only.
+/// The same test for both versions of the reflection protocol, which differ only in their package.
 macro_rules! reflection_test {
     ($test:ident, $version:ident) => {
         #[tokio::test]
@@ -115,7 +115,7 @@ macro_rules! reflection_test {
             ];
             assert_eq!(methods, expected);
 
-            // What errors carry can be read too.
+            // The types of error details are readable too.
             let answer = answers.message().await.expect("alive").expect("a file");
             let Some(MessageResponse::FileDescriptorResponse(files)) = answer.message_response
             else {

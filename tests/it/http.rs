@@ -1,4 +1,4 @@
-//! The original's API: its own test cases, without their sleeps, and what is around it.
+//! The original API: its own test cases, without their sleeps, and what surrounds them.
 
 use hyper::Method;
 use serde_json::json;
@@ -187,7 +187,7 @@ async fn methods_and_paths_are_checked() {
 async fn a_connection_that_does_not_speak_ends() {
     let server = TestServer::start().await;
     let http = Http::from(&server);
-    // Nothing, what may be either protocol, and half a header.
+    // Nothing, the start of either protocol, and half a header.
     for silent in [
         &b""[..],
         b"P",

@@ -58,7 +58,7 @@ async fn pages_are_linked_without_gap_or_repeat() {
     let sequences: Vec<_> = all.iter().map(|event| event["sequence"].as_u64()).collect();
     assert_eq!(sequences, (1..=55).map(Some).collect::<Vec<_>>());
 
-    // The cursor at the end finds what comes later.
+    // The cursor at the end finds later events.
     let end = http.get("/events?topic=other").await;
     let cursor = end.header("oncelog-cursor").to_owned();
     publish(client, events("other", 30..31)).await;
@@ -158,7 +158,7 @@ async fn lines_stream_everything() {
     assert_eq!(http.lines("/events").await.len() as u64, EVENTS + 1);
     assert_eq!(http.lines("/events?limit=11000").await.len(), 11_000);
 
-    // Every line says where to go on.
+    // Every line has the cursor to continue from.
     let cursor = listed[9999]["cursor"].as_str().expect("a cursor");
     let rest = http
         .lines(&format!("/events?topic=t&cursor={cursor}"))
@@ -195,7 +195,7 @@ async fn an_event_stream_follows_and_resumes_over_a_restart() {
     let http = Http::from(&server);
     http.publish(&json_event("t", 3)).await.expect(200);
     let headers = [("last-event-id", &*source.last_id)];
-    // The id goes before the cursor of the address that a browser calls again.
+    // The id takes precedence over the cursor in the address that a browser repeats.
     let path = format!(
         "/events?topic=t&cursor={}",
         first["cursor"].as_str().expect("text")
@@ -211,7 +211,7 @@ async fn a_silent_event_stream_shows_that_it_lives() {
     let mut source = EventSource::open(http, "/events?topic=t", &[]).await;
     for _ in 0..3 {
         source.caught_up().await;
-        // What is between two blocks is not an event.
+        // Text between two blocks is not an event.
         assert!(!source.take_arrived().contains("data:"));
     }
 }

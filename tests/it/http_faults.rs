@@ -1,4 +1,4 @@
-//! HTTP over a failed disk, damaged data and a stop: what is answered, and how streams end.
+//! HTTP with a failed disk, damaged data and a stop: the responses, and how streams end.
 
 use http_body_util::BodyExt as _;
 use hyper::{Method, body::Incoming};
@@ -10,7 +10,7 @@ use crate::{
     support::{DataDir, TestServer, event_with_data, flip, patiently, publish},
 };
 
-/// The whole lines of a body that ends with a broken connection.
+/// The complete lines of a body that ends with a broken connection.
 async fn lines_until_it_breaks(mut body: Incoming) -> Vec<Value> {
     let mut arrived = Vec::new();
     loop {
@@ -60,7 +60,7 @@ async fn damage_is_reported_and_never_looks_like_the_end() {
     const DATA_BYTES: usize = 300_000;
     let server = TestServer::start().await;
     let http = Http::from(&server);
-    // More than readers are served from memory; the third is damaged.
+    // More than readers get from memory; the third is damaged.
     for id in 0..EVENTS {
         let event = event_with_data("t", id, vec![7; DATA_BYTES]);
         publish(&mut server.client().await, vec![event]).await;
@@ -70,7 +70,7 @@ async fn damage_is_reported_and_never_looks_like_the_end() {
     let response = http.open(Method::GET, "/events", &[ACCEPT_LINES], "").await;
     assert_eq!(response.status(), 200);
     let lines = lines_until_it_breaks(response.into_body()).await;
-    // What was sent last can be lost with the connection.
+    // The broken connection can take the last lines with it.
     assert!(["0", "1"].starts_with(&ids(&lines)));
 
     // Pages end before it, and lead to it.

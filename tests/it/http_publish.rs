@@ -170,7 +170,7 @@ async fn limits_are_named() {
         .flaw(413);
     assert_eq!(loc, json!(["body", 1]));
     assert!(msg.contains("--max-event-bytes"), "{msg}");
-    // JSON within the limit, whose encoding is not.
+    // JSON within the limit whose encoding exceeds it.
     let mut numbers = json_event("t", 1);
     numbers["payload"] = json!({"x": vec![0; 2500]});
     let numbers: Vec<_> = (0..3)
@@ -195,7 +195,7 @@ async fn limits_are_named() {
     assert_eq!(http.lines("/events").await.len(), 0);
     until("the budget is whole", || held() == 0).await;
 
-    // A chunked body is found too large as it arrives.
+    // A chunked body proves too large as it arrives.
     let mut chunked = b"POST /publish HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n\
         connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
         .to_vec();
@@ -206,7 +206,7 @@ async fn limits_are_named() {
     let answer = http.raw(&chunked).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     assert!(answer.contains("more than 65536 bytes"), "{answer}");
-    // And one that says so before it is sent is not asked for.
+    // A body that announces its size is refused without being asked for.
     let expect = b"POST /publish HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n\
         expect: 100-continue\r\ncontent-length: 1000000\r\n\r\n";
     let answer = http.raw(expect).await;
@@ -284,7 +284,7 @@ async fn lines_of_any_amount_are_stored_in_bounded_memory() {
     const EVENTS: u64 = 5000;
     let server = start_small().await;
     let http = Http::from(&server);
-    // Many times the budget; blank lines, and no end of line at the end.
+    // Many times the budget, with blank lines, and without a newline at the end.
     let mut lines = json_lines((0..EVENTS).map(|id| json_event("t", id)));
     assert!(lines.len() > 8 * REQUEST_BYTES_MAX);
     lines.insert_str(0, "\n\r\n  \n");
@@ -357,7 +357,7 @@ async fn a_bad_line_ends_the_stream_and_the_answer_counts_what_is_stored() {
         );
         assert_eq!(http.lines("/events").await.len(), 1000);
     }
-    // What was not stored is sent again, alone or with everything.
+    // The rest is sent again, alone or with everything.
     let answer = http.publish_lines(before + &after).await.expect(200);
     assert_eq!(totals(&answer), [1010, 1010, 10, 1000, 0]);
 }
@@ -461,7 +461,7 @@ async fn a_payload_is_the_same_over_every_edge_and_in_every_form() {
         .await
         .expect(200);
     assert_eq!(totals(&answer), [2, 2, 0, 2, 0]);
-    // The next number is another content.
+    // The next number is different content.
     let next = large_line.replace("993", "992");
     let answer = http.publish_lines(next).await.expect(200);
     assert_eq!(totals(&answer), [1, 1, 0, 1, 1]);
@@ -473,7 +473,7 @@ async fn a_payload_is_the_same_over_every_edge_and_in_every_form() {
         body.contains(r#""payload":{"a":1.50,"id":9007199254740993}"#),
         "{body}"
     );
-    // And what is listed can be published again.
+    // A listing can be published again.
     let lines = http.send(Method::GET, "/events", &[ACCEPT_LINES], "").await;
     let answer = http.publish_lines(lines.body).await.expect(200);
     assert_eq!(totals(&answer), [2, 2, 0, 2, 0]);
@@ -523,7 +523,7 @@ async fn an_event_is_the_same_over_http_and_grpc() {
         }
     }
     assert_eq!(listed[2].get("data"), None);
-    // What is listed can be published elsewhere as it is.
+    // A listing can be published elsewhere unchanged.
     let other = TestServer::start().await;
     let answer = Http::from(&other).publish(&json!(listed)).await.expect(200);
     assert_eq!(totals(&answer), [4, 4, 4, 0, 0]);

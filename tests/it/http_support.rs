@@ -19,7 +19,7 @@ pub const LINES: (&str, &str) = ("content-type", "application/x-ndjson");
 pub const ACCEPT_LINES: (&str, &str) = ("accept", "application/x-ndjson");
 pub const ACCEPT_STREAM: (&str, &str) = ("accept", "text/event-stream");
 
-/// The HTTP endpoints of a server. Every request has a connection of its own.
+/// The HTTP endpoints of a server. Every request has its own connection.
 #[derive(Clone, Copy)]
 pub struct Http(pub SocketAddr);
 
@@ -35,7 +35,7 @@ impl From<&Process> for Http {
     }
 }
 
-/// An answer that has arrived whole.
+/// A complete response.
 #[derive(Debug)]
 pub struct HttpResponse {
     pub status: StatusCode,
@@ -55,13 +55,13 @@ impl HttpResponse {
         serde_json::from_str(&self.body).expect("JSON")
     }
 
-    /// The body of an answer with this status.
+    /// The body of a response with this status.
     pub fn expect(self, status: u16) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         self.json()
     }
 
-    /// The only flaw that an answer with this status tells: where, and what.
+    /// The only flaw in a response with this status: its place and message.
     pub fn flaw(self, status: u16) -> (Value, String) {
         let body = self.expect(status);
         let [detail] = body["detail"].as_array().expect("a list").as_slice() else {
@@ -79,7 +79,7 @@ impl HttpResponse {
 }
 
 impl Http {
-    /// Sends a request and returns the answer as it begins.
+    /// Sends a request and returns the response as it starts.
     pub async fn open(
         &self,
         method: Method,
@@ -150,7 +150,7 @@ impl Http {
         .map(counter)
     }
 
-    /// Sends bytes as they are, and returns all that comes back until the server closes.
+    /// Sends raw bytes, and returns everything received until the server closes.
     pub async fn raw(&self, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.0).await.expect("connected");
         stream.write_all(request).await.expect("sent");
@@ -163,7 +163,7 @@ impl Http {
     }
 }
 
-/// An event as the original's publishers send it.
+/// An event in the form that the original API's publishers send.
 pub fn json_event(topic: &str, event_id: impl ToString) -> Value {
     json!({
         "topic": topic,
@@ -216,7 +216,7 @@ impl EventSource {
         }
     }
 
-    /// The next event; `None` when the stream ends in order.
+    /// The next event; `None` when the stream ends cleanly.
     pub async fn next(&mut self) -> Option<Value> {
         loop {
             while let Some((block, rest)) = self.arrived.split_once("\n\n") {
@@ -236,7 +236,7 @@ impl EventSource {
         }
     }
 
-    /// Reads until the server has told where the stream is.
+    /// Reads until the server reports the position of the stream.
     pub async fn caught_up(&mut self) {
         while !self.arrived.contains(": caught up\n") {
             let frame = patiently("server-sent events", self.body.frame()).await;
@@ -245,7 +245,7 @@ impl EventSource {
         }
     }
 
-    /// Takes what arrived and was not looked at.
+    /// Takes received text that has not been looked at.
     pub fn take_arrived(&mut self) -> String {
         std::mem::take(&mut self.arrived)
     }

@@ -1,4 +1,4 @@
-//! The index while it is sealed and merged all the time.
+//! The index while it is constantly sealed and merged.
 
 use std::{
     collections::HashMap,
@@ -48,15 +48,14 @@ fn sent(id: u64) -> v1::Event {
     event(&topic(id), id)
 }
 
-/// What was acked so far, by anyone: the sequence of each id.
+/// All acks so far: the sequence of each id.
 type Acked = Arc<Mutex<HashMap<u64, Sequence>>>;
 
 fn of(acked: &Acked, id: u64) -> Option<Sequence> {
     acked.lock().expect("no panic").get(&id).copied()
 }
 
-/// Publishes the ids that are `publisher` modulo the number of publishers, and resends of any that
-/// were acked.
+/// Publishes the ids that are `publisher` modulo the number of publishers, and resends of any acked ones.
 async fn publish(mut client: Client, publisher: u64, acked: Acked) {
     let mut stream = PublishStream::open(&mut client).await;
     let mut random = publisher + 1;
@@ -107,7 +106,7 @@ async fn follow(mut client: Client, topic: String, count: usize) -> Vec<v1::Stor
     seen
 }
 
-/// Asks for acked events until told to stop. Returns how many it asked for.
+/// Looks up acked events until stopped. Returns how many look-ups it made.
 async fn ask(mut client: Client, acked: Acked, stop: Arc<AtomicBool>) -> u64 {
     let mut random = 99;
     let mut asked = 0;
@@ -195,7 +194,7 @@ async fn publishers_followers_and_lookups_agree_while_it_is_merged() {
     }
 }
 
-/// What xxh3-64 mixes with every 16 bytes of a text of 129 to 240: its secret is public.
+/// The part of xxh3-64's public secret that is mixed with every 16 bytes of a text of 129 to 240.
 #[rustfmt::skip]
 const XXH3_SECRET: [u8; 16 * 8] = [
     0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
@@ -208,7 +207,7 @@ const XXH3_SECRET: [u8; 16 * 8] = [
     0x8a, 0x51, 0xe0, 0x4b, 0xcd, 0xb4, 0x59, 0x31, 0xc8, 0x9f, 0x7e, 0xc9, 0xd9, 0x78, 0x73, 0x64,
 ];
 
-/// Two contents of one key with the same xxh3-64: in a block of 16 bytes whose first half is that of the secret, the
+/// Two contents of one key with the same xxh3-64: in a block of 16 bytes whose first half equals the secret's, the
 /// other half is multiplied by zero.
 fn colliding() -> [v1::Event; 2] {
     let first = event_with_data("orders", 1, vec![0x11; 160]);
@@ -234,7 +233,7 @@ async fn a_conflict_is_reported_whatever_its_public_hash() {
     let mut stream = PublishStream::open(&mut server.client().await).await;
     let reply = stream.publish(vec![one.clone(), other.clone()]).await;
     assert_eq!(reply, [(Outcome::Stored, 1), (Outcome::Conflict, 1)]);
-    // In a generation as in memory, and after a restart.
+    // In a generation, in memory, and after a restart.
     for ids in [2..=500, 501..=1000] {
         stream.publish(ids.map(sent).collect()).await;
     }

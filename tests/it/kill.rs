@@ -16,7 +16,7 @@ fn sent(id: u64) -> oncelog::proto::v1::Event {
     )
 }
 
-/// What was acked: the sequence of each id.
+/// The acks: the sequence of each id.
 type Acked = BTreeMap<u64, Sequence>;
 
 /// Publishes ids until the connection breaks; every second request repeats earlier ones.
@@ -65,7 +65,7 @@ async fn nothing_acked_is_lost_and_nothing_is_stored_twice() {
         let mut process = Process::start(&data_dir);
         let mut publishers = Vec::new();
         for stream in 0..STREAMS {
-            // Two streams of a kind publish the same events.
+            // Pairs of streams publish the same events.
             let first = (round * STREAMS + stream / 2) * IDS;
             publishers.push(tokio::spawn(publish_until_killed(
                 process.client().await,

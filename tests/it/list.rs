@@ -1,4 +1,4 @@
-//! ListEvents: order, resuming, following, and readers that are slow.
+//! ListEvents: order, resuming, following, and slow readers.
 
 use oncelog::proto::v1;
 use tonic::{Code, Streaming};
@@ -118,7 +118,7 @@ async fn a_list_resumes_from_every_cursor() {
         let responses = list_responses(client, rest).await;
         assert!(responses.iter().all(|r| r.events.is_empty()));
     }
-    // A cursor survives a restart, and is good for any topic.
+    // A cursor survives a restart, and is valid for any topic.
     let page = v1::ListEventsRequest {
         limit: 3,
         ..list_request("")
@@ -191,7 +191,7 @@ async fn latest_begins_at_the_durable_tail() {
     assert!(next(&mut stream).await.events.is_empty());
     publish(client, events("a", 3..5)).await;
     assert_eq!(ids(&take(&mut stream, 2).await), ["3", "4"]);
-    // The cursor from before goes on there too.
+    // The earlier cursor works there too.
     let resumed = v1::ListEventsRequest {
         cursor: responses[0].cursor.clone(),
         ..list_request("a")
@@ -345,7 +345,7 @@ async fn readers_beyond_the_limit_are_refused() {
     assert_eq!(error.code(), Code::ResourceExhausted);
     assert!(error.message().contains("--max-readers"), "{error}");
     drop(first);
-    // Its place is free as soon as the server has seen it go.
+    // Its place is free as soon as the server has noticed.
     for _ in 0..1000 {
         if client.list_events(follow("a")).await.is_ok() {
             return;

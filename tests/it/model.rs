@@ -17,7 +17,7 @@ use crate::support::{
 
 const TOPICS: [&str; 3] = ["a", "ab", "b"];
 
-/// topic, event id, content; no id 0: it is empty and so invalid.
+/// topic, event id, content; not id 0, which is empty and so invalid.
 type Sent = (usize, u8, u8);
 
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! Networks that cut, stall, delay, truncate and vanish, and more connections than there may be.
+//! Networks that cut, stall, delay, truncate and vanish, and more connections than allowed.
 
 use std::{
     collections::VecDeque,
@@ -34,7 +34,7 @@ const PUBLISHERS_PER_TOPIC: usize = 2;
 const EVENTS_PER_REQUEST: u64 = 10;
 const DATA_BYTES: usize = 200;
 const IN_FLIGHT: usize = 8;
-/// A network may do nothing for so long before its connection counts as broken.
+/// How long a network may do nothing before its connection counts as broken.
 const STALL_MAX: Duration = Duration::from_millis(250);
 
 fn sent(topic: &str, id: u64) -> v1::Event {
@@ -46,9 +46,9 @@ struct Load {
     stop: Arc<AtomicBool>,
     acked: Arc<AtomicU64>,
     publishers: JoinSet<(&'static str, Vec<Sequence>)>,
-    /// For each reader its topic, empty for all.
+    /// The topic of each reader, empty for all.
     readers: Vec<(&'static str, JoinHandle<Vec<v1::StoredEvent>>)>,
-    /// How many events there are of each topic, and in all, once that is known.
+    /// How many events there are of each topic, and in total, once known.
     counts: Vec<Arc<AtomicU64>>,
 }
 
@@ -89,7 +89,7 @@ impl Load {
         self.acked.load(SeqCst)
     }
 
-    /// Ends the load, and looks for everything that was promised.
+    /// Ends the load, and checks every promise.
     async fn finish(mut self, server: &TestServer) {
         self.stop.store(true, SeqCst);
         let mut reported: [Vec<Sequence>; TOPICS.len()] = Default::default();
@@ -137,7 +137,7 @@ impl Load {
     }
 }
 
-/// Publishes events 0, 1, 2 and so on until told to stop. Returns their sequences.
+/// Publishes events 0, 1, 2 and so on until stopped. Returns their sequences.
 async fn publish_all(
     endpoint: String,
     topic: &'static str,
@@ -205,7 +205,7 @@ async fn follow(endpoint: String, topic: &str, count: Arc<AtomicU64>) -> Vec<v1:
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_gets_through_a_bad_network_once() {
     const CONNECTIONS: u64 = 40;
-    /// What passes before a connection fails, at most.
+    /// The most bytes that pass before a connection fails.
     const BYTES_MAX: u64 = 128 * 1024;
     let server = TestServer::start().await;
     let proxy = Proxy::start(server.server.address(), |number| {
@@ -241,7 +241,7 @@ async fn a_server_that_goes_away_in_mid_stream_is_found_again() {
     load.finish(&server).await;
 }
 
-/// As long as it takes, in time that is not waited for.
+/// Waits in virtual time, as long as it takes.
 async fn in_time<F: Future>(what: &str, future: F) -> F::Output {
     const SECONDS_MAX: u64 = 300;
     let waited = tokio::time::timeout(Duration::from_secs(SECONDS_MAX), future).await;
@@ -342,7 +342,7 @@ async fn a_header_must_arrive_in_time() {
         peer.send(bytes).await.expect("sent");
         tokio::time::pause();
         let mut rest = Vec::new();
-        // In order or not.
+        // Cleanly or not.
         _ = in_time(what, peer.0.read_to_end(&mut rest)).await;
         tokio::time::resume();
     }
@@ -365,7 +365,7 @@ async fn connections_beyond_the_limit_are_closed() {
     for _ in 0..CONNECTIONS_MAX {
         Peer::greet(address).await.err().expect("closed");
     }
-    // Open connections are served, and a closed one frees its place.
+    // Open connections are served, and closing one frees its place.
     let [(Outcome::Stored, _)] = stream.publish(events("a", 0..1)).await[..] else {
         panic!("not stored");
     };

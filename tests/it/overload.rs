@@ -72,7 +72,7 @@ async fn a_thousand_streams_publish_at_once() {
 
 const REQUEST_BYTES_MAX: usize = 256 * 1024;
 
-/// A server whose ingest budget is that many of its largest requests.
+/// A server whose ingest budget has room for this many of its largest requests.
 async fn start_with_budget(requests: usize) -> TestServer {
     let data_dir = DataDir::new();
     let mut options = data_dir.options();
@@ -99,7 +99,7 @@ fn large(topic: &str, id: u64) -> Vec<v1::Event> {
 async fn publish_large(server: &TestServer, streams: u64, requests: u64) {
     let mut publishers = Vec::new();
     for stream in 0..streams {
-        // Two streams a connection, and two streams of a kind.
+        // Two streams per connection, and two streams of each kind.
         let mut client = server.client().await;
         for _ in 0..2 {
             let mut publisher = PublishStream::open(&mut client).await;
@@ -181,7 +181,7 @@ impl HttpBody for Parts {
 }
 
 impl HalfSent {
-    /// Sends the first half of a request and waits until it is let in.
+    /// Sends the first half of a request and waits until it is admitted.
     async fn start(server: &TestServer, events: Vec<v1::Event>) -> Self {
         let encoded = v1::StreamingPublishRequest { events }.encode_to_vec();
         let mut message = BytesMut::new();
@@ -233,7 +233,7 @@ async fn a_stalled_request_leaves_the_rest_of_the_budget_to_others() {
     assert_large(&server, 3, 5).await;
     let client = &mut server.client().await;
     assert_eq!(list(client, "stalled").await, []);
-    // It goes on, and is stored like any other.
+    // It continues, and is stored like any other.
     let follow = ListEventsRequest {
         topic: "stalled".to_owned(),
         follow: true,
@@ -270,7 +270,7 @@ async fn a_publisher_that_goes_away_gives_its_share_back() {
     assert_eq!(counters(client).await, [1, 1, 0, 0, 0]);
 }
 
-/// More than the flow control windows of a connection take.
+/// More than the flow control windows of a connection hold.
 pub const BACKLOG_EVENTS: u64 = 6000;
 const DATA_BYTES: usize = 4096;
 
@@ -310,7 +310,7 @@ async fn a_reader_that_does_not_read_stops_nobody_and_misses_nothing() {
     let all = patiently("another reader", list(client, "a")).await;
     assert_eq!(sequences(&all), (1..=EVENTS).collect::<Vec<_>>());
 
-    // Without follow a list ends at the durable tail of its beginning.
+    // Without follow a list ends at the durable tail of its start.
     for (mut stream, count) in stalled.into_iter().zip([BACKLOG_EVENTS, EVENTS]) {
         let mut next = 0;
         while next < count {
@@ -360,7 +360,7 @@ async fn a_slow_follower_sees_everything() {
     assert_eq!(seen.len() as u64, ROUNDS * 200);
 }
 
-/// Whoever asks for more counters than an answer has gets as many as it has.
+/// A request for more counters than a response may have gets that many.
 #[tokio::test]
 async fn counters_of_many_topics_are_capped() {
     let server = TestServer::start().await;
@@ -378,11 +378,11 @@ async fn counters_of_many_topics_are_capped() {
     assert_eq!(stats.topic_count, 10_001);
 }
 
-/// The largest request, as its prefix announces it.
+/// The largest request, as announced by its prefix.
 const ANNOUNCED_BYTES: u32 = 4 * 1024 * 1024;
 /// SETTINGS_INITIAL_WINDOW_SIZE. RFC 9113, section 6.5.2.
 pub const INITIAL_WINDOW_SIZE: u16 = 4;
-/// An encoded event without a field, in an encoded request.
+/// An encoded event without fields, in an encoded request.
 const EMPTY_EVENT: [u8; 2] = [1 << 3 | 2, 0];
 const REQUEST_EVENTS: usize = 16_384;
 
@@ -391,12 +391,12 @@ pub async fn peer(server: &TestServer, settings: &[(u16, u32)]) -> Peer {
     peer.expect("settings")
 }
 
-/// The streams that a client opens, one after another.
+/// The ids of the streams that a client opens, in order.
 fn streams(count: u32) -> impl Iterator<Item = u32> {
     (0..count).map(|at| 2 * at + 1)
 }
 
-/// A publisher of one event and of a large one is acked in time.
+/// A publisher of one event, and of a large one, gets its acks in time.
 async fn assert_acked_in_time(server: &TestServer, topic: &str) {
     const LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
     let client = &mut server.client().await;
@@ -429,7 +429,7 @@ async fn bytes_announced_and_not_sent_hold_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unread_responses_are_covered_until_they_have_been_sent() {
-    // What a stream may send before the server has read any of it.
+    // How much a stream may send before the server has read any of it.
     const STREAMS: u32 = 16;
     const REQUESTS: usize = 3;
     let server = TestServer::start().await;
@@ -458,7 +458,7 @@ async fn unread_responses_are_covered_until_they_have_been_sent() {
         }
     })
     .await;
-    // An answer has more than a byte for each event.
+    // A response has more than one byte per event.
     assert!(held(&server) > taken().await, "{}", held(&server));
     assert!(held(&server) <= whole, "{}", held(&server));
     assert_acked_in_time(&server, "others").await;

@@ -1,5 +1,5 @@
-//! Frames, headers and messages as no client sends them: each ends its stream or its connection with the right
-//! error, and nobody else.
+//! Frames, headers and messages that no client sends: each ends its stream or its connection with the right
+//! error, and affects nobody else.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -21,7 +21,7 @@ use crate::{
 
 /// More than any queue of the server holds.
 const FLOOD: usize = 20_000;
-/// What the server says by itself at most: settings and their ack, the window of the connection, the last pong.
+/// The most that the server sends unasked: settings and their ack, the window of the connection, the last pong.
 const GREETING_FRAMES: usize = 4;
 
 async fn greet(server: &TestServer) -> Peer {
@@ -29,14 +29,14 @@ async fn greet(server: &TestServer) -> Peer {
     peer.expect("settings")
 }
 
-/// Attacks with `bytes`, and returns what the server did.
+/// Attacks with `bytes`, and returns the server's reactions.
 async fn attack(server: &TestServer, what: &str, bytes: &[u8]) -> Ended {
     let ended = patiently(what, greet(server).await.attack(bytes)).await;
     assert_serves(server, what).await;
     ended
 }
 
-/// Asserts that the connection ended, and that the error was `code` if it arrived.
+/// Asserts that the connection ended, with the error `code` if one arrived.
 fn assert_goaway(what: &str, ended: &Ended, code: u32) {
     assert!(!ended.survived, "{what}: {ended:?}");
     assert!(
@@ -198,7 +198,7 @@ async fn a_wrong_frame_of_a_stream_ends_that_stream() {
         }
         let ended = patiently(what, peer.attack(&[])).await;
         assert!(ended.survived, "{what}: {ended:?}");
-        // Frames that were on their way to a stream that is reset may be told to be late.
+        // Frames on their way to a stream that is reset may get an error for being late.
         let mut resets = ended.resets.keys();
         assert!(
             resets.all(|code| *code == code::STREAM_CLOSED),
@@ -267,7 +267,7 @@ async fn a_flood_ends_its_connection_or_costs_nothing() {
     .await;
     assert_goaway("empty continuations", &ended, code::ENHANCE_YOUR_CALM);
 
-    // What is answered frame by frame goes on, and is answered by no more.
+    // Frames that are each answered go on, and get no further answers.
     for (what, bytes) in [
         ("settings", frames::settings(&[(4, 65_535)])),
         ("pings", frame(kind::PING, flag::NONE, 0, &[0; 8])),
@@ -351,7 +351,7 @@ async fn cut_or_random_bytes_hold_nothing() {
     assert_serves(&server, "random").await;
 }
 
-/// The DATA of a request that is whole.
+/// The DATA of a complete request.
 fn request(stream: u32, flags: u8, events: Vec<v1::Event>) -> Vec<u8> {
     let body = v1::StreamingPublishRequest { events }.encode_to_vec();
     let message = frames::message(0, body.len() as u32, &body);
@@ -362,7 +362,7 @@ fn request(stream: u32, flags: u8, events: Vec<v1::Event>) -> Vec<u8> {
 async fn a_goaway_in_mid_stream_lets_the_stream_end() {
     let server = TestServer::start().await;
     let mut peer = greet(&server).await;
-    // No stream of the server was seen, and no error.
+    // The server has seen no stream, and no error.
     let goaway = frame(kind::GOAWAY, flag::NONE, 0, &[0; 8]);
     let bytes = [
         frames::call(1, "StreamingPublish"),
@@ -390,7 +390,7 @@ async fn peers_that_never_read_hold_what_they_may_and_no_more() {
     const READERS_MAX: usize = 4;
     const PEERS: u64 = 4;
     const REQUESTS: u64 = 200;
-    /// SETTINGS_INITIAL_WINDOW_SIZE: no answer may be sent.
+    /// SETTINGS_INITIAL_WINDOW_SIZE: no response may be sent.
     const NO_WINDOW: (u16, u32) = (4, 0);
     let data_dir = DataDir::new();
     let mut options = data_dir.options();
@@ -422,7 +422,7 @@ async fn peers_that_never_read_hold_what_they_may_and_no_more() {
         while !list_is_refused(&server).await {}
     })
     .await;
-    // Their answers are covered until they have left, and others are served.
+    // Their responses are covered until they have been sent, and others are served.
     let client = &mut server.client().await;
     let acked = patiently("others", publish(client, vec![event("after", 1)])).await;
     assert_eq!(acked.unique_processed, 1);
@@ -453,7 +453,7 @@ async fn garbage_for_http_is_a_bad_request() {
             .0;
         peer.write_all(garbage.as_bytes()).await.expect("sent");
         let mut answer = Vec::new();
-        // What is unread can take the end of the connection with it.
+        // Unread data can destroy the end of the connection.
         _ = patiently(garbage, peer.read_to_end(&mut answer)).await;
         let answer = String::from_utf8_lossy(&answer);
         assert!(
@@ -550,7 +550,7 @@ async fn a_wrong_message_gets_the_right_error() {
         }
         assert_serves(&server, what).await;
     }
-    // A message without a byte is a request without an event.
+    // A message of no bytes is a request without events.
     for method in ["Publish", "StreamingPublish"] {
         let reply = status_of(&server, method, frames::message(0, 0, b"")).await;
         assert_eq!(reply.code(), Code::Ok, "{reply}");

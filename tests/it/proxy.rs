@@ -1,4 +1,4 @@
-//! A TCP proxy whose connections fail on demand. Part of the torture programs as well.
+//! A TCP proxy whose connections fail on demand. Also part of the torture programs.
 
 use std::{
     io,
@@ -18,15 +18,15 @@ use tokio::{
     time::sleep,
 };
 
-/// What is passed on at once, in bytes.
+/// The most bytes passed on at once.
 const CHUNK_BYTES: usize = 16 * 1024;
 /// The longest delay of [`draw`], in milliseconds.
 const DELAY_MS_MAX: u64 = 5;
 
-/// What goes wrong in one direction of a connection, once `after` bytes have passed.
+/// The fault of one direction of a connection, once `after` bytes have passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing.
+    /// No fault.
     Pass,
     /// Every chunk takes `time`, until the connection ends.
     Delay { after: u64, time: Duration },
@@ -34,11 +34,11 @@ pub enum Fault {
     Cut { after: u64 },
     /// Nothing more is read: the sender meets a full window.
     Stall { after: u64 },
-    /// The rest is taken and thrown away, its end as well: the connection is half-open.
+    /// The rest is read and dropped, including its end: the connection is half-open.
     Swallow { after: u64 },
 }
 
-/// The faults of a connection: of what the client sends, and of what the server sends.
+/// The faults of a connection: of the client's direction, and of the server's.
 pub type Faults = [Fault; 2];
 
 /// No fault.
@@ -63,7 +63,7 @@ pub fn draw(bits: u64, after_max: u64) -> Faults {
     }
 }
 
-/// A proxy before one server. Its connections end when it is dropped.
+/// A proxy in front of one server. Its connections end when it is dropped.
 pub struct Proxy {
     pub address: SocketAddr,
     shared: Arc<ProxyState>,
@@ -81,7 +81,7 @@ struct ProxyState {
 }
 
 impl Proxy {
-    /// Passes connections on to `server`. The faults of the nth, counted from 0, are those that `plan` gives.
+    /// Passes connections on to `server`. `plan` gives the faults of the nth, counted from 0.
     pub async fn start(
         server: SocketAddr,
         plan: impl Fn(u64) -> Faults + Send + Sync + 'static,
@@ -107,22 +107,22 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// Where connections lead from now on.
+    /// Sends new connections elsewhere.
     pub fn redirect(&self, server: SocketAddr) {
         *self.shared.server() = server;
     }
 
-    /// From now on nothing gets through, and neither side is told.
+    /// From now on nothing gets through, and neither side notices.
     pub fn vanish(&self) {
         self.shared.vanished.send_replace(true);
     }
 
-    /// How many connections the server has closed, as it goes up.
+    /// How many connections the server has closed, as it increases.
     pub fn closed_by_server(&self) -> watch::Receiver<u64> {
         self.shared.closed_by_server.subscribe()
     }
 
-    /// How many connections were opened so far.
+    /// How many connections have been opened.
     pub fn opened(&self) -> u64 {
         *self.shared.opened.borrow()
     }
@@ -159,7 +159,7 @@ async fn connect(client: TcpStream, number: u64, shared: Arc<ProxyState>) {
     let Ok(server) = TcpStream::connect(server).await else {
         return;
     };
-    // What is small is not to wait for an ack of TCP.
+    // Small data must not wait for a TCP ack.
     _ = client.set_nodelay(true);
     _ = server.set_nodelay(true);
     let (from_client, to_client) = client.into_split();
@@ -178,7 +178,7 @@ async fn connect(client: TcpStream, number: u64, shared: Arc<ProxyState>) {
         shared.closed_by_server.send_modify(|closed| *closed += 1);
         ended
     };
-    // A direction that ends in order leaves the other open; one that breaks does not.
+    // A direction that ends cleanly leaves the other open; one that breaks does not.
     _ = tokio::try_join!(requests, responses);
 }
 
@@ -192,7 +192,7 @@ struct Pump {
 }
 
 impl Pump {
-    /// Passes on what comes until it ends, in order or not.
+    /// Passes data on until it ends, cleanly or not.
     async fn run(mut self) -> io::Result<OwnedWriteHalf> {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
@@ -211,7 +211,7 @@ impl Pump {
                 if !self.swallows() {
                     self.to.shutdown().await?;
                 }
-                // Both halves are held until the other direction has ended.
+                // Both halves are kept until the other direction has ended.
                 return Ok(self.to);
             }
             if let Fault::Delay { time, .. } = self.fault {

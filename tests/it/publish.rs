@@ -1,4 +1,4 @@
-//! Publish and StreamingPublish: what is stored, and what is told.
+//! Publish and StreamingPublish: what is stored, and the responses.
 
 use oncelog::proto::v1::{self, Outcome};
 use tonic::Code;
@@ -83,7 +83,7 @@ async fn duplicates_are_dropped_wherever_they_come_from() {
         totals(publish(client, events("a", 1..5)).await),
         [4, 0, 4, 0]
     );
-    // The same ids in another topic are other events.
+    // The same ids in another topic are different events.
     assert_eq!(
         totals(publish(client, events("b", 1..5)).await),
         [4, 4, 0, 0]
@@ -201,7 +201,7 @@ async fn concurrent_streams_of_the_same_events_agree() {
             let mut stream = PublishStream::open(&mut client).await;
             let mut reply = Vec::new();
             for request in 0..50 {
-                // Each publisher sends all events, in an order of its own.
+                // Each publisher sends all events, in its own order.
                 let at = |n: u64| (n * 7 + publisher * 131) % 500;
                 let request = events("shared", (request * 10..request * 10 + 10).map(at));
                 let sent: Vec<String> = request.iter().map(|e| e.event_id.clone()).collect();
@@ -288,7 +288,7 @@ async fn a_bad_event_fails_its_request_only() {
     );
     assert_eq!(ids(&list(client, "").await), ["0", "1", "2"]);
     assert_eq!(counters(client).await, [6, 3, 0, 0, 3]);
-    // Resending everything, mended, is safe.
+    // Resending everything, corrected, is safe.
     assert_eq!(
         totals(publish(client, events("a", 0..8)).await),
         [8, 5, 3, 0]

@@ -1,4 +1,4 @@
-//! What a data directory survives, and what it is refused for.
+//! What a data directory survives, and what makes it refused.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::support::{
 /// The size of a segment's header, after which the batches begin.
 const SEGMENT_HEADER_BYTES: u64 = 64;
 
-/// Ends a server as a crash of its process would leave its files: without saving the counters.
+/// Ends a server with its files as a crash of the process would leave them: without saving the counters.
 async fn crash(server: TestServer) -> DataDir {
     let data_dir = server.data_dir.clone();
     let counters = data_dir.path().join("counters.json");
@@ -39,7 +39,7 @@ fn zero(file: &Path, range: std::ops::Range<u64>) {
     file.write_all_at(&zeros, range.start).expect("written");
 }
 
-/// Where the last batch of a file begins, and where what was written ends.
+/// Where the last batch of a file starts, and where the written data ends.
 fn last_batch(file: &Path, data_before_it: &[u8]) -> std::ops::Range<u64> {
     let bytes = fs::read(file).expect("a file");
     let end = bytes
@@ -110,7 +110,7 @@ async fn unique_events_are_counted_exactly_after_a_crash() {
     publish(client, events("b", 0..3)).await;
     let server = TestServer::start_in(crash(server).await).await;
     let client = &mut server.client().await;
-    // The duplicates since the clean stop are lost; the counters balance all the same.
+    // The duplicates since the clean stop are lost; the counters still balance.
     assert_eq!(counters(client).await, [23, 23, 0, 0, 0]);
     let topics = stats(client).await.topics;
     let unique: Vec<_> = topics
@@ -189,7 +189,7 @@ async fn damage_in_the_middle_is_refused_with_file_and_offset() {
         "{error}"
     );
     assert!(error.contains("oncelog verify"), "{error}");
-    // Nothing was touched: with the byte mended, everything is there.
+    // Nothing was touched: with the byte repaired, everything is there.
     flip(&segment, SEGMENT_HEADER_BYTES + 1500);
     assert!(fs::read(&segment).expect("a file") == before);
     let server = TestServer::start_in(data_dir).await;
@@ -202,7 +202,7 @@ async fn damage_at_the_end_is_refused_after_a_clean_stop() {
     let client = &mut server.client().await;
     publish(client, vec![event("a", 1)]).await;
     publish(client, vec![event_with_data("a", 2, vec![7; 3000])]).await;
-    // The counters tell that the last batch was durable.
+    // The counters prove that the last batch was durable.
     let data_dir = server.stop().await;
     let segment = data_dir.segments().pop().expect("a segment");
     let bytes = fs::read(&segment).expect("a file");
@@ -227,7 +227,7 @@ fn small_generations(data_dir: &DataDir) -> ServerOptions {
     options
 }
 
-/// Publishes until generations are there.
+/// Publishes until there are generations.
 async fn with_generations() -> DataDir {
     let data_dir = DataDir::new();
     let options = small_generations(&data_dir);

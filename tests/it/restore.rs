@@ -1,4 +1,4 @@
-//! Cursors of before a restore: a reader must learn that what it has read is not what is here.
+//! Cursors from before a restore: a reader must learn that this server has other events than it has read.
 
 use std::{fs, path::Path};
 
@@ -37,7 +37,7 @@ fn after(cursor: &str, topic: &str) -> v1::ListEventsRequest {
     }
 }
 
-/// Every cursor that a list gives, with the sequence it stands after.
+/// Every cursor of a list, with the sequence it stands after.
 async fn cursors(http: Http, client: &mut Client) -> Vec<(u64, String)> {
     let lines = http.send(Method::GET, "/events", &[ACCEPT_LINES], "").await;
     let lines = lines.json_lines().into_iter().map(|event| {
@@ -49,7 +49,7 @@ async fn cursors(http: Http, client: &mut Client) -> Vec<(u64, String)> {
     });
     let mut cursors: Vec<_> = lines.collect();
     let last = cursors.last().expect("not empty").0;
-    // A topic that is in none of the last batches: its reader ends at the tail all the same.
+    // A topic in none of the last batches: its reader ends at the tail all the same.
     for topic in ["", "a", "b", "none"] {
         for response in list_responses(client, list_request(topic)).await {
             let sequence = response.events.last().map_or(last, |event| event.sequence);
@@ -113,7 +113,7 @@ async fn a_cursor_of_before_a_restore_is_refused() {
     let of_original = cursors(Http::from(&server), client).await;
     assert_eq!(of_original.last().expect("some").0, 20);
 
-    // Both live at once; the copy gets other events.
+    // Both live at once; the copy gets different events.
     let clone = TestServer::start_in(restored).await;
     let http = Http::from(&clone);
     let client = &mut clone.client().await;
@@ -132,7 +132,7 @@ async fn a_cursor_of_before_a_restore_is_refused() {
             assert_refused(http, client, cursor).await;
         }
     }
-    // What both have is no other history; not after a restart either, when it is read from the log.
+    // The common part is not another history, not even after a restart, when it is read from the log.
     let clone = clone.restart().await;
     let client = &mut clone.client().await;
     for (sequence, cursor) in of_original.iter().chain(&before) {
@@ -161,7 +161,7 @@ async fn a_cursor_of_a_lost_tail_is_refused() {
     let cursors = cursors(Http::from(&server), client).await;
     drop(server);
 
-    // The backup of before takes its place.
+    // The earlier backup takes its place.
     let server = TestServer::start_in(backup).await;
     let client = &mut server.client().await;
     let lost: Vec<_> = cursors.iter().filter(|(at, _)| *at > 10).collect();
@@ -169,14 +169,14 @@ async fn a_cursor_of_a_lost_tail_is_refused() {
     for (_, cursor) in &lost {
         assert_refused(Http::from(&server), client, cursor).await;
     }
-    // The same events come again, and are another batch: the cursor may be refused, and nothing is skipped.
+    // The same events come again, in a different batch: the cursor may be refused, but nothing is skipped.
     publish(client, events("a", 10..15)).await;
     for (_, cursor) in lost {
         assert_refused(Http::from(&server), client, cursor).await;
     }
 }
 
-/// A cursor that was given out before cursors proved anything.
+/// A cursor from before cursors proved anything.
 #[tokio::test]
 async fn a_cursor_of_version_1_is_taken() {
     let server = TestServer::start().await;

@@ -113,7 +113,7 @@ impl TestServer {
     }
 }
 
-/// Takes everything that the budget has for requests, as many connections would.
+/// Takes everything the budget has for requests, as many connections would.
 pub fn take_all(budget: &Budget) -> Vec<Share> {
     const BYTES: usize = 1024;
     let mut taken = Vec::new();
@@ -126,10 +126,10 @@ pub fn take_all(budget: &Budget) -> Vec<Share> {
     }
 }
 
-/// How long a condition may take to come true. Much longer than it takes, so that only a hang fails.
+/// How long a condition may take. Much longer than it needs, so that only a hang fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until `condition` holds, giving way to everything else meanwhile.
+/// Waits until `condition` holds, letting everything else run meanwhile.
 pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let wait = async {
         while !condition() {
@@ -148,7 +148,7 @@ pub async fn patiently<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// The program with its arguments, and none of its variables.
+/// The program with its arguments, without its environment variables.
 pub fn oncelog(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oncelog"));
     command.args(args);
@@ -160,7 +160,7 @@ pub fn oncelog(args: &[&str]) -> Command {
     command
 }
 
-/// How a program ended, and what it printed.
+/// How a program ended, and its output.
 #[derive(Debug)]
 pub struct Ended {
     /// `None` if a signal ended it.
@@ -192,7 +192,7 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Ended {
     let mut child = command.stderr(Stdio::piped()).spawn().expect("started");
     let mut stdin = child.stdin.take().expect("piped");
     let output = std::thread::scope(|scope| {
-        // The pipe is closed when a program does not want its input.
+        // A program that does not want its input closes the pipe.
         scope.spawn(move || _ = stdin.write_all(input.as_bytes()));
         child.wait_with_output().expect("ended")
     });
@@ -203,22 +203,22 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Ended {
     }
 }
 
-/// The program, serving. Killed when dropped.
+/// A serving program. Killed when dropped.
 pub struct Process {
     child: Child,
     stderr: std_mpsc::Receiver<String>,
     pub address: String,
-    /// The line that says that it is serving.
+    /// The log line that reports that it is serving.
     pub started: serde_json::Value,
 }
 
 impl Process {
-    /// Serves a data directory on a port of its own.
+    /// Serves a data directory on its own port.
     pub fn start(data_dir: &DataDir) -> Self {
         Self::spawn(&mut Self::command(data_dir, "127.0.0.1:0")).expect("serving")
     }
 
-    /// Serves on the address that a server had before.
+    /// Serves on the address of an earlier server.
     pub fn start_again(data_dir: &DataDir, address: &str) -> Self {
         const TRIES: usize = 100;
         let mut refusal = None;
@@ -238,13 +238,13 @@ impl Process {
         command
     }
 
-    /// Runs a command that serves and logs JSON. Returns how it ended, if it did before serving.
+    /// Runs a command that serves and logs JSON. Returns how it ended if it did before serving.
     pub fn spawn(command: &mut Command) -> Result<Self, Ended> {
         let command = command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut child = command.stderr(Stdio::piped()).spawn().expect("started");
         let stderr = child.stderr.take().expect("piped");
         let (lines, received) = std_mpsc::channel();
-        // Read to the end, whoever listens: a full pipe would stop the server.
+        // Read to the end, whether or not anyone listens: a full pipe would stop the server.
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines() {
                 _ = lines.send(line.expect("text"));
@@ -293,9 +293,9 @@ impl Process {
         command
     }
 
-    /// Its limit on `resource`, as prlimit(1) names it, from now on; `unlimited` for none.
+    /// Sets its limit on `resource`, named as in prlimit(1), from now on; `unlimited` for none.
     pub fn limit(&self, resource: &str, limit: &str) {
-        // The soft limit only: it can be raised again.
+        // Only the soft limit: it can be raised again.
         let resource = format!("--{resource}={limit}:");
         let pid = self.child.id().to_string();
         let set = Command::new("prlimit")
@@ -304,7 +304,7 @@ impl Process {
         assert!(set.expect("prlimit runs").success());
     }
 
-    /// The lines that it has logged since it served, or since the last call.
+    /// The lines logged since it started to serve, or since the last call.
     pub fn logged(&self) -> Vec<serde_json::Value> {
         let lines = self.stderr.try_iter();
         lines
@@ -318,7 +318,7 @@ impl Process {
         self.child.wait().expect("ended");
     }
 
-    /// SIGTERM, and how it ended.
+    /// SIGTERM; returns how it ended.
     pub fn terminate(mut self) -> Ended {
         let pid = self.child.id().to_string();
         let killed = Command::new("kill").args(["-TERM", &pid]).status();
@@ -344,7 +344,7 @@ impl Drop for Process {
     }
 }
 
-/// Changes a bit of the byte at `offset`.
+/// Flips a bit of the byte at `offset`.
 pub fn flip(file: &Path, offset: u64) {
     let file = fs::File::options()
         .read(true)
@@ -358,7 +358,7 @@ pub fn flip(file: &Path, offset: u64) {
         .expect("written");
 }
 
-/// A pseudo-random number after another. George Marsaglia, "Xorshift RNGs", 2003.
+/// The next pseudo-random number. George Marsaglia, "Xorshift RNGs", 2003.
 pub fn xorshift(mut x: u64) -> u64 {
     x ^= x << 13;
     x ^= x >> 7;
@@ -410,7 +410,7 @@ pub async fn publish(client: &mut Client, events: Vec<v1::Event>) -> v1::Publish
     try_publish(client, vec![events]).await.expect("published")
 }
 
-/// A StreamingPublish that is driven step by step.
+/// A StreamingPublish driven step by step.
 pub struct PublishStream {
     pub requests: mpsc::Sender<v1::StreamingPublishRequest>,
     pub responses: Streaming<v1::StreamingPublishResponse>,

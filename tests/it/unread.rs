@@ -13,7 +13,7 @@ use crate::{
     support::{Client, DataDir, TestServer, event, list_request, patiently, publish, stats},
 };
 
-/// Lets time pass in steps, between which connections answer each other's pings.
+/// Lets time pass in steps, between which connections reply to each other's pings.
 async fn pass(seconds: u64, client: &mut Client) {
     const STEP_SECONDS: u64 = 5;
     for _ in 0..seconds / STEP_SECONDS {
@@ -24,7 +24,7 @@ async fn pass(seconds: u64, client: &mut Client) {
     }
 }
 
-/// How many readers may begin now.
+/// How many readers may start now.
 async fn free_readers(server: &TestServer) -> usize {
     let client = &mut server.client().await;
     let mut open = Vec::new();
@@ -68,7 +68,7 @@ async fn unread_responses_are_dropped_and_followers_are_not() {
 
     pass(290, client).await;
     assert_eq!(free_readers(&server).await, 0);
-    // Those that read nothing are dropped, that long after the connection was full; the follower is not.
+    // Connections that read nothing are dropped this long after they were full; the follower is not.
     let mut passed = 290;
     while free_readers(&server).await < READERS - 1 {
         assert!(passed < 450, "they are still there");
@@ -89,7 +89,7 @@ async fn unread_responses_are_dropped_and_followers_are_not() {
         {}
     })
     .await;
-    // A client that reads on is told.
+    // A client that reads on gets the error.
     let mut stalled = stalled.into_inner();
     let status = patiently("the end", async {
         loop {
@@ -119,7 +119,7 @@ async fn unread_responses_are_dropped_and_followers_are_not() {
 async fn a_connection_that_never_reads_is_closed() {
     let server = TestServer::start().await;
     publish_backlog(&server, 0..200).await;
-    // Its pings are answered; it gives no window.
+    // Its pings are answered; it grants no window.
     let no_window = (INITIAL_WINDOW_SIZE, 0);
     let mut rude = peer(&server, &[no_window]).await;
     rude.send(&frames::follow(1)).await.expect("sent");

@@ -1,4 +1,4 @@
-//! Limits, field by field, over both ways to publish.
+//! Limits, field by field, over both publish calls.
 
 use oncelog::{
     event::JSON_DEPTH_MAX,
@@ -182,7 +182,7 @@ async fn an_event_that_just_fits_is_accepted() {
     let client = &mut server.client().await;
     let longest = "é".repeat(127) + "x";
     let largest = event_with_data("t", "largest", vec![]);
-    // The tag and three bytes of length come on top of the data.
+    // The tag and three bytes of length are added to the data.
     let room = (1 << 20) - prost::Message::encoded_len(&largest) - 2;
     let fitting = [
         v1::Event {
@@ -294,7 +294,7 @@ async fn a_new_topic_beyond_the_limit_is_refused() {
     assert_eq!(counters(client).await, [7, 4, 0, 0, 3]);
 }
 
-/// A JSON payload of lists in lists.
+/// A JSON payload of nested lists.
 fn nested(depth: usize) -> v1::Event {
     let value = |kind| prost_types::Value { kind: Some(kind) };
     let mut inner = value(prost_types::value::Kind::BoolValue(true));
@@ -331,7 +331,7 @@ async fn a_payload_too_deep_for_readers_is_refused() {
     assert_eq!(list(client, "deep").await.len(), 1);
 }
 
-/// An encoder of a language whose maps are lists can write it; decoders would keep one of the values.
+/// Encoders of languages whose maps are lists can write it; decoders would keep one of the values.
 #[tokio::test]
 async fn a_name_twice_in_a_struct_is_refused() {
     let server = TestServer::start().await;
@@ -375,7 +375,7 @@ async fn a_lowered_limit_on_topics_keeps_those_there_are() {
         .expect_err("a new topic");
 }
 
-/// Publishes bytes that need not be a request.
+/// Publishes bytes that may not be a request.
 async fn refused_as_it_is(server: &TestServer, body: &[u8]) -> Status {
     use tonic::codegen::http::uri::PathAndQuery;
     let path = PathAndQuery::from_static("/oncelog.v1.AggregatorService/Publish");
