@@ -1,4 +1,4 @@
-//! The long form: every command in turn, and their figures in the docs.
+//! The long form: every command in turn, with their figures written into the docs.
 
 use std::{
     fs,
@@ -17,18 +17,18 @@ use crate::{Cli, Result};
 
 const PAGE: &str = "reliability.md";
 const PLOT: &str = "soak.svg";
-/// What is between these lines of the page is written here; the rest is written by hand.
+/// This program writes the text between these lines of the page; the rest is written by hand.
 const BEGIN: &str = "<!-- figures: written by `oncelog-torture all` -->\n";
 const END: &str = "<!-- end of figures -->\n";
 
-/// The parts of the time that the simulation and the network take; the rest is for crashes.
+/// The parts of the time for the simulation and the network; crashes get the rest.
 const SIMULATE_SHARE: u64 = 6;
 const NETWORK_SHARE: u64 = 5;
 
-/// What `all` is told.
+/// The arguments of `all`.
 #[derive(Args, Debug)]
 pub struct AllArgs {
-    /// How long, without the soak
+    /// How many minutes, without the soak
     #[arg(long, value_name = "COUNT", default_value_t = 40, value_parser = clap::value_parser!(u64).range(6..))]
     minutes: u64,
     /// Unique events of the soak
@@ -100,7 +100,7 @@ pub async fn run(args: &AllArgs) -> Result<String> {
     Ok(figures)
 }
 
-/// What is tortured.
+/// The commit under test.
 fn commit() -> String {
     let git = |args: &[&str]| {
         let output = Process::new("git").args(args).output().ok()?;
@@ -122,7 +122,7 @@ fn between(text: &str, figures: &str) -> Option<String> {
     Some(format!("{head}{BEGIN}{figures}{END}{tail}"))
 }
 
-/// The text with separators in its numbers of five digits and more.
+/// The text with separators in numbers of five digits and more.
 fn with_separators(text: &str) -> String {
     let mut written = String::with_capacity(text.len());
     let mut rest = text;

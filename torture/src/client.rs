@@ -1,4 +1,4 @@
-//! The calls that need no resending: a client of one connection.
+//! Calls that need no resending, over a single connection.
 
 use oncelog::{
     client::endpoint,

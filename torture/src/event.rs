@@ -1,6 +1,6 @@
-//! Events that are made from a number, and tell it back.
+//! Events derived from a number, from which the number can be read back.
 //!
-//! Whenever it is made, the event of a number and a content is the same: nobody has to remember it.
+//! The event of a number and a content is always the same: nobody has to remember it.
 
 use bytes::Bytes;
 use oncelog::proto::v1::{Event, event::Payload};
@@ -8,7 +8,7 @@ use prost_types::Timestamp;
 
 use crate::Result;
 
-/// How many contents there are for an event. The first is what is published, the others are conflicts.
+/// How many contents an event has. The first is the published one, the others are conflicts.
 pub const CONTENTS: u8 = 4;
 
 /// 2026-01-01T00:00:00Z.
@@ -18,16 +18,16 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 /// The longest payload of [`PayloadBytes::Mixed`].
 const MIXED_BYTES_MAX: usize = 64 * 1024;
 
-/// How long payloads are.
+/// The length of payloads.
 #[derive(Clone, Copy, Debug)]
 pub enum PayloadBytes {
-    /// All as long as this.
+    /// All of this length.
     Fixed(usize),
     /// Most under 100 bytes, some of a few hundred, a few of up to 64 KiB.
     Mixed,
 }
 
-/// What events are made of.
+/// The recipe of events.
 #[derive(Clone, Copy, Debug)]
 pub struct Events {
     pub topics: u64,
@@ -56,7 +56,7 @@ impl Events {
         format!("topic-{topic:02}")
     }
 
-    /// The number and the content that `event` was made from, if it is that event to the last byte.
+    /// The number and the content of `event`, if it matches them to the last byte.
     pub fn read(&self, event: &Event) -> Result<(u64, u8)> {
         let unknown = || format!("an event that nobody made: {event:?}");
         let number = event.event_id.rsplit_once('-').map(|(_, number)| number);
@@ -109,7 +109,7 @@ fn id(a: u64, b: u64, number: u64) -> String {
     id
 }
 
-/// Makes neighbours strangers. Never 0 for what is not 0.
+/// Decorrelates neighbours. Never 0 unless the number is 0.
 fn mix(number: u64) -> u64 {
     xorshift(xorshift(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
 }

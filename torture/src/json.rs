@@ -1,4 +1,4 @@
-//! Figures for machines.
+//! Figures as JSON.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::Result;
 
-/// Figures, and where they come from.
+/// Figures, and how they were obtained.
 #[derive(Serialize)]
 struct Origin<'a, T> {
     date: String,

@@ -1,5 +1,5 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
-//! Tries to make oncelog lose, repeat or reorder an event, and says what it tried.
+//! Tries to make oncelog lose, repeat or reorder an event, and reports what it tried.
 //!
 //! ```text
 //! cargo run --release -p oncelog-torture -- --help
@@ -33,15 +33,16 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Everything here, one after the other
+    /// All of these, one after the other
     All(all::AllArgs),
-    /// Simulate the store over a disk, a clock and chance that follow from a seed
+    /// Simulate the store over a disk, a clock and randomness derived from a seed
     Simulate(simulate::SimulateArgs),
-    /// Kill, stop, starve and damage the real program under load, and look for everything it promised
+    /// Kill, stop, starve and damage the real program under load, and check everything it promised
     Crash(crash::CrashArgs),
-    /// Fill the real program's port with connections, streams, faults of the network and attacks
+    /// Load the real program's port with connections, streams, network faults and attacks
     Network(network::NetworkArgs),
-    /// Load the real program at full speed with a long history, sample what it uses, and count everything at the end
+    /// Load the real program at full speed over a long history, sample its resources, and count everything at the
+    /// end
     Soak(soak::SoakArgs),
 }
 

@@ -1,4 +1,4 @@
-//! The program under torture, as a process of its own.
+//! The program under torture, as a separate process.
 
 use std::{
     collections::VecDeque,
@@ -20,14 +20,14 @@ use crate::Result;
 
 /// How long a server may take to serve.
 const START_MAX: Duration = Duration::from_secs(120);
-/// How long a server may take to end once it is told to.
+/// How long a server may take to end once asked to.
 const STOP_MAX: Duration = Duration::from_secs(45);
-/// How often a process is asked whether it has ended.
+/// How often to check whether a process has ended.
 const END_POLL: Duration = Duration::from_millis(2);
-/// How many lines of what it says are kept.
+/// How many lines of its output are kept.
 const LINES_MAX: usize = 200;
 
-/// Requires a server to start, and makes the folder of data directories.
+/// Checks that a server can start, and makes the folder of data directories.
 pub fn prepare(program: &Path, scratch: &Path) -> Result<()> {
     match program.is_file() {
         true => Ok(fs::create_dir_all(scratch)?),
@@ -41,7 +41,7 @@ pub fn prepare(program: &Path, scratch: &Path) -> Result<()> {
 /// A server. Killed when dropped.
 pub struct Server {
     process: Process,
-    /// Where it listens.
+    /// Its address.
     pub address: String,
     /// How long it took to recover, by its own account.
     pub recovery_ms: u64,
@@ -53,13 +53,13 @@ pub struct Starting {
     serving: mpsc::Receiver<Serving>,
 }
 
-/// What a server says when it serves.
+/// The line that a server logs when it serves.
 struct Serving {
     address: String,
     recovery_ms: u64,
 }
 
-/// What a server has used so far.
+/// The resources that a server has used so far.
 pub struct Usage {
     pub cpu_seconds: f64,
     pub rss_bytes: u64,
@@ -73,12 +73,12 @@ impl Server {
         Starting::spawn(&[], program, data_dir, listen, &[])?.serving()
     }
 
-    /// SIGKILL, and its end.
+    /// Sends SIGKILL and waits for its end.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()
     }
 
-    /// SIGTERM, and its end.
+    /// Sends SIGTERM and waits for its end.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         kill_process(Pid::from_child(&self.process.child), Signal::TERM)?;
         let asked = Instant::now();
@@ -96,7 +96,7 @@ impl Server {
         .into())
     }
 
-    /// The last lines that it said.
+    /// The last lines of its output.
     pub fn said(&self) -> String {
         self.process.said.text()
     }
@@ -124,8 +124,8 @@ impl Server {
 }
 
 impl Starting {
-    /// Starts `program` on a data directory and does not wait until it serves. `wrapped` is what starts it, such as
-    /// `strace` with its options; empty for nothing.
+    /// Starts `program` on a data directory without waiting until it serves. `wrapped` is the command that starts
+    /// it, such as `strace` with its options; empty for none.
     pub fn spawn(
         wrapped: &[&OsStr],
         program: &Path,
@@ -171,7 +171,7 @@ impl Starting {
         })
     }
 
-    /// SIGKILL, and its end.
+    /// Sends SIGKILL and waits for its end.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill()
     }
@@ -197,21 +197,21 @@ impl Drop for Process {
     }
 }
 
-/// The last lines that a process said.
+/// The last lines of a process's output.
 #[derive(Clone, Default)]
 struct Said(Arc<Mutex<VecDeque<String>>>);
 
 impl Said {
-    /// Hears it to the end, and tells when it serves: nobody may be stopped by a full pipe.
+    /// Reads its output to the end, so that a full pipe never stops it, and reports when it serves.
     fn listen(&self, stderr: ChildStderr, serves: &mpsc::Sender<Serving>) {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            // What is no JSON is why it ends.
+            // Lines that are not JSON say why it ends.
             let message: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             if let (Some(address), Some(recovery_ms)) =
                 (message["address"].as_str(), message["recovery_ms"].as_u64())
             {
                 let address = address.to_owned();
-                // Nobody waits for it any more if it took too long.
+                // If it took too long, nobody waits for it any more.
                 _ = serves.send(Serving {
                     address,
                     recovery_ms,

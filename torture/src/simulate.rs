@@ -1,6 +1,6 @@
 //! Simulates the store, seed by seed, on all processors.
 //!
-//! The simulation itself is part of the library; here is which seeds are run, and what they came to.
+//! The library has the simulation itself; this decides which seeds run, and reports the results.
 
 use std::{
     path::PathBuf,
@@ -29,10 +29,10 @@ pub struct SimulateArgs {
     /// How many seeds, one after the other
     #[arg(long, default_value_t = 1000)]
     pub seeds: u64,
-    /// Goes on for so many minutes instead, whatever the number of seeds
+    /// Run for this many minutes instead, whatever the number of seeds
     #[arg(long, conflicts_with = "seeds")]
     pub minutes: Option<f64>,
-    /// Lets the disk lie in this way, to see it noticed; `all` tries one lie after the other
+    /// Let the disk lie in this way, which must be noticed; `all` tries one lie after the other
     #[arg(long, value_name = "NAME")]
     pub lie: Option<String>,
     /// Writes the figures to this file
@@ -40,7 +40,7 @@ pub struct SimulateArgs {
     pub json: Option<PathBuf>,
 }
 
-/// What the seeds came to.
+/// The results of the seeds.
 #[derive(Debug, Serialize)]
 pub struct SimulateReport {
     first_seed: u64,
@@ -186,7 +186,7 @@ fn lie_all(args: &SimulateArgs, all: &[Lie]) -> Result<SimulateReport> {
     let mut lies = Vec::new();
     for lie in all {
         let seeds = args.seed..args.seed.saturating_add(args.seeds);
-        // What fails without it as well is no catch.
+        // A seed that fails without the lie has not noticed it.
         let noticed = seeds
             .clone()
             .filter_map(|seed| simulation::run(seed, Some(*lie)).err())

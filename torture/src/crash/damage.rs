@@ -1,4 +1,4 @@
-//! Damage to what is derived from the log: the index, and the counters.
+//! Damage to the data derived from the log: the index and the counters.
 
 use std::{
     fs::{self, OpenOptions},
@@ -14,7 +14,7 @@ use crate::Result;
 const FLIPS_MAX: usize = 16;
 const COUNTERS: &str = "counters.json";
 
-/// Damages the index in one to three places, and says how, place by place.
+/// Damages the index in one to three places, and describes each.
 pub fn index(data_dir: &Path, random: &mut Rng) -> Result<Vec<String>> {
     let dir = data_dir.join("index");
     // Generations, and the secret of their hashes.
@@ -55,7 +55,7 @@ pub fn index(data_dir: &Path, random: &mut Rng) -> Result<Vec<String>> {
     Ok(done)
 }
 
-/// Damages the saved counters, and says how. Says nothing if they were never saved.
+/// Damages the saved counters, and describes it. None if they were never saved.
 pub fn counters(data_dir: &Path, random: &mut Rng) -> Result<Option<String>> {
     let path = data_dir.join(COUNTERS);
     if !path.exists() {
@@ -80,7 +80,7 @@ pub fn counters(data_dir: &Path, random: &mut Rng) -> Result<Option<String>> {
     Ok(Some(done))
 }
 
-/// Damages a file, and says how.
+/// Damages a file, and describes it.
 fn file(path: &Path, random: &mut Rng) -> Result<String> {
     let len = fs::metadata(path)?.len();
     if len == 0 || random.u8(..5) == 0 {

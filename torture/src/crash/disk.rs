@@ -1,4 +1,4 @@
-//! Where data directories are: a folder, or a small disk of its own.
+//! The place of data directories: a folder, or a small disk of its own.
 
 use std::{
     fs::{self, File},
@@ -13,12 +13,12 @@ use crate::Result;
 
 /// The size of a small disk.
 const DISK_BYTES: u64 = 64 * 1024 * 1024;
-/// What the ballast leaves free of it.
+/// How much of it the ballast leaves free.
 const FREE_BYTES: u64 = 14 * 1024 * 1024;
 const BALLAST: &str = "ballast";
 static ZEROS: [u8; 1024 * 1024] = [0; 1024 * 1024];
 
-/// A folder, removed when dropped; what is mounted on it is unmounted first.
+/// A folder, removed when dropped; anything mounted on it is unmounted first.
 pub struct Place {
     mount: Option<Mount>,
     dir: TempDir,
@@ -39,7 +39,7 @@ impl Place {
         Ok(Self { mount: None, dir })
     }
 
-    /// A small disk of its own: ext4 in a file, or else a tmpfs. An error tells why there can be none.
+    /// A separate small disk: ext4 in a file, or else a tmpfs. The error says why neither is possible.
     pub fn small_disk(scratch: &Path) -> Result<Self> {
         let mut place = Self::folder(scratch)?;
         let image = place.dir.path().join("image");
@@ -47,7 +47,7 @@ impl Place {
         fs::create_dir(&path)?;
         let ext4 = || {
             File::create(&image)?.set_len(DISK_BYTES)?;
-            // Without space for root alone: it runs as root, and would never find the disk full.
+            // No space reserved for root: this runs as root, and would never find the disk full.
             run(Command::new("mkfs.ext4")
                 .args(["-q", "-m", "0"])
                 .arg(&image))?;
@@ -79,7 +79,7 @@ impl Place {
         }
     }
 
-    /// What kind of disk it is.
+    /// The kind of disk.
     pub fn kind(&self) -> &'static str {
         self.mount.as_ref().map_or("a folder", |mount| mount.kind)
     }
@@ -99,12 +99,12 @@ impl Place {
         }
     }
 
-    /// Gives it back.
+    /// Releases it.
     pub fn give_space(&self) -> Result<()> {
         Ok(fs::remove_file(self.path().join(BALLAST))?)
     }
 
-    /// Keeps what is there, and returns where.
+    /// Keeps the folder, and returns its path.
     pub fn keep(self) -> Result<PathBuf> {
         let Self { mount, mut dir } = self;
         if let Some(mount) = &mount {

@@ -1,4 +1,4 @@
-//! Faults of the disk that strace puts in the way of system calls.
+//! Disk faults, injected into system calls by strace.
 
 use std::{ffi::OsString, fs, path::Path, process::Command};
 
@@ -6,24 +6,24 @@ use fastrand::Rng;
 
 use crate::Result;
 
-/// A fault, as strace is told.
+/// A fault, as arguments of strace.
 pub struct Fault {
-    /// What fails, and how.
+    /// The calls to fail, and how.
     inject: String,
-    /// System calls that are watched.
+    /// The system calls to trace.
     calls: &'static str,
 }
 
-/// Calls that fail from some time on.
+/// Calls that fail from some point on.
 struct Failing {
     calls: &'static str,
     error: &'static str,
-    /// How many of them may succeed before, at most: hardly more than a round makes.
+    /// The most of them that may succeed before: hardly more than a round makes.
     before_max: u32,
 }
 
-/// Calls that write content or put it in its place. Not `write`: the server writes its files with `pwrite64`, and wakes
-/// its own threads with `write`, which no disk can make fail.
+/// Calls that write content or install it. Not `write`: the server writes its files with `pwrite64`, and wakes its own
+/// threads with `write`, which no disk can make fail.
 const WRITES: [Failing; 3] = [
     Failing {
         calls: "pwrite64",
@@ -41,7 +41,7 @@ const WRITES: [Failing; 3] = [
         before_max: 3,
     },
 ];
-/// Calls that make durable.
+/// Calls that make data durable.
 const SYNCS: [Failing; 3] = [
     Failing {
         calls: "fdatasync",
@@ -62,12 +62,12 @@ const SYNCS: [Failing; 3] = [
 const ANY_SYNC: &str = "fdatasync,fsync";
 
 impl Fault {
-    /// A sync that fails: once, or from then on.
+    /// A failing sync: once, or from then on.
     pub fn of_sync(random: &mut Rng) -> Self {
         Self::error(&SYNCS, random)
     }
 
-    /// A write that fails: once, or from then on.
+    /// A failing write: once, or from then on.
     pub fn of_write(random: &mut Rng) -> Self {
         Self::error(&WRITES, random)
     }
@@ -97,12 +97,12 @@ impl Fault {
         }
     }
 
-    /// What fails, and how.
+    /// A description of the fault.
     pub fn text(&self) -> &str {
         &self.inject
     }
 
-    /// What a server is started with, so that it meets the fault; what strace sees goes to `trace`.
+    /// The command that starts a server so that it meets the fault; strace's output goes to `trace`.
     pub fn wrapped(&self, trace: &Path) -> Vec<OsString> {
         let mut words: Vec<OsString> = [
             "strace",
@@ -131,9 +131,9 @@ impl Fault {
     }
 }
 
-/// Why no faults can be put in the way; `None` if they can.
+/// Why faults cannot be injected; `None` if they can.
 pub fn why_not() -> Option<String> {
-    // It may be there and not be allowed to.
+    // It may be installed but not permitted.
     let tried = Command::new("strace")
         .args(["-D", "-qq", "-o", "/dev/null", "true"])
         .output();

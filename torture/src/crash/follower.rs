@@ -1,4 +1,4 @@
-//! Readers that follow over restarts: from their cursor, without gap or repeat.
+//! Readers that follow across restarts: from their cursor, without gap or repeat.
 
 use std::{
     sync::{
@@ -19,20 +19,20 @@ use crate::Result;
 
 /// How long a reader may take to reach the end of the log.
 const CATCH_UP_MAX: Duration = Duration::from_secs(20);
-/// How long it goes on after its server has gone.
+/// How long it continues after its server has gone.
 const GIVE_UP_AFTER: Duration = Duration::from_millis(10);
 const POLL: Duration = Duration::from_millis(2);
 
 /// A reader of one topic or of all.
 pub struct Follower {
     state: State,
-    /// Where it is, while it runs: it ends with its server, and returns where it was.
+    /// Where it is, while it runs: it ends with its server, and returns its position.
     running: Option<JoinHandle<Result<State>>>,
 }
 
 #[derive(Clone)]
 struct State {
-    /// Empty for all.
+    /// Empty for all topics.
     topic: String,
     cursor: String,
     seen: Arc<Seen>,
@@ -46,7 +46,7 @@ struct Seen {
 }
 
 impl Follower {
-    /// A reader that begins with the first event.
+    /// A reader that starts at the first event.
     pub fn new(topic: String) -> Self {
         let state = State {
             topic,
@@ -59,7 +59,7 @@ impl Follower {
         }
     }
 
-    /// Goes on where it was.
+    /// Continues where it was.
     pub fn resume(&mut self, target: &Target) -> Result<()> {
         let request = ListEventsRequest {
             topic: self.state.topic.clone(),
@@ -77,7 +77,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Waits for its end; its server has gone. An error is a broken promise.
+    /// Waits for its end, after its server has gone. An error is a broken promise.
     pub async fn pause(&mut self) -> Result<()> {
         if let Some(running) = self.running.take() {
             self.state = running.await??;

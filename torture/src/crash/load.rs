@@ -19,14 +19,14 @@ use crate::{Result, client::connect, event::Events};
 
 /// Requests that a stream has in flight.
 const IN_FLIGHT: usize = 16;
-/// How long a call that is made once may take.
+/// How long a call that is made only once may take.
 const CALL_MAX: Duration = Duration::from_secs(30);
 /// The most requests of one client-streaming call.
 const CALL_REQUESTS_MAX: usize = 5;
 /// How long the client-streaming publisher waits after a refusal.
 const REFUSED_WAIT: Duration = Duration::from_millis(20);
 
-/// What is published where, and who remembers it.
+/// Where to publish, and the memory of it.
 #[derive(Clone)]
 pub struct Target {
     pub address: String,
@@ -34,16 +34,16 @@ pub struct Target {
     pub memory: Arc<Memory>,
 }
 
-/// How much of it.
+/// The shape of the load.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// StreamingPublish streams; beside them there is one that calls Publish again and again.
+    /// StreamingPublish streams; another publisher calls Publish again and again.
     pub streams: usize,
     /// The most events of a request.
     pub request_events_max: usize,
-    /// Once so many events are known, there are only resends.
+    /// Once this many events are known, only resends are sent.
     pub new_to: u64,
-    /// How long publishers go on after a break without an ack.
+    /// How long publishers keep trying after a break without an ack.
     pub give_up_after: Duration,
 }
 
@@ -66,7 +66,7 @@ impl Load {
         Self { tasks, stop }
     }
 
-    /// Ends the load, waits for the acks to come, and returns why streams broke. An error is a broken promise.
+    /// Ends the load, waits for the last acks, and returns why streams broke. An error is a broken promise.
     pub async fn finish(mut self) -> Result<Vec<PublishError>> {
         self.stop.send_replace(true);
         let mut breaks = Vec::new();
@@ -76,7 +76,7 @@ impl Load {
         Ok(breaks)
     }
 
-    /// Ends the load, which no stream of must have broken.
+    /// Ends the load, in which no stream may have broken.
     pub async fn finish_whole(self) -> Result<()> {
         match self.finish().await?.first() {
             Some(error) => {
@@ -114,7 +114,7 @@ impl Target {
         Ok(publisher.finish().await?)
     }
 
-    /// Makes one Publish call. An ack is remembered.
+    /// Makes one Publish call, and remembers its ack.
     pub async fn call(&self, requests: Vec<Vec<Sent>>) -> Result<Result<(), Status>> {
         let made: Vec<_> = requests
             .iter()
@@ -151,7 +151,7 @@ impl Target {
     }
 }
 
-/// Why publishing over a stream did not end well.
+/// Why publishing over a stream failed.
 #[derive(Debug)]
 pub enum PublishFailed {
     /// The stream broke.
@@ -190,7 +190,7 @@ impl Waiting {
         self.0.push_back((request, ack));
     }
 
-    /// Remembers acks until at most `max` are waited for.
+    /// Remembers acks until at most `max` are outstanding.
     async fn take(&mut self, memory: &Memory, max: usize) -> Result<(), PublishFailed> {
         while self.0.len() > max {
             let Some((request, ack)) = self.0.pop_front() else {
@@ -230,7 +230,7 @@ async fn stream(
         Ok(())
     };
     let published: Result<(), PublishFailed> = publish.await;
-    // What was acked before a break is promised as well.
+    // Events acked before a break are promised as well.
     let rest = loop {
         match waiting.take(&target.memory, 0).await {
             Err(PublishFailed::Broke(_)) if !waiting.0.is_empty() => {}
@@ -250,7 +250,7 @@ async fn stream(
     }
 }
 
-/// A server may go, and may be unable to store; it may not refuse what is valid.
+/// A server may go away or be unable to store; it may not refuse valid events.
 fn allowed(error: PublishError) -> Result<PublishError> {
     match error {
         PublishError::GaveUp { .. } => Ok(error),
@@ -284,10 +284,10 @@ async fn call_again(
     Ok(None)
 }
 
-/// Whether a valid call may end like this, from a server that goes or cannot store.
+/// Whether a valid call may fail with this status, when a server goes away or cannot store.
 pub fn check_refusal(status: &Status) -> Result<()> {
     let is_away = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
-    // What a connection that is cut looks like to the library. What the server says has details.
+    // How a cut connection looks to the library. The server's own errors have details.
     let is_cut = matches!(
         status.code(),
         Code::Unknown | Code::Cancelled | Code::Internal

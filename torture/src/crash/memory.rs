@@ -1,7 +1,7 @@
-//! What a client remembers of everything it sent and was told, over all rounds on a data directory.
+//! A client's memory of everything it sent and every reply, over all rounds on a data directory.
 //!
-//! The model that a data directory is held to: what was promised is there, once, where it was promised, with the
-//! content that was first; what was sent without a promise is there at most once; nothing else is there.
+//! The model for a data directory: everything promised is there, once, in its place, with the content that came
+//! first; everything sent without a promise is there at most once; nothing else is there.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,15 +11,15 @@ use serde::Serialize;
 
 use crate::{Result, event::CONTENTS};
 
-/// Of 100 events sent, how many are resends and how many conflicts; the others are new.
+/// Of 100 events sent, how many are resends and how many conflicts; the rest are new.
 const RESENDS_PERCENT: u64 = 20;
 const CONFLICTS_PERCENT: u64 = 1;
-/// Every second resend is of one of this many events that were sent last.
+/// Every second resend is of one of the last this many events.
 const RECENT: u64 = 2000;
 /// One request in this many carries an event that breaks a limit.
 const REQUESTS_PER_INVALID: u64 = 50;
 
-/// An event as it is sent.
+/// An event as sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
     Event {
@@ -30,25 +30,25 @@ pub enum Sent {
     Invalid,
 }
 
-/// What is known of an event.
+/// What is known about an event.
 #[derive(Clone, Copy, Default)]
 struct Known {
-    /// 0 if it was never told.
+    /// 0 while unknown.
     sequence: u64,
-    /// Contents that were sent, as a set of bits.
+    /// The contents sent, as a set of bits.
     sent: u8,
-    /// Those among them that cannot be the stored one.
+    /// Those of them that cannot be the stored one.
     refuted: u8,
-    /// One more than the lists that were begun before it was acked or read, from when on it must be there for ever; 0 if
-    /// that was never so.
+    /// One more than the number of lists begun before it was acked or read, from which on it must be there forever; 0
+    /// if it never was.
     promised: u32,
     /// It was acked as stored now.
     was_stored: bool,
-    /// The list in which it was found last.
+    /// The list in which it was last found.
     found_in: u32,
 }
 
-/// The memory. Shared by all publishers and readers of a data directory.
+/// The memory, shared by all publishers and readers of a data directory.
 #[derive(Default)]
 pub struct Memory(Mutex<State>);
 
@@ -59,7 +59,7 @@ struct State {
     lists: u32,
 }
 
-/// What was told so far, in events.
+/// Counts of replies so far, in events.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Counts {
     pub acked: u64,
@@ -67,12 +67,12 @@ pub struct Counts {
     pub duplicates: u64,
     pub conflicts: u64,
     pub rejected: u64,
-    /// By lists and by readers that follow, and compared with what was told before.
+    /// By lists and by following readers, and compared with earlier replies.
     pub read: u64,
 }
 
 impl Counts {
-    /// These and others.
+    /// The sum of both.
     pub fn add(&mut self, other: &Self) {
         self.acked += other.acked;
         self.stored += other.stored;
@@ -82,7 +82,7 @@ impl Counts {
         self.read += other.read;
     }
 
-    /// What came after `before`.
+    /// The difference since `before`.
     pub fn since(&self, before: &Self) -> Self {
         Self {
             acked: self.acked - before.acked,
@@ -96,8 +96,8 @@ impl Counts {
 }
 
 impl Memory {
-    /// Draws the events of a request and remembers that they are sent: new ones while there are less than `new_to` in
-    /// all, resends, conflicts.
+    /// Draws the events of a request and remembers them as sent: new ones until there are `new_to` in total, resends,
+    /// conflicts.
     pub fn draw(&self, random: &mut Rng, events: usize, new_to: u64) -> Vec<Sent> {
         let mut state = self.state();
         let mut request = Vec::with_capacity(events + 1);
@@ -127,7 +127,7 @@ impl Memory {
         request
     }
 
-    /// Draws resends alone, of any age.
+    /// Draws only resends, of any age.
     pub fn draw_resends(&self, random: &mut Rng, events: usize) -> Vec<Sent> {
         let mut state = self.state();
         let end = state.known.len() as u64;
@@ -142,12 +142,12 @@ impl Memory {
             .collect()
     }
 
-    /// A new event, and remembers that it is sent.
+    /// Draws a new event, and remembers it as sent.
     pub fn draw_new(&self) -> Sent {
         self.state().new_event()
     }
 
-    /// Up to `max` events that were sent and never promised, sent again.
+    /// Up to `max` events that were sent and never promised, for sending again.
     pub fn draw_open(&self, max: usize) -> Vec<Sent> {
         let mut state = self.state();
         let open = (0u64..)
@@ -173,7 +173,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Takes the ack of a call that tells no sequences: all its events are there.
+    /// Takes the ack of a call that reports no sequences: all its events are there.
     pub fn acked_in_all(&self, request: &[Sent]) {
         let mut state = self.state();
         for sent in request {
@@ -184,12 +184,12 @@ impl Memory {
         }
     }
 
-    /// Takes what a reader was sent. An error is a broken promise.
+    /// Takes an event that a reader got. An error is a broken promise.
     pub fn read(&self, sequence: u64, number: u64, content: u8) -> Result<()> {
         self.state().read(sequence, number, content).map(drop)
     }
 
-    /// Begins to compare a list of everything.
+    /// Starts to compare a list of everything.
     pub fn list(&self) -> List<'_> {
         let mut state = self.state();
         state.lists += 1;
@@ -200,7 +200,7 @@ impl Memory {
         }
     }
 
-    /// Everything told so far.
+    /// All counts so far.
     pub fn counts(&self) -> Counts {
         self.state().counts
     }
@@ -211,7 +211,7 @@ impl Memory {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Who panics with it ends the program.
+        // A panic here ends the program.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -238,7 +238,7 @@ impl State {
         Sent::Event { number, content: 0 }
     }
 
-    /// Sends an event again: with a content that may be the stored one, or the one given.
+    /// Sends an event again, with a content that may be the stored one, or with the given one.
     fn resend(&mut self, number: u64, content: Option<u8>) -> Sent {
         let known = self.known(number);
         let possible = (known.sent & !known.refuted).trailing_zeros() as u8;
@@ -317,7 +317,7 @@ impl Known {
     }
 }
 
-/// A list of everything, as it is compared.
+/// The comparison of a list of everything.
 pub struct List<'a> {
     id: u32,
     memory: &'a Memory,
@@ -339,10 +339,10 @@ impl List<'_> {
         Ok(())
     }
 
-    /// Ends the list, and returns how many events there are. An error is a promised event that is not among them.
+    /// Ends the list, and returns how many events it had. An error is a promised event that it lacks.
     pub fn finish(self) -> Result<u64> {
         let state = self.memory.state();
-        // What is promised while the list is read may be behind its end.
+        // Events promised while the list is read may be past its end.
         let lost =
             |known: &&Known| (1..=self.id).contains(&known.promised) && known.found_in != self.id;
         let count = state.known.iter().filter(lost).count();
@@ -414,7 +414,7 @@ mod tests {
         assert!(broken(list(&memory, &[(1, 1, 0), (2, 0, 0)])).contains("was at 2"));
         assert!(broken(list(&memory, &[(1, 0, 0), (2, 0, 0)])).contains("was at 1"));
         assert!(broken(list(&memory, &[(1, 0, 0), (3, 1, 0)])).contains("3 follows 1"));
-        // The third was never acked: it may be there, and then stays.
+        // The third was never acked: it may be there, and if so it stays.
         assert_eq!(
             list(&memory, &[(1, 0, 0), (2, 1, 0), (3, 2, 0)]).expect("whole"),
             3

@@ -1,5 +1,5 @@
-//! Rounds against the real program: it is killed, stopped, starved and lied to under load, and after every round
-//! everything it ever promised is looked for.
+//! Rounds against the real program: it is killed, stopped and starved under load, its disk fails, and after
+//! every round everything it ever promised is checked.
 
 mod damage;
 mod disk;
@@ -32,26 +32,26 @@ use crate::{
 };
 
 const TOPICS: u64 = 10;
-/// A data directory is kept for this many rounds.
+/// How many rounds a data directory is kept for.
 const STORE_ROUNDS: u32 = Kind::ALL.len() as u32;
-/// One whose index has generations, for this many rounds of its kind.
+/// The same for one whose index has generations, in rounds of its kind.
 const LARGE_STORE_ROUNDS: u32 = 4;
 /// Mixes the number of a round into the seed.
 const ROUND_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What `crash` is told.
+/// The arguments of `crash`.
 #[derive(Args, Clone, Debug)]
 pub struct CrashArgs {
     /// Rounds; 20 have every kind twice
     #[arg(long, value_name = "COUNT", default_value_t = 20)]
     rounds: u32,
-    /// Goes on for so long instead
+    /// Run for this many minutes instead
     #[arg(long, value_name = "COUNT", conflicts_with = "rounds")]
     minutes: Option<u64>,
-    /// What everything is drawn from; a random one is told
+    /// Seed of all random choices; by default a random one, which is printed
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
-    /// Leave out rounds, to come to one that failed
+    /// Skip this many rounds, to reproduce a failure
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     skip: u32,
     /// Only rounds of this kind
@@ -63,7 +63,7 @@ pub struct CrashArgs {
     /// The server
     #[arg(long, value_name = "FILE", default_value = "target/release/oncelog")]
     program: PathBuf,
-    /// Where data directories are made; that of a round that fails is kept
+    /// Where data directories are made; that of a failed round is kept
     #[arg(long, value_name = "DIR", default_value = "target")]
     scratch: PathBuf,
 }
@@ -102,12 +102,12 @@ pub async fn run(args: &CrashArgs) -> Result<Report> {
     Ok(rounds.report)
 }
 
-/// All rounds, and the data directories that outlive one.
+/// All rounds, and the data directories that outlive a round.
 struct Rounds {
     args: CrashArgs,
     seed: u64,
     report: Report,
-    /// Why there is no strace.
+    /// Why strace is unavailable, if so.
     no_strace: Option<String>,
     plain: Option<Store>,
     large: Option<Store>,
@@ -158,7 +158,7 @@ impl Rounds {
         Ok(())
     }
 
-    /// The store of a round. An error tells why there can be no such round.
+    /// The store for a round. The error says why there can be no such round.
     fn store(&mut self, kind: Kind) -> Result<Store> {
         let new = |place, payload| {
             let events = Events {
@@ -189,7 +189,7 @@ impl Rounds {
         }
     }
 
-    /// Keeps what a round that failed left, and says how to come there again.
+    /// Keeps the data of a failed round, and says how to reproduce it.
     fn failed(&self, round: u32, kind: Kind, store: Store, error: &crate::Error) -> crate::Error {
         let kept = store.keep().map_or_else(
             |error| format!("its data directory is lost: {error}"),

@@ -1,4 +1,4 @@
-//! What the rounds came to: a line each, and figures by kind.
+//! The results of rounds: a line for each, and figures by kind.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -27,7 +27,7 @@ pub struct Report {
 #[derive(Default, Serialize)]
 struct Of {
     passed: u32,
-    /// Of those that passed, the ones in which nothing came to harm: the fault was never met.
+    /// Passed rounds in which nothing was harmed: the fault was never met.
     unharmed: u32,
     /// See [`RoundResult`].
     harms: u64,
@@ -52,7 +52,7 @@ impl Report {
         }
     }
 
-    /// A round that kept every promise, on a store whose counts are told from before and after it.
+    /// Records a round that kept every promise, on a store with these counts before and after it.
     pub fn passed(
         &mut self,
         round: u32,
@@ -80,7 +80,7 @@ impl Report {
         );
     }
 
-    /// A round that could not be.
+    /// Records a round that was impossible.
     pub fn skipped(&mut self, round: u32, kind: Kind, why: &str) {
         self.skipped += 1;
         let of = self.kinds.entry(kind).or_default();

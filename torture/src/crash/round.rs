@@ -1,4 +1,4 @@
-//! The kinds of rounds: how a server comes to harm, and what must hold meanwhile.
+//! The kinds of rounds: how a server is harmed, and what must hold meanwhile.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ impl Kind {
         Self::CounterDamage,
     ];
 
-    /// For how long its data directory is kept.
+    /// How long its data directory is kept.
     pub fn kept(self) -> Kept {
         match self {
             Self::DiskFull => Kept::Never,
@@ -74,7 +74,7 @@ impl Kind {
         }
     }
 
-    /// Whether strace makes its faults.
+    /// Whether strace injects its faults.
     pub fn takes_strace(self) -> bool {
         matches!(self, Self::SyncFault | Self::WriteFault | Self::SlowSync)
     }
@@ -88,7 +88,7 @@ impl Kind {
     }
 }
 
-/// For how long a data directory is kept.
+/// How long a data directory is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
     /// For one round.
@@ -99,36 +99,36 @@ pub enum Kept {
     Large,
 }
 
-/// What a round came to.
+/// The result of a round.
 pub struct RoundResult {
-    /// How often the server or its files came to harm: kills, stops, calls that met a fault, places that were damaged.
+    /// How often the server or its files were harmed: kills, stops, calls that met a fault, damaged places.
     pub harms: u64,
-    /// What was special about it.
+    /// Details of the round.
     pub text: String,
 }
 
-/// New events of a round, at most.
+/// The most new events of a round.
 const NEW_EVENTS: u64 = 30_000;
 /// Events that are published again after a round.
 const RESENDS: usize = 2000;
-/// New events of a round that is to make a generation of the index, which takes 524,288.
+/// New events of a round that must fill a generation of the index, which takes 524,288.
 const GENERATION_EVENTS: u64 = 560_000;
 /// Events that are published again after damage to the index.
 const INDEX_RESENDS: usize = 20_000;
-/// How often a server may find damage to its index, and ask for a restart.
+/// How often a server may find damage to its index, and require a restart.
 const DAMAGE_RESTARTS_MAX: u32 = 8;
 
-/// How long until a server is harmed, at most.
+/// The longest time until a server is harmed.
 const MOMENT_MAX: Duration = Duration::from_millis(900);
-/// How long a publisher goes on when its server does not come back.
+/// How long a publisher keeps trying when its server does not come back.
 const GONE: Duration = Duration::from_millis(200);
-/// And when it does.
+/// The same when it does.
 const COMES_BACK: Duration = Duration::from_secs(60);
-/// How long it may take to fill a disk, to notice that there is space again, to make a generation.
+/// How long it may take to fill a disk, to notice that there is space again, or to make a generation.
 const CHANGE_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
-/// Runs a round on a store whose server does not run.
+/// Runs a round on a store whose server is stopped.
 pub async fn run(kind: Kind, store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
     match kind {
         Kind::Kill => kill(store, random).await,
@@ -153,12 +153,12 @@ fn shape(store: &Store, give_up_after: Duration, random: &mut Rng) -> Shape {
     }
 }
 
-/// A moment to come: soon more often than late.
+/// Waits for a moment, more often short than long.
 async fn moment(random: &mut Rng) {
     sleep(MOMENT_MAX.mul_f64(random.f64() * random.f64())).await;
 }
 
-/// After every round: what is there is what was promised, and goes on being taken, told and counted.
+/// After every round: everything promised is there, and the server accepts, reports and counts events again.
 async fn recover(store: &mut Store, random: &mut Rng) -> Result<()> {
     store.start().await?;
     store.compare(random).await?;
@@ -189,7 +189,7 @@ async fn kill(store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
 }
 
 async fn kill_start(store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
-    // Once in order, for its address, and for something to recover.
+    // First without faults, to have an address and something to recover.
     store.start().await?;
     let shape = shape(store, COMES_BACK, random);
     let load = store.load(shape, random);
@@ -212,7 +212,7 @@ async fn kill_start(store: &mut Store, random: &mut Rng) -> Result<RoundResult> 
     store.kill().await?;
     verify_and_recover(store, random).await?;
     Ok(RoundResult {
-        // Under load before, after a start, and in the end.
+        // Under load before, after a start, and at the end.
         harms: waits.len() as u64 + 3,
         text: format!("killed {} ms after its start", waits.join(", ")),
     })
@@ -296,7 +296,7 @@ async fn disk_full(store: &mut Store, random: &mut Rng) -> Result<RoundResult> {
     })
 }
 
-/// Waits until events are taken, or are refused because there is no space.
+/// Waits until events are accepted, or refused for lack of space.
 async fn wait_for_space(store: &Store, there_is: bool) -> Result<()> {
     let deadline = Instant::now() + CHANGE_MAX;
     while Instant::now() < deadline {
@@ -319,7 +319,7 @@ async fn wait_for_space(store: &Store, there_is: bool) -> Result<()> {
     Err(format!("the disk {what} after {} s", CHANGE_MAX.as_secs()).into())
 }
 
-/// Waits until it says that it can store events, or that it cannot.
+/// Waits until the server reports that it can store events, or that it cannot.
 async fn wait_for_readiness(store: &Store, is_ready: bool) -> Result<()> {
     let deadline = Instant::now() + CHANGE_MAX;
     while store.is_serving()? != is_ready {
@@ -338,7 +338,7 @@ async fn wait_for_readiness(store: &Store, is_ready: bool) -> Result<()> {
 }
 
 async fn fault(store: &mut Store, fault: &Fault, random: &mut Rng) -> Result<RoundResult> {
-    // Without faults first: it has something to lose, and they know each other's address.
+    // First without faults: it has something to lose, and both know each other's address.
     store.start().await?;
     store.stop().await?;
     store.forget_counters();
@@ -434,7 +434,7 @@ async fn index_damage(store: &mut Store, random: &mut Rng) -> Result<RoundResult
         true => "no generation yet".to_owned(),
         false => damaged.join(", "),
     };
-    // verify marks what it finds damaged; without it the server has to find it.
+    // verify marks damaged generations; without it the server has to find the damage.
     if random.bool() {
         store.verify()?;
     }
@@ -473,10 +473,10 @@ fn has_generation(store: &Store) -> Result<bool> {
     Ok(false)
 }
 
-/// A check that did not end well.
+/// A failed check.
 struct Failure {
     error: crate::Error,
-    /// Whether it may be that the server refuses to answer from a damaged index.
+    /// Whether the server may be refusing to answer from a damaged index.
     may_be_damage: bool,
 }
 

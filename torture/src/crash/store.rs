@@ -1,4 +1,4 @@
-//! A data directory over its rounds: the server on it, what is remembered of it, and the comparison of the two.
+//! A data directory across rounds: its server, the memory of it, and the comparison of the two.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -32,19 +32,19 @@ use crate::{
     verify::{Verdict, verify},
 };
 
-/// What a server may take to stop, as it is told.
+/// The server's grace period.
 const GRACE_SECONDS: &str = "10";
-/// What it may take by our clock.
+/// How long a stop may take by our clock.
 const GRACE_MAX: Duration = Duration::from_secs(15);
-/// How long a list that fails is tried again.
+/// How long a failing list is retried.
 const LIST_RETRY_MAX: Duration = Duration::from_secs(3);
-/// Events of a request when what is stored is published again.
+/// Events per request when stored events are published again.
 const RESEND_EVENTS: usize = 500;
 
-/// What a server must not say, whatever happens to it.
+/// Text that a server must never print.
 const PANIC: &str = "panicked at";
 
-/// A data directory, and everything that goes with it.
+/// A data directory, and everything that belongs to it.
 pub struct Store {
     program: PathBuf,
     pub place: Place,
@@ -53,11 +53,11 @@ pub struct Store {
     pub target: Target,
     server: Option<Server>,
     followers: Vec<Follower>,
-    /// The counters at the last stop, if they must be those at the next start.
+    /// The counters at the last stop, if the next start must have the same.
     counters: Option<[u64; 5]>,
     /// How long the last start took to recover.
     pub recovery_ms: u64,
-    /// Whether sled may have panicked on a damaged file; it asserts what it reads.
+    /// Whether sled may have panicked on a damaged file; it asserts its reads.
     pub may_panic: bool,
 }
 
@@ -86,19 +86,19 @@ impl Store {
         self.place.path().join("data")
     }
 
-    /// Keeps the data directory, whose server is killed, and returns where it is.
+    /// Keeps the data directory of a killed server, and returns its path.
     pub fn keep(self) -> Result<PathBuf> {
         let Self { place, server, .. } = self;
         drop(server);
         place.keep()
     }
 
-    /// What was told so far.
+    /// The counts so far.
     pub fn counts(&self) -> Counts {
         self.target.memory.counts()
     }
 
-    /// Starts the server, readers go on, and counters that were saved are those that were.
+    /// Starts the server; readers continue, and saved counters must be unchanged.
     pub async fn start(&mut self) -> Result<()> {
         self.start_wrapped(&[]).await?;
         if let Some(before) = self.counters.take() {
@@ -113,13 +113,13 @@ impl Store {
         Ok(())
     }
 
-    /// Starts the server under something like strace.
+    /// Starts the server under a wrapper like strace.
     pub async fn start_wrapped(&mut self, wrapped: &[OsString]) -> Result<()> {
         let server = self.spawn(wrapped)?.serving()?;
         self.serves(server)
     }
 
-    /// Starts the server and does not wait.
+    /// Starts the server without waiting.
     pub fn spawn(&self, wrapped: &[OsString]) -> Result<Starting> {
         let wrapped: Vec<&OsStr> = wrapped.iter().map(OsString::as_os_str).collect();
         let options = ["--grace-seconds", GRACE_SECONDS];
@@ -157,7 +157,7 @@ impl Store {
         self.pause_followers().await
     }
 
-    /// SIGTERM, after which it must end in order and in time.
+    /// SIGTERM, after which it must end cleanly and in time.
     pub async fn terminate(&mut self) -> Result<()> {
         self.counters = None;
         let Some(mut server) = self.server.take() else {
@@ -178,7 +178,7 @@ impl Store {
         self.pause_followers().await
     }
 
-    /// SIGTERM to a server that nobody uses, whose counters must outlive it.
+    /// SIGTERM to a server that nobody uses, whose counters must survive.
     pub async fn stop(&mut self) -> Result<()> {
         let before = counters(&stats(&self.target.address).await?);
         self.terminate().await?;
@@ -186,7 +186,7 @@ impl Store {
         Ok(())
     }
 
-    /// SIGTERM to a server whose disk fails: it ends, in whatever order.
+    /// SIGTERM to a server whose disk fails: it must end, cleanly or not.
     pub async fn end(&mut self) -> Result<()> {
         self.counters = None;
         if let Some(mut server) = self.server.take() {
@@ -196,7 +196,7 @@ impl Store {
         self.pause_followers().await
     }
 
-    /// Says that the counters cannot be those of before.
+    /// Accepts that the counters have changed.
     pub fn forget_counters(&mut self) {
         self.counters = None;
     }
@@ -216,17 +216,17 @@ impl Store {
         Ok(())
     }
 
-    /// `oncelog verify`. An error if it says that the log is damaged.
+    /// Runs `oncelog verify`. An error if it reports damage to the log.
     pub fn verify(&self) -> Result<Verdict> {
         verify(&self.program, &self.data_dir())
     }
 
-    /// `oncelog verify`, which must find nothing.
+    /// Runs `oncelog verify`, which must find nothing.
     pub fn verify_clean(&self) -> Result<()> {
         self.verify()?.clean()
     }
 
-    /// Whether it says that it can store events.
+    /// Whether the server reports that it can store events.
     pub fn is_serving(&self) -> Result<bool> {
         let output = Command::new(&self.program)
             .args(["health", "--server", &self.target.address])
@@ -240,7 +240,7 @@ impl Store {
         }
     }
 
-    /// Lists everything and compares it with what is remembered. Returns how many events there are.
+    /// Lists everything and compares it with the memory. Returns how many events there are.
     pub async fn compare_list(&self) -> Result<u64> {
         let mut list = self.target.memory.list();
         let mut reader = self.reader(String::new())?;
@@ -266,8 +266,8 @@ impl Store {
         Ok(Reader::connect(&self.target.address, request, options)?)
     }
 
-    /// Compares everything that the server has, after a round, with what is remembered: the list, one topic's list,
-    /// the counters, and what readers saw that follow. Nothing may be published meanwhile.
+    /// After a round, compares everything the server has with the memory: the whole list, one topic's list, the
+    /// counters, and what following readers saw. Nothing may be published meanwhile.
     pub async fn compare(&mut self, random: &mut Rng) -> Result<()> {
         let events = self.compare_list().await?;
         let stats = stats(&self.target.address).await?;
@@ -319,12 +319,12 @@ impl Store {
     pub async fn resend(&self, events: usize, random: &mut Rng) -> Result<(), PublishFailed> {
         let memory = &self.target.memory;
         let mut resends: Vec<Sent> = memory.draw_resends(random, events);
-        // Those that are left keep the question open for later rounds.
+        // The rest keep the question open for later rounds.
         resends.extend(memory.draw_open(events / 2));
         self.target.publish(&resends, RESEND_EVENTS).await
     }
 
-    /// Publishes one new event; returns why the server did not take it, if so.
+    /// Publishes one new event; returns the server's refusal, if any.
     pub async fn offer(&self) -> Result<Option<Status>> {
         let new = self.target.memory.draw_new();
         match self.target.call(vec![vec![new]]).await? {
@@ -333,14 +333,14 @@ impl Store {
         }
     }
 
-    /// What the server said last.
+    /// The server's last output.
     pub fn said(&self) -> String {
         self.server.as_ref().map(Server::said).unwrap_or_default()
     }
 }
 
-/// An address of this machine that no connection of anyone begins at: as a server is away for a while, no port of its
-/// address may be taken meanwhile.
+/// A local address from which no other connection starts: while a server is away, nobody may take a port of its
+/// address.
 fn host() -> String {
     static HOSTS: AtomicU32 = AtomicU32::new(0);
     let host = HOSTS.fetch_add(1, Relaxed);

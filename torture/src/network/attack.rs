@@ -1,4 +1,4 @@
-//! Clients that keep to nothing, many at a time.
+//! Clients that break all rules, many at a time.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -10,19 +10,19 @@ use crate::Result;
 
 /// The frames of a flood: more than any queue of the server holds.
 const FLOOD: usize = 20_000;
-/// How long the server may take to deal with one attacker.
+/// How long the server may take to handle one attacker.
 const ATTACK_MAX: Duration = Duration::from_secs(60);
-/// How long a peer that does not read sends until nothing more is taken.
+/// How long a peer that does not read sends until nothing more is accepted.
 const SEND_MAX: Duration = Duration::from_secs(1);
 /// The streams of a peer that opens many.
 const STREAMS: u32 = 10;
-/// The length of a message of which only a part is sent.
+/// The announced length of a message of which only a part is sent.
 const PART_OF_BYTES: u32 = 4096;
 /// SETTINGS_INITIAL_WINDOW_SIZE: nothing may be sent.
 const NO_WINDOW: (u16, u32) = (4, 0);
 const WINDOW_MAX: u32 = 0x7fff_ffff;
 
-/// What an attacker does.
+/// The behaviour of an attacker.
 #[derive(Clone, Copy, Debug)]
 pub enum Attack {
     /// CVE-2023-44487.
@@ -99,7 +99,8 @@ impl Attack {
         }
     }
 
-    /// Attacks from `peers` connections at once. Those that hold something hold it until the last is there.
+    /// Attacks from `peers` connections at once. Attackers that hold something hold it until the last has
+    /// started.
     pub async fn run(self, server: SocketAddr, peers: usize, random: &mut Rng) -> Result<()> {
         let mut attackers = JoinSet::new();
         for _ in 0..peers {
@@ -112,13 +113,13 @@ impl Attack {
                 let seconds = ATTACK_MAX.as_secs();
                 return Err(format!("{}: no end within {seconds} s", self.name()).into());
             };
-            // The server may close at any byte; that it serves others is looked for elsewhere.
+            // The server may close at any byte; other code checks that it serves others.
             held.extend(ended.ok().flatten());
         }
         Ok(())
     }
 
-    /// Returns the connection if it is to be held.
+    /// Returns the connection if it must be held.
     async fn attack(self, server: SocketAddr, mut random: Rng) -> io::Result<Option<Peer>> {
         let greet = || Peer::greet(server);
         let publish = |stream| frames::call(stream, "StreamingPublish");

@@ -1,11 +1,11 @@
-//! Messages that are small as they come, and large decompressed.
+//! Messages that are small when sent, and large decompressed.
 
 use std::{io::Write as _, sync::LazyLock};
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 
-/// What a bomb has decompressed: sixteen requests' worth.
+/// The decompressed size of a bomb: sixteen requests' worth.
 const BOMB_BYTES: usize = 64 * 1024 * 1024;
 const ZSTD_LEVEL: i32 = 3;
 

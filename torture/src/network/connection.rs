@@ -1,4 +1,4 @@
-//! An HTTP/2 connection that keeps to flow control, so that a server takes all it is willing to take, and to nothing else.
+//! An HTTP/2 connection that respects flow control and nothing else, so that a server accepts all it will.
 //!
 //! RFC 9113, section 5.2 (flow control) and 6.5.2 (settings).
 
@@ -20,23 +20,24 @@ use tokio::{
 
 use super::frames::{self, Frame, Peer, code, flag, frame, kind};
 
-/// The largest payload of a DATA frame that every server takes.
+/// The largest payload of a DATA frame that every server accepts.
 const FRAME_BYTES_MAX: usize = 16 * 1024;
 /// The window of a connection before its first WINDOW_UPDATE.
 const CONNECTION_WINDOW_BYTES: i64 = 65_535;
 const SETTINGS_INITIAL_WINDOW_SIZE: u16 = 4;
-/// What a peer that reads lets the server send ahead: more than it will send in a minute.
+/// The window that a reading peer grants: more than the server sends in a minute.
 const WINDOW_MAX: u32 = 0x7fff_ffff;
-/// How often a connection that waits for room looks whether it was closed.
+/// How often a connection that waits for room checks whether it was closed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Whether the answers of the server are read.
+/// How much of the responses is read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reads {
     All,
-    /// One byte of each stream: the server has to keep the part that it has begun to send, and makes the next.
+    /// One byte of each stream: the server must keep the part that it has started to send, and builds the
+    /// next.
     Byte,
-    /// Nothing: the streams have a window of 0, so the server has to keep what it answers.
+    /// Nothing: the streams have a window of 0, so the server must keep its responses.
     Nothing,
 }
 
@@ -58,9 +59,9 @@ struct State {
 struct Windows {
     connection: i64,
     initial: i64,
-    /// Those of the streams that are open.
+    /// The windows of open streams.
     streams: HashMap<u32, i64>,
-    /// Pings and settings to acknowledge.
+    /// Acknowledgements of pings and settings, to be sent.
     answers: Vec<u8>,
     closed: bool,
 }
@@ -156,7 +157,7 @@ impl Connection {
         })
     }
 
-    /// Begins a request with the header `fields`, which is all of it if `is_whole`. Returns its stream.
+    /// Starts a request with the header `fields`, which is complete if `is_whole`. Returns its stream.
     pub async fn begin(&mut self, fields: &[u8], is_whole: bool) -> io::Result<u32> {
         let stream = self.next_stream;
         self.next_stream += 2;
@@ -171,7 +172,7 @@ impl Connection {
         Ok(stream)
     }
 
-    /// Sends what there is room for of `body`. Returns how much that is; `None` if the stream has ended.
+    /// Sends as much of `body` as there is room for. Returns how much; `None` if the stream has ended.
     pub async fn send(&mut self, stream: u32, body: &[u8]) -> io::Result<Option<usize>> {
         let mut sent = 0;
         while sent < body.len() {
@@ -200,7 +201,7 @@ impl Connection {
         Ok(Some(sent))
     }
 
-    /// Ends what is sent on a stream.
+    /// Half-closes a stream.
     pub async fn end(&mut self, stream: u32) -> io::Result<()> {
         self.write(&frame(kind::DATA, flag::END_STREAM, stream, &[]))
             .await
@@ -219,9 +220,9 @@ impl Connection {
         self.state.windows().streams.contains_key(&stream)
     }
 
-    /// Waits until the server has sent something, but not for long. Fails once the connection is closed.
+    /// Waits until the server has sent something, but not long. Fails once the connection is closed.
     pub async fn wait(&mut self) -> io::Result<()> {
-        // Silence is no error: whoever waits looks at the clock.
+        // Silence is not an error: the caller watches the clock.
         _ = timeout(LOOK_INTERVAL, self.state.changed.notified()).await;
         self.write(&[]).await
     }
@@ -232,7 +233,7 @@ impl Connection {
         self.write(&[]).await
     }
 
-    /// Writes `bytes` behind what there is to acknowledge.
+    /// Writes `bytes` after any pending acknowledgements.
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let answers = {
             let mut windows = self.state.windows();

@@ -1,4 +1,5 @@
-//! Publishers and readers that check every promise: what is acked is stored once, and read once in its place.
+//! Publishers and readers that check every promise: every acked event is stored once, and read once in its
+//! place.
 
 use std::{
     collections::HashMap,
@@ -22,15 +23,15 @@ use crate::Result;
 const TOPICS: u64 = 50;
 /// The events of a request.
 const REQUEST_EVENTS: u64 = 10;
-/// Numbers from here on are large events.
+/// Events numbered from here on are large.
 const LARGE: u64 = 1 << 40;
 const LARGE_BYTES: usize = 64 * 1024;
-/// The small ones differ in size up to this.
+/// The most by which small ones differ in size.
 const SMALL_BYTES_MAX: u64 = 400;
 /// 2026-01-01T00:00:00Z.
 const EPOCH_SECONDS: i64 = 1_767_225_600;
 
-/// The event of a number: the same whenever it is made.
+/// The event of a number, always the same.
 fn event(number: u64) -> Event {
     let bytes = if number >= LARGE {
         LARGE_BYTES
@@ -50,7 +51,7 @@ fn event(number: u64) -> Event {
     }
 }
 
-/// What a round was told, by the number of the event.
+/// The acks of a round, by event number.
 #[derive(Clone)]
 pub struct Round {
     pub address: String,
@@ -70,12 +71,12 @@ impl Round {
         }
     }
 
-    /// How many events were acked, resends included.
+    /// How many events were acked, including resends.
     pub fn acked(&self) -> u64 {
         self.acked.load(Relaxed)
     }
 
-    /// The number that no event has yet.
+    /// The first number without an event.
     pub fn next(&self) -> u64 {
         self.next.load(Relaxed)
     }
@@ -104,8 +105,8 @@ impl Round {
         }
     }
 
-    /// Asserts that what is stored after `cursor` is what was told, once. Returns the cursor after it, and how many
-    /// events it is.
+    /// Asserts that the events after `cursor` are exactly those acked, once each. Returns the cursor after them,
+    /// and how many there are.
     pub async fn check(&self, cursor: String, first: u64) -> Result<(String, u64)> {
         let request = ListEventsRequest {
             cursor,
@@ -122,7 +123,8 @@ impl Round {
         while let Some(response) = reader.next().await? {
             for stored in response.events {
                 let number = read(&stored, &mut expected)?;
-                // All that was sent was acked: what is not told, or not any more, is stored twice or in secret.
+                // Every event sent was acked: one without an ack, or without one left, is stored twice or was
+                // never sent.
                 let acked_at = left.remove(&number);
                 if acked_at != Some(stored.sequence) {
                     let sequence = stored.sequence;
@@ -142,7 +144,7 @@ impl Round {
     }
 }
 
-/// The number of a stored event, which must be the next and as it was made.
+/// The number of a stored event, which must be the next and unchanged.
 fn read(stored: &StoredEvent, expected: &mut u64) -> Result<u64> {
     if stored.sequence != *expected {
         return Err(format!(
@@ -199,13 +201,13 @@ impl Stream {
     }
 }
 
-/// When all streams are open, and when they may go on.
+/// When all streams are open, and when they may continue.
 pub struct Together {
     pub open: Barrier,
     pub go_on: Barrier,
 }
 
-/// A stream among many that are open at once: small requests before that, a large one after it.
+/// One of many streams open at once: small requests before that point, a large one after it.
 pub async fn publish_together(
     round: Round,
     numbers: Range<u64>,
@@ -220,7 +222,7 @@ pub async fn publish_together(
     stream.finish().await
 }
 
-/// How long each of many acks took.
+/// The latencies of many acks.
 #[derive(Default)]
 pub struct Latencies(Vec<Duration>);
 
@@ -229,7 +231,7 @@ impl Latencies {
         self.0.len()
     }
 
-    /// What this share of them took at most, in milliseconds; 0 without any.
+    /// The latency that this share of them stayed within, in milliseconds; 0 without any.
     pub fn share_ms(&self, share: f64) -> u64 {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
@@ -240,7 +242,7 @@ impl Latencies {
     }
 }
 
-/// Publishes event after event, each once the one before is acked, while something else goes wrong.
+/// Publishes event after event, each once the previous one is acked, while something else goes wrong.
 pub async fn watch(round: Round, stop: Arc<AtomicBool>) -> Result<Latencies> {
     let stream = Stream::open(&round.address, &round, PublisherOptions::default())?;
     let mut latencies = Latencies::default();
@@ -253,7 +255,7 @@ pub async fn watch(round: Round, stop: Arc<AtomicBool>) -> Result<Latencies> {
     Ok(latencies)
 }
 
-/// Follows all topics from a cursor, behind which the sequence `next` comes, until the sequence `end` is there.
+/// Follows all topics from a cursor, after which the sequence `next` comes, until the sequence `end` arrives.
 pub async fn follow(
     address: String,
     cursor: String,

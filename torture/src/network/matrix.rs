@@ -1,7 +1,7 @@
-//! Every endpoint against every way to be rude, one pair at a time.
+//! Every endpoint against every rude behaviour, one pair at a time.
 //!
-//! docs/reliability.md has the table of what bounds each pair. Here each is tried against the real program with its default
-//! settings: memory stays within a limit, and another client that publishes is acked in time.
+//! docs/reliability.md has the table of what bounds each pair. Here each is tried against the real program with its
+//! default settings: memory must stay within a limit, and another client's events must be acked in time.
 
 use std::{
     io,
@@ -34,33 +34,33 @@ use super::{
 use crate::{Result, server::Server};
 
 const MIB: u64 = 1024 * 1024;
-/// What the server may use during any pair.
+/// The most memory the server may use during any pair.
 const MEMORY_BYTES_MAX: u64 = 768 * MIB;
-/// How long the 99th of a hundred acks may take during any pair.
+/// The longest the 99th of a hundred acks may take during any pair.
 const ACK_P99_MS_MAX: u64 = 1000;
-/// How long the last ack of a pair is waited for.
+/// How long to wait for the last ack of a pair.
 const LAST_ACK_MAX: Duration = Duration::from_secs(20);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
-/// How often bytes drip, and streams that ended are replaced.
+/// How often bytes drip, and ended streams are replaced.
 const TICK: Duration = Duration::from_millis(20);
 const RECONNECT_DELAY: Duration = Duration::from_millis(50);
-/// Streams of an HTTP/2 connection, or HTTP/1.1 connections, and how many are thousands.
+/// Streams of an HTTP/2 connection, or HTTP/1.1 connections; and the number for thousands.
 const STREAMS: usize = 64;
 const THOUSANDS_OF_STREAMS: usize = 4000;
 const THOUSANDS_OF_CONNECTIONS: usize = 1000;
 /// The default limit of a request, `--max-request-bytes`.
 const REQUEST_BYTES: usize = 4 * 1024 * 1024;
-/// Requests that an HTTP/1.1 client sends one after the other without reading.
+/// Requests that an HTTP/1.1 client sends in a row without reading.
 const PIPELINED: usize = 1000;
 
-/// A way to be rude.
+/// A rude behaviour.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
 pub enum Way {
-    /// Whole requests, and no more than a byte of an answer is read
+    /// Whole requests, and at most a byte of a response is read
     NeverReads,
     /// A byte at a time
     Drips,
-    /// A request of 4 MiB but for its end
+    /// A request of 4 MiB without its end
     StopsHalfway,
     /// A request that is 64 MiB by gzip
     GzipBomb,
@@ -79,7 +79,7 @@ enum Wire {
     Http1,
 }
 
-/// What can be asked for.
+/// An endpoint under attack.
 struct Endpoint {
     name: &'static str,
     wire: Wire,
@@ -90,7 +90,7 @@ struct Endpoint {
     body: Bytes,
 }
 
-/// The gRPC calls, and a message that each takes: an invalid event, a topic, a key, a service.
+/// The gRPC calls, and a message that each accepts: an invalid event, a topic, a key, a service.
 const CALLS: [(&str, &str, &[u8]); 8] = [
     (
         "Publish",
@@ -202,7 +202,7 @@ fn endpoints() -> Vec<Endpoint> {
     calls.chain(requests).collect()
 }
 
-/// A request as it is sent: header fields beside those of its endpoint, and its body.
+/// A request to send: header fields beside those of its endpoint, and its body.
 #[derive(Clone)]
 struct Sent {
     more: Vec<(&'static str, String)>,
@@ -210,7 +210,7 @@ struct Sent {
 }
 
 impl Endpoint {
-    /// What is sent of a request.
+    /// The request in this behaviour.
     fn sent(&self, way: Way) -> Sent {
         let is_grpc = self.wire == Wire::Grpc;
         let bomb = |encoding: &str, bomb: Bytes| {
@@ -235,7 +235,7 @@ impl Endpoint {
             Way::GzipBomb => bomb("gzip", bomb::gzip()),
             Way::ZstdBomb => bomb("zstd", bomb::zstd()),
             Way::StopsHalfway => {
-                // Spaces are JSON that goes on.
+                // Spaces are JSON that continues.
                 let most = vec![b' '; REQUEST_BYTES - 1];
                 let body = match is_grpc {
                     true => frames::message(0, REQUEST_BYTES as u32, &most),
@@ -253,10 +253,10 @@ impl Endpoint {
         }
     }
 
-    /// Is rude until it is stopped.
+    /// Attacks until stopped.
     async fn attack(&self, way: Way, sent: &Sent, server: SocketAddr) {
         loop {
-            // However it ended, it begins again: thrown out, or refused.
+            // However it ended, it starts again: thrown out or refused.
             _ = match self.wire {
                 Wire::Grpc | Wire::Http2 => self.attack_streams(way, sent, server).await,
                 Wire::Http1 => self.attack_connections(way, sent, server).await,
@@ -283,7 +283,7 @@ impl Endpoint {
             STREAMS
         };
         let at_once = if way == Way::Drips { 1 } else { usize::MAX };
-        // The number of the stream, if it is open, and how much of its body is sent.
+        // The id of the stream, if open, and how much of its body has been sent.
         let mut open = vec![(0, 0); count];
         loop {
             for (stream, at) in &mut open {
@@ -361,7 +361,7 @@ impl Endpoint {
     }
 }
 
-/// What a pair came to.
+/// The result of a pair.
 #[derive(Clone, Debug, Serialize)]
 pub struct Cell {
     pub endpoint: String,
@@ -388,7 +388,7 @@ impl Cell {
     }
 }
 
-/// What all pairs came to, in one line: the worst of them.
+/// The worst of all pairs, in one line.
 pub fn text(cells: &[Cell]) -> String {
     let worst = |by: fn(&Cell) -> u64| {
         let worst = cells.iter().max_by_key(|cell| by(cell));
@@ -402,12 +402,12 @@ pub fn text(cells: &[Cell]) -> String {
     )
 }
 
-/// A server with default settings, and what it has stored so far.
+/// A server with default settings, and its stored events so far.
 struct Target {
     server: Server,
     address: SocketAddr,
     round: Round,
-    /// After what it was filled with.
+    /// After the events it was filled with.
     cursor: String,
     stored: u64,
     _data_dir: TempDir,
@@ -429,7 +429,7 @@ impl Target {
         })
     }
 
-    /// Checks that everything acked is stored, once, and stops the server.
+    /// Checks that everything acked is stored once, and stops the server.
     async fn finish(mut self) -> Result<()> {
         self.round.check(self.cursor, self.stored + 1).await?;
         match self.server.terminate()?.success() {
@@ -438,8 +438,8 @@ impl Target {
         }
     }
 
-    /// Lets `attack` go on for a while. Returns the most memory that the server used, in MiB, and how long the acks of another
-    /// client took, if all came.
+    /// Runs `attack` for a while. Returns the most memory that the server used, in MiB, and how long another client's
+    /// acks took, if all came.
     async fn suffer(
         &self,
         time: Duration,
@@ -475,8 +475,8 @@ impl Target {
     }
 }
 
-/// Tries every pair for `time` on a server with default settings, or those whose name has `only` in it. A server that does not
-/// hold makes way for a new one, so that what is left of one pair does not reach the next.
+/// Tries every pair for `time` on a server with default settings, or only those whose name contains `only`. A server
+/// that fails is replaced by a new one, so that one pair does not affect the next.
 pub async fn run(
     program: &Path,
     scratch: &Path,
@@ -492,7 +492,7 @@ pub async fn run(
                 continue;
             }
             let sent = endpoint.sent(*way);
-            // A machine that is busy with something else is slow once, and a pair that does not hold twice.
+            // A machine busy with something else is slow once; a pair that fails, fails twice.
             for is_last in [false, true] {
                 let attack = endpoint.attack(*way, &sent, target.address);
                 let suffered = target.suffer(time, attack).await;
@@ -515,7 +515,7 @@ pub async fn run(
                 if !holds {
                     let next = Target::start(program, scratch).await?;
                     let held = std::mem::replace(&mut target, next);
-                    // What was sent and not acked may be stored or not.
+                    // Unacked events may or may not be stored.
                     if latencies.is_some() {
                         held.finish().await?;
                     }

@@ -1,10 +1,10 @@
-//! Connections without number against the real program: idle ones, active ones, ones that fail, vanish and attack.
-//! Everything acked is stored and read once, memory stays within its limit, and all of it comes back.
+//! Very many connections to the real program: idle and active ones, failing, vanishing and attacking ones.
+//! Everything acked is stored and read once, memory stays within its limit, and all of it is released.
 
 mod attack;
 mod bomb;
 mod connection;
-// Shared with the tests of the server, which use what is not used here.
+// Shared with the server's tests, which use more of it.
 #[allow(dead_code)]
 #[path = "../../../tests/it/frames.rs"]
 mod frames;
@@ -51,31 +51,31 @@ use crate::{
 const MIB: u64 = 1024 * 1024;
 /// Requests in the server at a time: much less than the streams send at once.
 const INGEST_BYTES_MAX: u64 = 32 * MIB;
-/// What the server may use beside requests and connections: keys of the index that are not sealed, events for readers.
+/// The server's memory beside requests and connections: unsealed keys of the index, events for readers.
 const BASE_BYTES_MAX: u64 = 256 * MIB;
-/// What a connection may use: its buffers and tasks, and what it may send ahead.
+/// The memory of a connection: its buffers and tasks, and the data sent ahead.
 const CONNECTION_BYTES_MAX: u64 = 64 * 1024;
-/// Files of the log and the index that may have been opened in a round.
+/// Files of the log and the index that may be opened in a round.
 const KEPT_FILES_MAX: u64 = 16;
-/// Files of this program beside its connections.
+/// This program's files beside its connections.
 const OWN_FILES: usize = 500;
-/// How long it may take until all has come back. A peer that vanished is given up after 50 s.
+/// How long it may take until everything is released. A vanished peer is given up after 50 s.
 const RETURN_MAX: Duration = Duration::from_secs(120);
 const RETURN_POLL: Duration = Duration::from_millis(100);
-/// Connections that are being opened at a time.
+/// How many connections are opened at a time.
 const OPENING: usize = 100;
-/// Events of a stream before its large one. Two streams send the same.
+/// Events of a stream before its large one. Pairs of streams send the same.
 const STREAM_EVENTS: u64 = 50;
-/// Readers that follow from the beginning of a round to its end.
+/// Readers that follow from the start of a round to its end.
 const FOLLOWERS: usize = 20;
 /// Publishers, and as many readers, behind the proxy.
 const PROXIED: u64 = 20;
 const PROXIED_EVENTS: u64 = 2000;
-/// What passes before a connection of the proxy fails, at most.
+/// The most bytes that pass before a connection of the proxy fails.
 const FAULT_BYTES_MAX: u64 = 128 * 1024;
 /// A stream behind the proxy is given up after this.
 const STALL_MAX: Duration = Duration::from_millis(250);
-/// Out of how many connections one vanishes, and one attacks in each way.
+/// Of how many connections one vanishes, and one attacks in each way.
 const VANISHING_SHARE: usize = 50;
 const ATTACKING_SHARE: usize = 100;
 
@@ -84,25 +84,25 @@ pub struct NetworkArgs {
     /// Connections that are open and do nothing
     #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
     connections: usize,
-    /// Streams that publish at once, each on a connection of its own
+    /// Streams that publish at once, each on its own connection
     #[arg(long, value_name = "COUNT", default_value_t = 2000)]
     streams: usize,
-    /// What everything is drawn from; a random one is told
+    /// Seed of all random choices; by default a random one, which is printed
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
-    /// Goes on for so long, with a new seed each round
+    /// Run for this many minutes, with a new seed each round
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     minutes: u64,
-    /// Then one client takes all it is given for so long; 0 for never
+    /// Then one client takes all it can get for this long; 0 for never
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     rude: u64,
     /// Only that client, and only in this way, or in `all` at once
     #[arg(long, value_name = "WAY", value_parser = rude::parse_only)]
     rude_only: Option<rude::Only>,
-    /// Then every endpoint is treated in every rude way, each for so long; 0 for never
+    /// Then every endpoint meets every rude behaviour, each for this long; 0 for never
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000)]
     matrix: u64,
-    /// Only those pairs whose name has this in it, such as `GetStats, NeverReads`
+    /// Only pairs whose name contains this, such as `GetStats, NeverReads`
     #[arg(long, value_name = "TEXT")]
     matrix_only: Option<String>,
     /// Write the figures to this file
@@ -116,7 +116,7 @@ pub struct NetworkArgs {
     scratch: PathBuf,
 }
 
-/// Runs one round, or as many as there is time for, and then what one rude client does.
+/// Runs one round, or as many as there is time for, and then the rude client.
 pub async fn run(args: &NetworkArgs) -> Result<Report> {
     let (program, scratch) = (&args.program, &args.scratch);
     server::prepare(program, scratch)?;
@@ -195,7 +195,7 @@ async fn rounds(args: &NetworkArgs) -> Result<Report> {
     Ok(all.report)
 }
 
-/// Raises the limit on open files, and returns how many of the idle connections there is room for beside the streams.
+/// Raises the limit on open files, and returns how many idle connections there is room for beside the streams.
 fn room(connections: usize, streams: usize) -> Result<usize> {
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(
@@ -208,7 +208,7 @@ fn room(connections: usize, streams: usize) -> Result<usize> {
     let files = most.map_or(usize::MAX, |files| {
         usize::try_from(files).unwrap_or(usize::MAX)
     });
-    // Both ends of the connections of the proxy are here.
+    // This program has both ends of the proxy's connections.
     let taken = streams + 2 * connections / VANISHING_SHARE + OWN_FILES;
     let room = files.saturating_sub(taken).min(connections);
     if room < connections {
@@ -235,14 +235,14 @@ impl Rounds {
         Round::new(&self.address.to_string(), self.next_number)
     }
 
-    /// What every server has sooner or later is not counted as lost: its threads, the first files.
+    /// Does not count as leaked what every server has sooner or later: its threads, the first files.
     async fn warm_up(&mut self) -> Result<()> {
         let round = self.begin();
         publish_at_once(&round, OPENING, async || Ok(())).await?;
         self.check(&round).await
     }
 
-    /// Looks for what the round was told, and goes on behind it.
+    /// Checks the acks of the round, and moves past its events.
     async fn check(&mut self, round: &Round) -> Result<()> {
         let (cursor, events) = round.check(self.cursor.clone(), self.next_sequence).await?;
         self.cursor = cursor;
@@ -279,7 +279,7 @@ impl Rounds {
         self.report.peak(&self.server.usage()?);
 
         self.check(&round).await?;
-        // One more wakes those who follow.
+        // One more event wakes the followers.
         end.store(self.next_sequence + 1, Relaxed);
         let last = Stream::open(&round.address, &round, PublisherOptions::default())?;
         last.publish(round.numbers(1)).await?;
@@ -306,7 +306,7 @@ impl Rounds {
         self.hold_memory()
     }
 
-    /// Peers in mid-stream that vanish without a word.
+    /// Peers that vanish silently in mid-stream.
     async fn vanish(&mut self) -> Result<(Proxy, Vec<Peer>)> {
         let proxy = Proxy::start(self.address, |_| SOUND).await?;
         let mut peers = Vec::new();
@@ -355,7 +355,7 @@ impl Rounds {
         )
     }
 
-    /// Publishers and readers behind a proxy whose connections fail until each publisher is through.
+    /// Publishers and readers behind a proxy whose connections fail until every publisher has finished.
     async fn fail(
         &self,
         round: &Round,
@@ -408,7 +408,7 @@ impl Rounds {
         Ok(())
     }
 
-    /// Waits until memory and files are back.
+    /// Waits until memory and files are released.
     async fn all_back(&self, before: &Usage) -> Result<Usage> {
         let back = async {
             loop {

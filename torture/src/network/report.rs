@@ -1,4 +1,4 @@
-//! What the rounds came to.
+//! The results of the rounds.
 
 use std::collections::BTreeMap;
 
@@ -19,9 +19,9 @@ pub struct Report {
     pub seed: u64,
     pub rounds: u32,
     pub seconds: f64,
-    /// Connections that do nothing, in a round.
+    /// Idle connections in a round.
     pub idle_connections: usize,
-    /// Streams that are open at once, in a round.
+    /// Streams open at once in a round.
     pub streams: usize,
     pub acked: u64,
     pub stored: u64,
@@ -29,27 +29,27 @@ pub struct Report {
     pub failed_connections: u64,
     /// Connections whose peer vanished.
     pub vanished_connections: usize,
-    /// Attacking connections, by what they did.
+    /// Attacking connections, by attack.
     pub attacks: BTreeMap<&'static str, usize>,
-    /// The longest time that one event took while attacks went on.
+    /// The longest that an ack took during attacks.
     pub ack_ms_max: u64,
     /// Before the first round, at most, and after the last.
     pub rss_mib: [u64; 3],
     pub open_files: [u64; 3],
-    /// What one rude client came to, if there was one.
+    /// The result of the rude client, if it ran.
     pub rude: Option<RudeReport>,
-    /// Every endpoint treated in every rude way, if it was.
+    /// Every endpoint against every rude behaviour, if that ran.
     pub matrix: Vec<Cell>,
 }
 
 impl Report {
-    /// Takes how much is used while there is most.
+    /// Records usage under load.
     pub fn peak(&mut self, usage: &Usage) {
         self.rss_mib[1] = self.rss_mib[1].max(usage.peak_rss_bytes / MIB);
         self.open_files[1] = self.open_files[1].max(usage.open_files);
     }
 
-    /// Takes how much is used when nobody is connected.
+    /// Records usage when nobody is connected.
     pub fn at_rest(&mut self, usage: &Usage) {
         let at = if self.rounds == 0 { 0 } else { 2 };
         self.rss_mib[at] = usage.rss_bytes / MIB;

@@ -1,7 +1,8 @@
-//! One rude client: ten connections, each of which takes as much as the server gives, all at once.
+//! One rude client: ten connections, each of which takes all it can get, all at once.
 //!
-//! What must hold meanwhile: memory has a bound that does not depend on the client, a publisher that behaves is acked in time,
-//! and afterwards the memory is back. The server has its default settings, because they are what most people run.
+//! Meanwhile, memory must have a bound that does not depend on the client, a well-behaved publisher must be acked in
+//! time, and afterwards the memory must be released. The server has its default settings, because most people run
+//! those.
 
 use std::{
     fs::File,
@@ -39,43 +40,44 @@ use super::{
 use crate::{Result, server::Server};
 
 const MIB: u64 = 1024 * 1024;
-/// What the server may use while all of it goes on.
+/// The most memory the server may use during all of it.
 const MEMORY_BYTES_MAX: u64 = 768 * MIB;
-/// A server that uses this much is beyond saving: the machine is saved instead.
+/// A server that uses this much is lost: the machine is saved instead.
 const MEMORY_BYTES_CUT: u64 = 4096 * MIB;
-/// What the server may use more than before, once the client is gone: the events that were stored meanwhile are in its index.
+/// How much more the server may use than before once the client is gone: the events stored meanwhile are in its index.
 const KEPT_BYTES_MAX: u64 = 128 * MIB;
-/// How long the 99th of a hundred acks of a publisher that behaves may take.
+/// The longest the 99th of a hundred acks of a well-behaved publisher may take.
 const ACK_P99_MAX: Duration = Duration::from_secs(1);
-/// How long the memory may take to come back.
+/// How long releasing the memory may take.
 const RETURN_MAX: Duration = Duration::from_secs(60);
 /// How long the last ack may take once the client is gone.
 const LAST_ACK_MAX: Duration = Duration::from_secs(90);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
-/// How often streams that the server ended are replaced.
+/// How often ended streams are replaced.
 const RENEW_INTERVAL: Duration = Duration::from_millis(20);
-/// How long a client that was thrown out waits until it connects again.
+/// How long a client that was thrown out waits before it reconnects.
 const RECONNECT_DELAY: Duration = Duration::from_millis(100);
 
-/// Nearly as many topics as a server takes by default: a publisher that behaves has some of its own.
+/// Nearly as many topics as a server allows by default: a well-behaved publisher has some of its own.
 const TOPICS: usize = 99_000;
-/// The topics of a request when they are made.
+/// The topics per request when they are created.
 const REQUEST_TOPICS: usize = 5000;
-/// The length of their names: the longest, so that counters of all of them are large.
+/// The length of their names: the longest, so that their counters are large.
 const TOPIC_BYTES: usize = 255;
 /// A topic that has one small event in each of many batches.
 const SPARSE_TOPIC: &str = "sparse";
 const SPARSE_EVENTS: usize = 600;
-/// What else is in each of those batches. More than a server reads at once, so that it reads anew for each small event.
+/// The other event in each of those batches. Larger than a server reads at once, so that each small event takes a new
+/// read.
 const BETWEEN_BYTES: usize = 20 * 1024;
 
 /// The default limit of a request, `--max-request-bytes`.
 const REQUEST_BYTES: u32 = 4 * 1024 * 1024;
-/// The limit on events of a request, in events of no bytes: a field of the request, and its length of 0.
+/// The limit on events of a request, as events of no bytes: a field of the request, and its length of 0.
 const EMPTY_EVENTS: usize = 16_384;
 const EMPTY_EVENT: [u8; 2] = [1 << 3 | 2, 0];
 
-/// Calls that take no events, and so need no large messages.
+/// Calls without events, which need no large messages.
 const CALLS_WITHOUT_EVENTS: [&str; 5] = [
     "/oncelog.v1.AggregatorService/GetEvent",
     "/oncelog.v1.AggregatorService/ListEvents",
@@ -84,7 +86,7 @@ const CALLS_WITHOUT_EVENTS: [&str; 5] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
 ];
 
-/// What one of the connections does.
+/// The behaviour of one connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Rudeness {
     /// 64 gRPC streams announce a request of 4 MiB each and send nothing
@@ -93,29 +95,29 @@ pub enum Rudeness {
     AnnounceCompressed,
     /// The same over JSON
     AnnounceJson,
-    /// 50 streams publish requests of 16,384 empty events and read no answer
+    /// 50 streams publish requests of 16,384 empty events and read no response
     AnswersUnread,
-    /// 500 messages of 4 MiB but for the last byte to each call that takes no events
+    /// 500 messages of 4 MiB, all but the last byte, to each call without events
     Unfinished,
     /// 32 streams send messages that are 1000 times as large decompressed
     Bombs,
-    /// 300 lists of a topic with one small event per batch, of which a byte is read
+    /// 300 lists of a topic with one small event per batch, of which one byte is read
     ListsUnread,
-    /// Lists that are begun and cut, again and again
+    /// Lists started and cut, again and again
     ListsCut,
-    /// 60 requests for the counters of 100,000 topics, of which a byte is read
+    /// 60 requests for the counters of 100,000 topics, of which one byte is read
     StatsUnread,
-    /// 300 server-sent event streams of all events, of which a byte is read
+    /// 300 server-sent event streams of all events, of which one byte is read
     EventsUnread,
 }
 
 impl Rudeness {
-    /// Goes on until `end`. Returns how many streams it has begun.
+    /// Runs until `end`. Returns how many streams it has started.
     async fn run(self, server: SocketAddr, end: Instant) -> u64 {
         let begun = AtomicU64::new(0);
         let again_and_again = async {
             loop {
-                // However it ended, it begins again: thrown out, or refused.
+                // However it ended, it starts again: thrown out or refused.
                 _ = self.attack(server, &begun).await;
                 sleep(RECONNECT_DELAY).await;
             }
@@ -189,7 +191,7 @@ impl Rudeness {
                         streams.push(begin(&mut connection, list).await?);
                         begun.fetch_add(1, Relaxed);
                     }
-                    // Long enough for the scans to begin.
+                    // Long enough for the scans to start.
                     connection.stay(RENEW_INTERVAL).await?;
                     for stream in streams {
                         connection.cancel(stream).await?;
@@ -219,11 +221,11 @@ impl Rudeness {
     }
 }
 
-/// What to do alone: one way of them, or all at once.
+/// A single behaviour, or all at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Only(pub Option<Rudeness>);
 
-/// Reads the name of a way, or `all`.
+/// Parses the name of a behaviour, or `all`.
 pub fn parse_only(name: &str) -> Result<Only, String> {
     match name {
         "all" => Ok(Only(None)),
@@ -231,7 +233,7 @@ pub fn parse_only(name: &str) -> Result<Only, String> {
     }
 }
 
-/// A list of a topic, all of them if it is empty: the header, and the message.
+/// A list of a topic, or of all if it is empty: the header, and the message.
 fn list(topic: &str) -> (Vec<u8>, Vec<u8>) {
     let request = ListEventsRequest {
         topic: topic.to_owned(),
@@ -242,15 +244,15 @@ fn list(topic: &str) -> (Vec<u8>, Vec<u8>) {
     (frames::call_fields("ListEvents"), message)
 }
 
-/// Sends each of `streams`, a header and a body, as far as flow control lets it, never ends it, and begins it again whenever the
-/// server has ended it.
+/// Sends each of `streams`, a header and a body, as far as flow control allows, never ends it, and starts it again
+/// whenever the server has ended it.
 async fn hold(
     server: SocketAddr,
     begun: &AtomicU64,
     streams: &[(Vec<u8>, impl AsRef<[u8]>)],
 ) -> io::Result<()> {
     let mut connection = Connection::open(server, Reads::All).await?;
-    // The number of the stream, if it is open, and how much of its body is sent.
+    // The id of the stream, if open, and how much of its body has been sent.
     let mut open = vec![(0, 0); streams.len()];
     loop {
         for ((fields, body), (stream, sent)) in streams.iter().zip(&mut open) {
@@ -266,7 +268,8 @@ async fn hold(
     }
 }
 
-/// Sends each of `streams` whole, reads a byte of each answer, and asks again whenever the server has ended it.
+/// Sends each of `streams` whole, reads a byte of each response, and repeats it whenever the server has ended
+/// it.
 async fn ask(
     server: SocketAddr,
     begun: &AtomicU64,
@@ -296,7 +299,8 @@ async fn begin(
     Ok(stream)
 }
 
-/// Sends `message` again and again over each of `count` streams of a call, as far as flow control lets it, and reads nothing.
+/// Sends `message` again and again over each of `count` streams of a call, as far as flow control allows, and reads
+/// nothing.
 async fn repeat(
     server: SocketAddr,
     begun: &AtomicU64,
@@ -325,15 +329,15 @@ async fn repeat(
     }
 }
 
-/// What came of it.
+/// The result.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RudeReport {
     pub seconds: u64,
-    /// Streams that were begun, by what they did.
+    /// Streams that were started, by behaviour.
     pub streams: Vec<(String, u64)>,
     /// Before, at most, and after.
     pub rss_mib: [u64; 3],
-    /// Events that a publisher that behaves published meanwhile, one at a time.
+    /// Events that a well-behaved publisher published meanwhile, one at a time.
     pub acked: usize,
     pub ack_p50_ms: u64,
     pub ack_p99_ms: u64,
@@ -341,7 +345,7 @@ pub struct RudeReport {
 }
 
 impl RudeReport {
-    /// What did not hold.
+    /// The limits that were broken.
     fn broken(&self) -> Vec<String> {
         let [before, peak, after] = self.rss_mib;
         let mut broken = Vec::new();
@@ -375,7 +379,7 @@ impl RudeReport {
     }
 }
 
-/// Starts a server with default settings and is rude to it for `seconds`, in one way or in all ways at once.
+/// Starts a server with default settings and attacks it for `seconds`, with one behaviour or all at once.
 pub async fn run(
     program: &Path,
     scratch: &Path,
@@ -496,7 +500,7 @@ fn event(topic: &str, number: usize, bytes: usize) -> Event {
     }
 }
 
-/// The cursor after all that is stored, and the last sequence.
+/// The cursor after all stored events, and the last sequence.
 pub async fn end(address: &str) -> Result<(String, u64)> {
     let request = ListEventsRequest::default();
     let mut reader = Reader::connect(address, request, ReaderOptions::default())?;
@@ -510,7 +514,7 @@ pub async fn end(address: &str) -> Result<(String, u64)> {
     Ok((reader.cursor().to_owned(), last))
 }
 
-/// Lets the system forget what it has of the files in a folder.
+/// Drops the system's cached pages of the files in a folder.
 fn forget_pages(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();

@@ -1,4 +1,4 @@
-//! Publishers at full speed, each of which knows what every ack must say.
+//! Publishers at full speed, each of which knows the right outcome of every event.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 use super::SoakArgs;
 use crate::{Result, event::Events};
 
-/// How often it is looked how far the load is.
+/// How often to check the progress of the load.
 const POLL: Duration = Duration::from_millis(5);
 
 /// Publishers at work.
@@ -28,18 +28,18 @@ pub struct Load {
     count: u64,
 }
 
-/// How far all streams are.
+/// The progress of all streams.
 #[derive(Default)]
 pub struct Progress {
     pub sent: AtomicU64,
     pub stored: AtomicU64,
-    /// One of each request, since they were last taken.
+    /// One per request since they were last taken.
     latencies_us: Mutex<Vec<u32>>,
-    /// Streams that have ended, in whatever way.
+    /// Streams that have ended in whatever way.
     ended: AtomicU64,
 }
 
-/// Everything that was acked.
+/// All acks.
 pub struct Acked {
     pub sent: u64,
     /// By stream, and by number within it.
@@ -51,7 +51,7 @@ struct Stream {
     own: u64,
     streams: u64,
     sent: u64,
-    /// Where each event was stored; 0 for not yet.
+    /// The sequence of each event; 0 until it is known.
     sequences: Vec<u32>,
 }
 
@@ -88,7 +88,7 @@ impl Load {
         &self.progress
     }
 
-    /// Waits until so many events are stored, or nobody stores more.
+    /// Waits until this many events are stored, or nobody stores more.
     pub async fn reach(&self, stored: u64) {
         while self.progress.stored.load(Relaxed) < stored
             && self.progress.ended.load(Relaxed) < self.count
@@ -126,7 +126,7 @@ impl Progress {
 }
 
 impl Acked {
-    /// Where an event was stored.
+    /// The sequence of an event.
     pub fn sequence(&self, number: u64) -> Option<u64> {
         let streams = self.sequences.len() as u64;
         let stream = self.sequences.get((number % streams) as usize)?;
@@ -145,7 +145,7 @@ async fn run(
     progress: &Arc<Progress>,
 ) -> Result<Stream> {
     let options = PublisherOptions {
-        // One more than wait below: a request is never held back by its publisher.
+        // One more than may wait below: its publisher never holds back a request.
         requests_in_flight_max: args.in_flight as usize + 1,
         ..PublisherOptions::default()
     };
@@ -172,7 +172,7 @@ async fn run(
         let make = |number: &u64| events.make(number * args.streams + own, 0);
         let request = numbers.iter().map(make).collect();
         let Ok(place) = waiting.reserve().await else {
-            // It says why it has ended.
+            // The taker reports why it has ended.
             break;
         };
         let sent_at = Instant::now();
@@ -215,7 +215,7 @@ impl Stream {
         let mut stored = 0;
         for (number, outcome) in numbers.iter().zip(outcomes) {
             let known = &mut self.sequences[*number as usize];
-            // What is new to this stream is new to the server, and nothing breaks.
+            // An event that is new to this stream is new to the server, and nothing breaks.
             let expected = match *known {
                 0 => Outcome::Stored,
                 _ => Outcome::Duplicate,

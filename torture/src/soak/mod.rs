@@ -1,4 +1,4 @@
-//! A soak: one server at full speed over a long history, sampled all the while, which must end with exactly the events
+//! A soak: one server at full speed over a long history, sampled throughout, which must end with exactly the events
 //! that were sent.
 
 mod load;
@@ -35,10 +35,10 @@ use crate::{
 
 /// How many samples a run has.
 const SAMPLES: u64 = 100;
-/// Every so many of them one is told.
+/// One of this many samples is printed.
 const SAMPLES_PER_LINE: u64 = 10;
 
-/// What `soak` is told.
+/// The arguments of `soak`.
 #[derive(Args, Clone, Debug)]
 pub struct SoakArgs {
     /// Unique events; with payloads of 64 bytes, a million take 200 MB of disk
@@ -62,7 +62,7 @@ pub struct SoakArgs {
     /// Topics
     #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = value_parser!(u64).range(1..=10_000))]
     topics: u64,
-    /// What resends are drawn from
+    /// Seed of resends
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
     /// Write the figures to this file
@@ -150,7 +150,7 @@ async fn sample(
     Ok((load.finish().await?, samples))
 }
 
-/// The counters must be exactly what was acked.
+/// The counters must match the acks exactly.
 fn check_stats(stats: &GetStatsResponse, acked: &Acked, args: &SoakArgs) -> Result<()> {
     let reported = [
         stats.received,
@@ -168,7 +168,7 @@ fn check_stats(stats: &GetStatsResponse, acked: &Acked, args: &SoakArgs) -> Resu
     check_unique(stats, args)
 }
 
-/// What of the counters is exact after a crash as well.
+/// Checks the counters that are exact after a crash as well.
 fn check_unique(stats: &GetStatsResponse, args: &SoakArgs) -> Result<()> {
     let reported = [stats.unique_processed, stats.durable_tail];
     let expected = [args.unique, args.unique + 1];
@@ -181,7 +181,7 @@ fn check_unique(stats: &GetStatsResponse, args: &SoakArgs) -> Result<()> {
     Ok(())
 }
 
-/// Everything must be listed once, with its content, where it was acked.
+/// Every event must be listed once, with its content, where it was acked.
 async fn check_list(server: &Server, events: Events, acked: &Acked, args: &SoakArgs) -> Result<()> {
     let request = ListEventsRequest::default();
     let mut reader = Reader::connect(&server.address, request, ReaderOptions::default())?;
@@ -191,7 +191,7 @@ async fn check_list(server: &Server, events: Events, acked: &Acked, args: &SoakA
             let event = stored.event.ok_or("a stored event without event")?;
             let (number, _) = events.read(&event)?;
             let sequence = stored.sequence;
-            // As no sequence repeats and each event has one, none is there twice.
+            // No sequence repeats and each event has one, so no event occurs twice.
             if sequence != last + 1 || acked.sequence(number) != Some(sequence) {
                 let reported = acked.sequence(number);
                 return Err(format!(

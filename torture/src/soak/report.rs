@@ -1,4 +1,4 @@
-//! What a soak came to: figures, and how they are drawn.
+//! The result of a soak: figures and a plot.
 
 use oncelog_figures::chart::{Chart, Key, Line, Panel, Scale};
 use serde::Serialize;
@@ -12,7 +12,7 @@ const PANEL_HEIGHT: f64 = 150.0;
 const MIB: f64 = 1024.0 * 1024.0;
 const GIB: f64 = 1024.0 * MIB;
 
-/// What a soak came to.
+/// The result of a soak.
 #[derive(Debug, Serialize)]
 pub struct SoakReport {
     unique: u64,
@@ -38,7 +38,7 @@ pub struct SoakReport {
     samples: Vec<Sample>,
 }
 
-/// What was told after the load.
+/// Measurements after the load.
 pub struct AfterLoad {
     pub list_seconds: f64,
     pub verify_seconds: f64,
@@ -48,7 +48,7 @@ pub struct AfterLoad {
 }
 
 impl SoakReport {
-    /// What a load came to whose every sample is given.
+    /// The result of a load, from all its samples.
     pub fn new(args: &SoakArgs, after: &AfterLoad, samples: Vec<Sample>) -> Self {
         let end = samples.last().copied().unwrap_or_default();
         let ack_ms_max = samples.iter().map(|sample| sample.ack_ms.max);
@@ -249,7 +249,7 @@ impl SoakReport {
     }
 }
 
-/// Tells how it goes: the rate between two samples, and the rest as it is in the second.
+/// Prints progress: the rate between two samples, and the other figures of the second.
 pub fn print_sample(from: &Sample, to: &Sample) {
     println!(
         "{:>11} stored  {:>7.0} events/s  ack {:>6.1} / {:>6.1} / {:>6.1} ms  {:>5.0} MiB  {:>4} open files  {:>6.2} GiB",

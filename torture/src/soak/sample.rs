@@ -1,4 +1,4 @@
-//! What a server is like while it is under load.
+//! The state of a server under load.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,13 +12,13 @@ use serde::Serialize;
 use super::load::Progress;
 use crate::{Result, server::Server};
 
-/// Where a load is, and what its server uses.
+/// The progress of a load, and the resources its server uses.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Sample {
     pub seconds: f64,
     pub sent: u64,
     pub stored: u64,
-    /// Of the requests that were acked since the last sample.
+    /// Of requests acked since the last sample.
     pub ack_ms: Latency,
     pub cpu_seconds: f64,
     pub rss_bytes: u64,
