@@ -1,8 +1,8 @@
 //! Generates the Rust side of the contract without protoc.
 //!
-//! Two passes over the same descriptors: one with every message and the client, as any user of the
-//! contract would generate them, and one with the service trait only, whose hot messages are replaced
-//! by the raw ones of `grpc::wire`, which keep events encoded.
+//! Two passes over the same descriptors: one with all messages and the client, as any user of the contract
+//! would generate them, and one with only the service trait, whose frequent messages are replaced by the raw
+//! ones of `grpc::wire`, which keep events encoded.
 
 use std::{env, error::Error, fs, path::PathBuf};
 

@@ -11,7 +11,7 @@ use crate::{
     plan::{Load, Resend},
 };
 
-/// Measures oncelog, the disk below it, and what users would pick instead
+/// Measures oncelog, the disk below it, and the alternatives
 ///
 /// Every store runs as its own process on a fresh directory, gets the same events and the same resends, is read back,
 /// killed with SIGKILL, started again, and must then hold exactly the events that were sent, byte for byte. Peers
@@ -25,10 +25,10 @@ pub struct Cli {
     pub run: RunArgs,
 }
 
-/// What else there is to do.
+/// The other commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Put the figures of reports in docs/performance.md, and plot them in docs/performance.svg
+    /// Put the figures of reports into docs/performance.md, and plot them in docs/performance.svg
     Publish(PublishArgs),
     /// Be the server that stores nothing
     #[command(hide = true)]
@@ -41,7 +41,7 @@ pub enum Command {
 
 #[derive(Args, Debug)]
 pub struct PublishArgs {
-    /// Reports that were written with --json
+    /// Reports written with --json
     #[arg(required = true)]
     pub reports: Vec<PathBuf>,
     /// The folder of performance.md and performance.svg
@@ -49,17 +49,17 @@ pub struct PublishArgs {
     pub docs: PathBuf,
 }
 
-/// What can be measured.
+/// The stores that can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StoreName {
     Oncelog,
-    /// A server that answers as oncelog does and stores nothing
+    /// A server that replies like oncelog and stores nothing
     Null,
     Postgres,
     Redis,
     Sqlite,
-    /// JetStream as it comes: acks before the sync
+    /// JetStream with default settings: acks before the sync
     Nats,
     /// JetStream with sync_interval: always
     NatsAlways,
@@ -73,10 +73,10 @@ pub struct RunArgs {
     /// Unique events
     #[arg(long, default_value_t = 1_000_000, value_parser = value_parser!(u64).range(1..))]
     pub unique: u64,
-    /// Unique events at most for a peer
+    /// Most unique events for a peer
     #[arg(long, default_value_t = 1_000_000, value_parser = value_parser!(u64).range(1..))]
     pub peer_unique: u64,
-    /// Unique events at most for a peer that takes seconds for 10,000
+    /// Most unique events for a peer that takes seconds for 10,000
     #[arg(long, default_value_t = 50_000, value_parser = value_parser!(u64).range(1..))]
     pub slow_peer_unique: u64,
     /// Streams, each on its own connection
@@ -88,7 +88,7 @@ pub struct RunArgs {
     /// Events per request of a peer
     #[arg(long, default_value_t = 500, value_parser = value_parser!(u64).range(1..=16384))]
     pub peer_batch: u64,
-    /// Requests a stream may have sent that are not acknowledged
+    /// Unacknowledged requests per stream
     #[arg(long, default_value_t = 8, value_parser = value_parser!(u64).range(1..=1024))]
     pub in_flight: u64,
     /// The same for a peer
@@ -106,34 +106,34 @@ pub struct RunArgs {
     /// Which events are sent again
     #[arg(long, value_enum, default_value_t = Resend::Uniform)]
     pub resend: Resend,
-    /// What event ids look like
+    /// Format of event ids
     #[arg(long, value_enum, default_value_t = IdKind::Uuid4)]
     pub ids: IdKind,
-    /// Makes ids, payloads and resends
+    /// Seed of ids, payloads and resends
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Events sent one at a time after the load
     #[arg(long, default_value_t = 2000, value_parser = value_parser!(u64).range(1..))]
     pub singles: u64,
-    /// Take a sample each time so many more events are stored
+    /// Take a sample each time this many more events are stored
     #[arg(long, default_value_t = 20_000, value_parser = value_parser!(u64).range(1..))]
     pub sample_events: u64,
-    /// Write the report here too, as JSON
+    /// Also write the report here, as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// The oncelog to measure, instead of building this one
+    /// The oncelog to measure, instead of a new build
     #[arg(long, value_name = "FILE")]
     pub program: Option<PathBuf>,
     /// Where nats-server is, if not on the PATH
     #[arg(long, value_name = "FOLDER")]
     pub nats: Option<PathBuf>,
-    /// Where data directories are made and removed again: on the disk to be measured
+    /// Where data directories are made and removed again; on the disk to be measured
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     pub scratch: PathBuf,
 }
 
 impl RunArgs {
-    /// What oncelog, and the null store, are measured with.
+    /// The measurement of oncelog and the null store.
     pub fn course(&self) -> Course {
         Course {
             load: Load {
@@ -151,7 +151,7 @@ impl RunArgs {
         }
     }
 
-    /// What a peer is measured with.
+    /// The measurement of a peer.
     #[cfg(feature = "peers")]
     pub fn peer_course(&self, is_slow: bool) -> Course {
         let mut course = self.course();

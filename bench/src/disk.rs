@@ -1,5 +1,5 @@
-//! What the disk can do: the same bytes in the same groups, appended to a file that was filled with zeros
-//! before, and a `fdatasync` for each group.
+//! The speed of the disk: the same bytes in the same groups, appended to a file that was filled with zeros
+//! before, with a `fdatasync` for each group.
 
 use std::{
     fs::File,
@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Result, event::Events, recorder::Latency};
 
-/// Events in a group: what one request brings, and what many bring together.
+/// Events in a group: one request, and many requests together.
 const GROUPS: [u64; 2] = [256, 4096];
-/// The file, and how long a part of the measurement may take.
+/// The size of the file, and the most time for each part of the measurement.
 const FILE_BYTES: u64 = 256 << 20;
 const PART_MAX: Duration = Duration::from_millis(1500);
 
-/// What the disk did.
+/// The figures of the disk.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct DiskFigures {
     pub append_256_per_second: f64,
@@ -58,7 +58,7 @@ fn encoded(events: &Events, count: u64) -> Vec<u8> {
     group
 }
 
-/// Writes the group again and again, up to the end of the file or of the time; tells how long each took.
+/// Writes the group again and again, to the end of the file or of the time; returns how long each took.
 fn groups(file: &File, group: &[u8]) -> Result<Vec<u32>> {
     let began = Instant::now();
     let mut latencies_us = Vec::new();

@@ -1,7 +1,7 @@
-//! The events of the load: each is known from its number, and its number from its id.
+//! The events of the load: each follows from its number, and its number from its id.
 //!
-//! So nothing has to be remembered of what was sent, and what is read back can be checked exactly. Events
-//! are encoded by hand from a template: whoever makes them must cost less than whoever stores them.
+//! So nothing sent has to be remembered, and everything read back can be checked exactly. Events are encoded
+//! by hand from a template: making them must cost less than storing them.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ const SOURCE: &str = "checkout.eu-west-1.shop";
 const EPOCH_SECONDS: u64 = 1_767_225_600;
 /// How many events happen in one second of the events' clock.
 const EVENTS_PER_SECOND: u64 = 100_000;
-/// The smallest varint of five bytes: nanoseconds are never smaller, so that every event is as long.
+/// The smallest varint of five bytes: nanoseconds are never smaller, so that all events have the same length.
 const FIVE_BYTES: u64 = 1 << 28;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 const UUID_LEN: usize = 36;
@@ -27,15 +27,15 @@ const TEXT: [&[u8]; 3] = [
 const TEXT_HEX_LEN: usize = 16;
 const TEXT_NUMBER_LEN: usize = 12;
 
-/// What event ids look like.
+/// The format of event ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdKind {
-    /// Random, in no order
+    /// Random, unordered
     Uuid4,
-    /// Random, in the order of time
+    /// Random, ordered by time
     Uuid7,
-    /// 83 bytes of text in which little differs
+    /// 83 bytes of text with little variation
     Text,
 }
 
@@ -44,7 +44,7 @@ pub enum IdKind {
 pub struct Events {
     id_kind: IdKind,
     seed: u64,
-    /// One per topic, complete but for what differs from event to event.
+    /// One per topic, complete except for the parts that vary.
     templates: Vec<Vec<u8>>,
     topics: Vec<String>,
     id_at: usize,
@@ -99,7 +99,7 @@ impl Events {
         events
     }
 
-    /// How long each event is, encoded.
+    /// The length of each event, encoded.
     pub fn encoded_len(&self) -> usize {
         self.templates[0].len()
     }
@@ -109,7 +109,7 @@ impl Events {
         &self.topics
     }
 
-    /// The place of the topic of an event among the topics.
+    /// The index of an event's topic.
     pub fn topic_of(&self, number: u64) -> usize {
         (number % self.topics.len() as u64) as usize
     }
@@ -153,7 +153,7 @@ impl Events {
         number.ok_or_else(|| format!("not an id of this run: {}", id.escape_ascii()).into())
     }
 
-    /// Gives each event, taken apart, to `take`.
+    /// Passes each event, split into parts, to `take`.
     #[cfg(feature = "peers")]
     pub fn for_each(&self, numbers: &[u64], mut take: impl FnMut([&[u8]; 3])) {
         let mut encoded = Vec::with_capacity(self.encoded_len());
@@ -164,14 +164,14 @@ impl Events {
         }
     }
 
-    /// Takes an encoded event apart: its topic, its id, and the rest as it is.
+    /// Splits an encoded event into its topic, its id, and the rest.
     pub fn split<'a>(&self, encoded: &'a [u8]) -> [&'a [u8]; 3] {
         let topic_end = self.id_at - 2;
         let (key, body) = encoded.split_at(self.id_at + self.id_len);
         [&key[2..topic_end], &key[self.id_at..], body]
     }
 
-    /// Whether these are the parts of the event of this number, byte for byte. `scratch` is used.
+    /// Whether these are the parts of the event with this number, byte for byte. Overwrites `scratch`.
     pub fn is(&self, number: u64, parts: [&[u8]; 3], scratch: &mut Vec<u8>) -> bool {
         scratch.clear();
         self.put(number, scratch);
@@ -220,15 +220,15 @@ impl Events {
     }
 }
 
-/// Where the 16 digits of the mixed number stand in a UUIDv4: around version and variant.
+/// The places of the 16 digits of the mixed number in a UUIDv4, around version and variant.
 const UUID4_DIGITS: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 32, 33, 34, 35];
-/// The same in a UUIDv7: behind time, version and variant.
+/// The same in a UUIDv7, after time, version and variant.
 const UUID7_DIGITS: [usize; 16] = [
     20, 21, 22, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 17,
 ];
-/// Time in a UUIDv7, and four places that are written again.
+/// The time in a UUIDv7, and four places that are overwritten.
 const UUID_FIRST: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17];
-/// What else of a UUID is random, and two places that are written again.
+/// The other random digits of a UUID, and two places that are overwritten.
 const UUID_REST: [usize; 16] = [
     14, 15, 16, 17, 19, 20, 21, 22, 24, 25, 26, 27, 28, 29, 30, 31,
 ];
@@ -297,7 +297,7 @@ pub fn put_varint(buffer: &mut Vec<u8>, mut value: u64) {
     buffer.push(value as u8);
 }
 
-/// Writes a varint of five bytes: `value` is from 2^28 on and below 2^35.
+/// Writes a varint of five bytes: `value` is at least 2^28 and below 2^35.
 fn put_varint5(place: &mut [u8], value: u64) {
     for (at, byte) in place.iter_mut().enumerate() {
         *byte = (value >> (7 * at)) as u8 | if at < 4 { 0x80 } else { 0 };

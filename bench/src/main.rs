@@ -1,5 +1,5 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
-//! Measures oncelog as its users would, in one run with the disk below it and with what they would pick instead.
+//! Measures oncelog as its users would, in one run with the disk below it and with the alternatives.
 //!
 //! ```text
 //! cargo run --release -p oncelog-bench -- --unique 1000000
@@ -42,7 +42,8 @@ use self::{
     store::{Store, null::Null, oncelog::Oncelog},
 };
 
-/// Requests are large and short-lived: the system's allocator gives their pages back and faults them in again.
+/// Requests are large and short-lived: the system's allocator would return their pages and fault them in
+/// again.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -106,7 +107,7 @@ fn run(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-/// A store that was asked for.
+/// A requested store.
 enum Found {
     Ours(Box<dyn Store>),
     #[cfg(feature = "peers")]

@@ -24,28 +24,27 @@ use crate::{
 
 /// Readers that read everything at the same time.
 const READERS: usize = 4;
-/// How long one topic after another is read.
+/// How long to read one topic after another.
 const TOPICS_READ_MIN: Duration = Duration::from_secs(1);
-/// How often progress is looked at, and memory.
+/// How often to check progress and memory.
 const WATCH_INTERVAL: Duration = Duration::from_millis(10);
 const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
-/// A store has settled when it uses less than this share of a core for this long; it is waited for no longer
-/// than this.
+/// A store has settled once it uses less than this share of a core for this long; the wait has this limit.
 const SETTLED_SHARE: f64 = 0.02;
 const SETTLED_INTERVAL: Duration = Duration::from_millis(500);
 const SETTLE_MAX: Duration = Duration::from_secs(120);
 
-/// What is to be measured.
+/// The plan of a measurement.
 #[derive(Clone, Debug)]
 pub struct Course {
     pub load: Load,
-    /// Events that are sent one at a time after the load.
+    /// Events sent one at a time after the load.
     pub singles: u64,
-    /// A sample is taken each time so many unique events more are stored.
+    /// A sample is taken each time this many more unique events are stored.
     pub sample_events: u64,
 }
 
-/// What was measured of a store.
+/// The figures of a store.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figures {
     pub store: String,
@@ -62,37 +61,37 @@ pub struct Figures {
     pub latency_load: Latency,
     /// The same with one event at a time.
     pub latency_single: Latency,
-    /// Per event sent, with the work that was left behind after the last ack.
+    /// Per event sent, including deferred work after the last ack.
     pub server_cpu_us: f64,
-    /// Of it, what was left behind.
+    /// The deferred part of it.
     pub server_cpu_us_after: f64,
     pub client_cpu_us: f64,
-    /// At its peak, load and reading.
+    /// At its peak, during load and reading.
     pub memory_bytes: u64,
     /// RSS of one process; PSS, summed and sampled, of several.
     pub memory_kind: String,
-    /// Of a store that keeps events.
+    /// For a store that keeps events.
     pub kept: Option<Kept>,
     pub samples: Vec<Sample>,
 }
 
-/// What was measured of what a store holds.
+/// The figures of stored events.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Kept {
     pub disk_bytes_per_event: f64,
-    /// What is not the encoded event.
+    /// Beyond the encoded event.
     pub disk_bytes_beyond: f64,
     pub read_all_per_second: f64,
     pub read_topic_per_second: f64,
     pub read_four_per_second: f64,
-    /// Per event read by the one reader of all.
+    /// Per event read by the single reader of everything.
     pub read_server_cpu_us: f64,
     pub read_client_cpu_us: f64,
     /// From kill -9 to serving again.
     pub restart_seconds: f64,
 }
 
-/// Where a load was at a moment.
+/// The state of a load at a given moment.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Sample {
     pub seconds: f64,
@@ -102,7 +101,7 @@ pub struct Sample {
     pub memory_bytes: u64,
 }
 
-/// What a load took.
+/// The cost of a load.
 struct Run {
     recorder: Arc<Recorder>,
     seconds: f64,
@@ -111,7 +110,7 @@ struct Run {
     client_cpu_seconds: f64,
 }
 
-/// Measures `store` on `dir`, which is new.
+/// Measures `store` on `dir`, which must be new.
 pub async fn measure(
     store: &dyn Store,
     dir: &Path,
@@ -199,8 +198,8 @@ pub async fn measure(
     Ok(figures)
 }
 
-/// Starts a store again on what a kill has left, and checks that it holds exactly the events below `end`, byte
-/// for byte. Tells how many seconds it took to serve.
+/// Restarts a store on the files that a kill has left, and checks that it holds exactly the events below
+/// `end`, byte for byte. Returns how many seconds it took to serve.
 async fn restart(store: &dyn Store, dir: &Path, events: &Arc<Events>, end: u64) -> Result<f64> {
     let began = Instant::now();
     let running = store.start(dir).await?;
@@ -249,7 +248,7 @@ async fn load(
     })
 }
 
-/// What reading took.
+/// The cost of reading.
 #[derive(Default)]
 struct Reading {
     events: u64,
@@ -271,7 +270,7 @@ impl Reading {
     }
 }
 
-/// Reads the events below `end`, of one topic or of all, by `readers` at the same time.
+/// Reads the events below `end`, of one topic or of all, with `readers` in parallel.
 async fn read(
     running: &dyn Running,
     pid: u32,
@@ -309,7 +308,7 @@ async fn read(
     })
 }
 
-/// Waits until a store is done with what the load has left behind; tells the CPU seconds that took.
+/// Waits until a store has finished its deferred work; returns the CPU seconds that took.
 async fn settle(pid: u32) -> Result<f64> {
     let began = Instant::now();
     let first = cpu_seconds(pid)?;
@@ -330,7 +329,7 @@ fn cpu_seconds_here() -> Result<f64> {
     Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
 }
 
-/// Samples a load from a thread of its own.
+/// Samples a load from a separate thread.
 struct Watch {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<Vec<Sample>>>,

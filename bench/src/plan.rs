@@ -1,6 +1,6 @@
-//! What each stream sends: its own share of the events, in order, and resends of what it has sent.
+//! The requests of each stream: its own share of the events, in order, and resends of events it has sent.
 //!
-//! A plan is made of the seed alone, so every store gets the same events in the same requests.
+//! A plan follows from the seed alone, so every store gets the same events in the same requests.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -20,18 +20,18 @@ pub enum Resend {
     Recent,
 }
 
-/// What all streams send together.
+/// The load of all streams together.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// The first event.
     pub first: u64,
-    /// How many events follow each other from there.
+    /// How many consecutive events follow.
     pub unique: u64,
     /// How many streams share them.
     pub streams: u64,
     /// Events per request.
     pub batch: usize,
-    /// Requests a stream may have sent that are not acknowledged.
+    /// Unacknowledged requests per stream.
     pub in_flight: usize,
     /// Resends, in percent of all events sent.
     pub resend_percent: u64,
@@ -53,7 +53,7 @@ impl Load {
     }
 }
 
-/// What one stream has yet to send.
+/// The rest of a stream's requests.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub load: Load,
@@ -65,7 +65,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Puts the numbers of the next request's events in `numbers`; none when everything is sent.
+    /// Puts the numbers of the next request's events into `numbers`; none when everything has been sent.
     pub fn next(&mut self, numbers: &mut Vec<u64>) {
         numbers.clear();
         let recent = RECENT_EVENTS / self.load.streams;

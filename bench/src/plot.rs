@@ -8,8 +8,8 @@ use crate::{
     report::Report,
 };
 
-/// A point is the mean over a window in which the history grows by this factor, and which lasts this long: CPU time is
-/// counted in hundredths of a second.
+/// A point is the mean over a window in which the history grows by this factor, and which lasts at least this long:
+/// CPU time is counted in hundredths of a second.
 const WINDOW_GROWTH: f64 = 1.25;
 const WINDOW_SECONDS: f64 = 0.25;
 
@@ -18,7 +18,7 @@ const OTHER: &str = "#868e96";
 
 /// A store under a load.
 struct Series {
-    /// Our own is the one that matters.
+    /// oncelog's is the highlighted one.
     key: Key,
     points: Vec<Point>,
 }
@@ -52,7 +52,7 @@ impl Point {
     }
 }
 
-/// Of the series of one label, the one that goes furthest, in the place of the first.
+/// Of several series with one label, the one that reaches furthest, in the place of the first.
 fn longest(series: impl Iterator<Item = Series>) -> Vec<Series> {
     let end = |series: &Series| series.points.last().map_or(0.0, |point| point.history);
     let mut kept: Vec<Series> = Vec::new();
@@ -69,7 +69,7 @@ fn longest(series: impl Iterator<Item = Series>) -> Vec<Series> {
     kept
 }
 
-/// Draws the stores of all reports that hold samples enough; of the same load and store the longest run.
+/// Draws the stores of all reports with enough samples; of the same load and store, the longest run.
 pub fn plot(reports: &[Report]) -> String {
     let series = reports
         .iter()

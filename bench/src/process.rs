@@ -1,4 +1,4 @@
-//! The stores' processes: started, watched and killed whole, with whatever they start themselves.
+//! The stores' processes: started, watched and killed together with all their descendants.
 
 use std::{fs, io, path::PathBuf, process::Child};
 #[cfg(feature = "peers")]
@@ -14,7 +14,7 @@ use rustix::{
 
 use crate::Result;
 
-/// The file in a store's folder that takes what it says.
+/// The file in a store's folder that collects its output.
 #[cfg(feature = "peers")]
 const OUTPUT: &str = "output";
 
@@ -29,7 +29,7 @@ impl Process {
         Self { child }
     }
 
-    /// Starts it, with what it says in `dir/output`.
+    /// Starts it, with its output in `dir/output`.
     #[cfg(feature = "peers")]
     pub fn spawn(mut command: Command, dir: &Path) -> Result<Self> {
         let output = fs::File::create(dir.join(OUTPUT))?;
@@ -52,7 +52,7 @@ impl Process {
 
     /// Kills all of it with SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
-        // The first first: it can start no others then, and none is missed.
+        // Parents first: they can then start no others, and none is missed.
         let tree = tree(self.child.id())?;
         self.child.kill()?;
         for pid in tree
@@ -89,7 +89,7 @@ pub fn find_program(name: &str, places: &[PathBuf]) -> Result<PathBuf> {
     found.ok_or_else(|| format!("{name} is not installed").into())
 }
 
-/// Who a process runs as.
+/// The user that a process runs as.
 #[cfg(feature = "peers")]
 #[derive(Clone, Copy, Debug)]
 pub struct User {
@@ -99,7 +99,7 @@ pub struct User {
 
 #[cfg(feature = "peers")]
 impl User {
-    /// The first of `names` that there is, if this program runs as root.
+    /// The first of `names` that exists, if this program runs as root.
     pub fn instead_of_root(names: &[&str]) -> Result<Option<Self>> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
@@ -121,13 +121,13 @@ impl User {
     }
 }
 
-/// CPU seconds, user and system, of a process, its descendants, and those of them that have ended.
+/// CPU seconds, user and system, of a process and its descendants, including those that have ended.
 pub fn cpu_seconds(pid: u32) -> Result<f64> {
     let mut ticks = 0;
     for pid in tree(pid)? {
         match fs::read_to_string(format!("/proc/{pid}/stat")) {
             Ok(stat) => ticks += stat_ticks(&stat)?,
-            // Ended meanwhile: from now on its parent has its time.
+            // It has just ended: from now on its parent has its time.
             Err(error) if is_gone(&error) => {}
             Err(error) => return Err(error.into()),
         }
@@ -142,9 +142,9 @@ fn stat_ticks(stat: &str) -> Result<u64> {
     Ok(ticks.map(str::parse::<u64>).sum::<Result<_, _>>()?)
 }
 
-/// The memory of a process, in bytes, if it has no descendants: its peak so far.
+/// The memory of a process, in bytes: without descendants, its peak so far.
 ///
-/// Of several, what they use now; what they share counts once.
+/// With descendants, their current memory; shared memory counts once.
 pub fn memory_bytes(pid: u32) -> Result<u64> {
     let tree = tree(pid)?;
     if tree.len() == 1 {
@@ -194,7 +194,7 @@ fn tree(pid: u32) -> Result<Vec<u32>> {
 }
 
 fn is_gone(error: &io::Error) -> bool {
-    // ESRCH: the file was opened and the process has ended.
+    // ESRCH: the process ended after the file was opened.
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3)
 }
 
@@ -220,7 +220,7 @@ mod tests {
         assert!(has_children(process.id()).expect("works"));
         assert!(memory_bytes(process.id()).expect("works") > 0);
         process.kill().expect("works");
-        // Both held the pipe open.
+        // Both kept the pipe open.
         said.clear();
         assert_eq!(output.read_line(&mut said).expect("works"), 0);
     }

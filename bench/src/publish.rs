@@ -1,10 +1,10 @@
-//! Puts what was measured in the docs.
+//! Writes the figures into the docs.
 
 use std::fs;
 
 use crate::{Result, args::PublishArgs, plot::plot, report::Report};
 
-/// What is between these lines of the page is written here; the rest is written by hand.
+/// This program writes the text between these lines of the page; the rest is written by hand.
 const BEGIN: &str = "<!-- figures: written by `oncelog-bench publish` -->\n";
 const END: &str = "<!-- end of figures -->\n";
 

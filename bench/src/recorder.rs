@@ -1,4 +1,4 @@
-//! What the streams of a load report: acks, and how long they took.
+//! The reports of a load's streams: acks and their latency.
 
 use std::{
     sync::{
@@ -35,7 +35,7 @@ impl Latency {
     }
 }
 
-/// Takes the acks of all streams.
+/// Records the acks of all streams.
 #[derive(Debug, Default)]
 pub struct Recorder {
     sent: AtomicU64,
@@ -56,7 +56,7 @@ impl Recorder {
             .push(micros);
     }
 
-    /// Events acknowledged, and those of them that were new.
+    /// Events acknowledged, and how many of them were new.
     pub fn counts(&self) -> (u64, u64) {
         (self.sent.load(Relaxed), self.stored.load(Relaxed))
     }

@@ -1,4 +1,4 @@
-//! What a run has measured, as JSON and as a table.
+//! The result of a run, as JSON and as a table.
 
 use std::{
     fmt::{self, Display, Write as _},
@@ -35,7 +35,7 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
 }
 
-/// What every store was sent.
+/// The load of every store.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct LoadShape {
     pub unique: u64,
@@ -57,7 +57,7 @@ pub struct Skipped {
 }
 
 impl Report {
-    /// A run that has measured nothing yet.
+    /// An empty run.
     pub fn new(args: &RunArgs, events: &Events) -> Result<Self> {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         let command = format!(
@@ -85,14 +85,14 @@ impl Report {
         })
     }
 
-    /// Reads a report that was written as JSON.
+    /// Reads a report written as JSON.
     pub fn read(path: &Path) -> Result<Self> {
         let report = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let report = serde_json::from_slice(&report);
         Ok(report.map_err(|error| format!("{} is no report: {error}", path.display()))?)
     }
 
-    /// What sets it apart from other reports.
+    /// Its distinguishing features.
     pub fn title(&self) -> String {
         let resends = match self.load.resend {
             Resend::Uniform => "resends of any age",
@@ -104,7 +104,7 @@ impl Report {
         )
     }
 
-    /// What the disk did in the median.
+    /// The median figure of the disk.
     fn disk(&self, figure: impl Fn(&DiskFigures) -> f64) -> f64 {
         let mut figures: Vec<f64> = self.disk.iter().map(figure).collect();
         figures.sort_by(f64::total_cmp);
@@ -115,7 +115,7 @@ impl Report {
         self.stores.iter().find(|figures| figures.store == name)
     }
 
-    /// The fastest peer that promises what oncelog promises.
+    /// The fastest peer with the same promises as oncelog.
     fn best_peer(&self) -> Option<&Figures> {
         let peers = self
             .stores
@@ -126,7 +126,7 @@ impl Report {
     }
 }
 
-/// As Markdown that can be read as it is.
+/// Markdown that is readable as text.
 impl Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (machine, load) = (&self.machine, &self.load);

@@ -1,4 +1,4 @@
-//! What is measured: oncelog, and what users would pick instead, behind one trait.
+//! The stores to compare, oncelog and its alternatives, behind one trait.
 
 mod grpc;
 #[cfg(feature = "peers")]
@@ -26,16 +26,16 @@ pub trait Store: Send + Sync {
     /// Its name on the command line and in the report.
     fn name(&self) -> &'static str;
 
-    /// What its acks are worth.
+    /// The value of its acks.
     fn promise(&self) -> Promise;
 
-    /// Whether it takes so long that it gets fewer events.
+    /// Whether it is so slow that it gets fewer events.
     #[cfg(feature = "peers")]
     fn is_slow(&self) -> bool {
         false
     }
 
-    /// What is there to read back.
+    /// What can be read back.
     fn keeps(&self) -> Keeps {
         Keeps::Events
     }
@@ -44,14 +44,14 @@ pub trait Store: Send + Sync {
     async fn start(&self, dir: &Path) -> Result<Box<dyn Running>>;
 }
 
-/// What an acknowledgement of a store is worth.
+/// The value of a store's acknowledgement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Promise {
-    /// What has happened before it.
+    /// What has happened before the ack.
     pub durability: String,
     /// How far back duplicates are found.
     pub horizon: String,
-    /// Whether that is what oncelog promises: synced, and over the whole history.
+    /// Whether it equals oncelog's promise: synced, and over the whole history.
     pub is_equal: bool,
 }
 
@@ -65,11 +65,11 @@ impl Promise {
     }
 }
 
-/// What a store keeps of what it was sent.
+/// How much of the data a store keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keeps {
     Events,
-    /// It is there for comparison.
+    /// It exists for comparison.
     Nothing,
 }
 
@@ -79,17 +79,17 @@ pub trait Running: Send + Sync {
     /// Its process.
     fn process(&mut self) -> &mut Process;
 
-    /// Opens what a stream needs, so that connecting is not measured.
+    /// Opens a stream's connection in advance, so that connecting is not measured.
     async fn stream(&self, events: Arc<Events>) -> Result<Box<dyn Stream>>;
 }
 
 /// A connection that publishes, or reads.
 #[tonic::async_trait]
 pub trait Stream: Send {
-    /// Sends a plan to its end, and returns when all of it is acknowledged.
+    /// Sends a plan to its end, and returns once all of it is acknowledged.
     async fn publish(&mut self, plan: Plan, recorder: Arc<Recorder>) -> Result<()>;
 
-    /// Gives every event, of one topic or of all, to `seen`.
+    /// Passes every event, of one topic or of all, to `seen`.
     async fn read(&mut self, topic: Option<usize>, seen: &mut Seen) -> Result<()>;
 }
 
@@ -99,7 +99,7 @@ const READY_MAX: Duration = Duration::from_secs(600);
 #[cfg(feature = "peers")]
 const READY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Tries `attempt` until it works, or the process has ended.
+/// Repeats `attempt` until it succeeds, or the process has ended.
 #[cfg(feature = "peers")]
 async fn until_ready<T>(process: &mut Process, attempt: impl AsyncFn() -> Result<T>) -> Result<T> {
     let began = Instant::now();
@@ -115,8 +115,8 @@ async fn until_ready<T>(process: &mut Process, attempt: impl AsyncFn() -> Result
     }
 }
 
-/// Sends a plan by `send`, which tells how many events of a request were new, with as many requests in flight as
-/// the plan allows.
+/// Sends a plan by `send`, which returns how many events of a request were new, with as many requests in flight
+/// as the plan allows.
 #[cfg(feature = "peers")]
 async fn pipelined<Sending>(
     mut plan: Plan,
@@ -148,22 +148,22 @@ where
     }
 }
 
-/// What a reader has seen of the events below `end`.
+/// The events below `end` that a reader has seen.
 #[derive(Debug)]
 pub struct Seen {
     events: Arc<Events>,
     end: u64,
-    /// The topic all of them must have.
+    /// The topic they must all have.
     topic: Option<usize>,
     /// A bit per event.
     bits: Vec<u64>,
     count: u64,
-    /// With it, every event is compared byte for byte.
+    /// If present, every event is compared byte for byte.
     scratch: Option<Vec<u8>>,
 }
 
 impl Seen {
-    /// Nothing seen yet. With `compare`, an event that differs by a byte is an error; without, its id decides.
+    /// Nothing seen yet. With `compare`, any differing byte is an error; without it, ids decide.
     pub fn new(events: Arc<Events>, end: u64, topic: Option<usize>, compare: bool) -> Self {
         Self {
             events,
@@ -175,7 +175,7 @@ impl Seen {
         }
     }
 
-    /// Takes an event that was read: its key, and what else it has, encoded.
+    /// Takes an event that was read: its key, and the rest of it, encoded.
     pub fn take(&mut self, topic: &[u8], id: &[u8], body: &[u8]) -> Result<()> {
         let number = self.events.number(id)?;
         if number >= self.end
@@ -199,7 +199,7 @@ impl Seen {
         Ok(())
     }
 
-    /// How many events were read: all there are, or this is an error.
+    /// How many events were read; an error unless all were.
     pub fn complete(self) -> Result<u64> {
         let expected = match self.topic {
             Some(topic) => self.events.count_of_topic(topic, self.end),

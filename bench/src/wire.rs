@@ -1,4 +1,4 @@
-//! gRPC messages, read as they arrive: field by field, without building messages of them.
+//! gRPC messages, read field by field as they arrive, without building them.
 
 use bytes::Buf;
 
@@ -17,7 +17,7 @@ pub enum Value<'a> {
     Bytes(&'a [u8]),
 }
 
-/// Takes the fields of the messages of a stream.
+/// Receives the fields of a stream's messages.
 pub trait Sink: Send {
     /// A field of the outermost message.
     fn field(&mut self, number: u64, value: Value<'_>) -> Result<()>;
@@ -28,14 +28,14 @@ pub trait Sink: Send {
 /// The messages of a stream, in pieces of any size.
 #[derive(Debug, Default)]
 pub struct Messages {
-    /// The beginning of a prefix or of a field.
+    /// The start of a prefix or field.
     carry: Vec<u8>,
-    /// What is left of the message after the carry; `None` between messages.
+    /// The rest of the message after the carry; `None` between messages.
     left: Option<usize>,
 }
 
 impl Messages {
-    /// Gives what is complete with `piece` to `sink`. Only what lies across pieces is copied.
+    /// Passes everything that `piece` completes to `sink`. Copies only what crosses pieces.
     pub fn feed(&mut self, mut piece: &[u8], sink: &mut impl Sink) -> Result<()> {
         while !piece.is_empty() {
             if self.carry.is_empty() {
@@ -68,7 +68,7 @@ impl Messages {
         self.carry.is_empty() && self.left.is_none()
     }
 
-    /// Takes what is complete off the front, and tells how long it was.
+    /// Takes the complete part off the front, and returns its length.
     fn take(&mut self, piece: &[u8], sink: &mut impl Sink) -> Result<usize> {
         let mut rest = piece;
         loop {
@@ -104,7 +104,7 @@ impl Messages {
     }
 }
 
-/// How long the field at the front is, if that much of it is there. It must end within `left`.
+/// The length of the field at the front, if enough of it is there. It must end within `left`.
 fn field_len(piece: &[u8], left: usize) -> Result<Option<usize>> {
     let mut rest = piece;
     let Some(tag) = take_varint(&mut rest) else {
@@ -125,7 +125,7 @@ fn field_len(piece: &[u8], left: usize) -> Result<Option<usize>> {
     Ok(Some(len))
 }
 
-/// Takes one field off the front: its number and its value. `None` at the end.
+/// Splits one field off the front: its number and its value. `None` at the end.
 pub fn take_field<'a>(rest: &mut &'a [u8]) -> Result<Option<(u64, Value<'a>)>> {
     if rest.is_empty() {
         return Ok(None);

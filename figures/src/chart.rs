@@ -1,4 +1,4 @@
-//! Lines over an axis they share, one panel above the other, drawn as SVG.
+//! Lines over a shared axis, in panels above one another, drawn as SVG.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -9,23 +9,23 @@ const PANEL_GAP: f64 = 64.0;
 const LEGEND_TOP: f64 = 30.0;
 const LEGEND_LINE: f64 = 22.0;
 const LEGEND_COLUMNS: usize = 3;
-/// Of a key beside the title of a panel.
+/// The width of a key beside a panel's title.
 const KEY_WIDTH: f64 = 120.0;
-/// Ticks of a linear axis, at most.
+/// The most ticks of a linear axis.
 const TICKS_MAX: f64 = 6.0;
 
 const INK: &str = "#212529";
 const FAINT: &str = "#868e96";
 const GRID: &str = "#e9ecef";
 
-/// What is drawn.
+/// A chart.
 #[derive(Debug)]
 pub struct Chart {
-    /// What the shared axis is.
+    /// The meaning of the shared axis.
     pub title: String,
     /// The scale of the shared axis.
     pub scale: Scale,
-    /// Keys of lines that are in every panel; empty if each panel tells its own.
+    /// The keys of lines that every panel has; empty if each panel has its own.
     pub legend: Vec<Key>,
     /// From top to bottom.
     pub panels: Vec<Panel>,
@@ -36,40 +36,40 @@ pub struct Chart {
 /// Lines in one frame.
 #[derive(Debug)]
 pub struct Panel {
-    /// What its axis is, with its unit.
+    /// The meaning of its axis, with its unit.
     pub title: String,
     /// The scale of its axis.
     pub scale: Scale,
-    /// In the order in which they are drawn.
+    /// In drawing order.
     pub lines: Vec<Line>,
 }
 
 /// A line.
 #[derive(Debug)]
 pub struct Line {
-    /// How it is told from others.
+    /// Its key.
     pub key: Key,
     /// Its points: on the shared axis, and on that of the panel.
     pub points: Vec<(f64, f64)>,
 }
 
-/// How a line is told from others.
+/// The name and look of a line.
 #[derive(Clone, Debug)]
 pub struct Key {
     /// Its name.
     pub label: String,
     /// Its color, as `#rrggbb`.
     pub color: &'static str,
-    /// Whether it is the one that matters.
+    /// Whether it is the highlighted one.
     pub is_bold: bool,
 }
 
-/// How values lie on an axis.
+/// The arrangement of values on an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
     /// From 0.
     Linear,
-    /// Around the values, which are more than 0.
+    /// Around the values, which must be positive.
     Logarithmic,
 }
 
@@ -146,7 +146,7 @@ impl Key {
     }
 }
 
-/// A panel where it is drawn.
+/// A panel in its place.
 struct Frame<'a> {
     top: f64,
     height: f64,
@@ -216,7 +216,7 @@ impl Axis {
         let (least, most) = values.fold((f64::MAX, 0_f64), |(least, most), value| {
             (least.min(value), most.max(value))
         });
-        // With a little room on both sides, and never empty.
+        // With a small margin on both sides, and never empty.
         let (from, to) = match scale {
             Scale::Linear if most == 0.0 => (0.0, 1.0),
             Scale::Linear => (0.0, most * 1.03),
@@ -226,7 +226,7 @@ impl Axis {
         Self { scale, from, to }
     }
 
-    /// Where a value stands, from 0 to 1.
+    /// The place of a value, from 0 to 1.
     fn place(&self, value: f64) -> f64 {
         match self.scale {
             Scale::Linear => value / self.to,
@@ -236,7 +236,7 @@ impl Axis {
         }
     }
 
-    /// Round values within the axis: 1, 2 and 5 of each decade, or so many of those that they are not too many.
+    /// Round values within the axis: 1, 2 and 5 of each decade, or a subset if those are too many.
     fn ticks(&self) -> Vec<f64> {
         let round = |decade: i32| [1.0, 2.0, 5.0].map(|step| step * 10_f64.powi(decade));
         let decades = match self.scale {
@@ -262,7 +262,7 @@ fn short(value: f64) -> String {
     match value {
         value if value >= 1e6 => format!("{}M", value / 1e6),
         value if value >= 1e3 => format!("{}k", value / 1e3),
-        // A tick below 1 is a tenth, a fifth or a half of something.
+        // A tick below 1 is a tenth, a fifth or a half.
         value => format!("{}", (value * 1e6).round() / 1e6),
     }
 }
@@ -286,7 +286,7 @@ mod tests {
         );
     }
 
-    /// How often a label is written.
+    /// How often a label occurs.
     fn labels(svg: &str, label: &str) -> usize {
         svg.matches(&format!(">{label}</text>")).count()
     }
@@ -319,12 +319,12 @@ mod tests {
         let svg = chart.to_string();
         assert_eq!(svg.matches("<polyline").count(), 3);
         assert_eq!(svg.matches("a panel").count(), 2);
-        // One alone needs no key.
+        // A single line needs no key.
         assert_eq!(
             ["one", "other", "alone"].map(|label| labels(&svg, label)),
             [1, 1, 0]
         );
-        // The first panel is from 64 to 164.
+        // The first panel spans 64 to 164.
         assert!(
             svg.contains(r#"points="76.0,115.5 454.6,164.0 833.3,66.9""#),
             "{svg}"

@@ -1,4 +1,4 @@
-//! What a directory takes on disk.
+//! The disk space of a directory.
 
 use std::{
     fs::{self, Metadata},
@@ -10,7 +10,7 @@ use std::{
 /// The unit of [`MetadataExt::blocks`], whatever the file system.
 const BLOCK_BYTES: u64 = 512;
 
-/// What a directory takes on disk.
+/// The disk space of a directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskUse {
     /// Bytes of all blocks of its files.
@@ -20,7 +20,7 @@ pub struct DiskUse {
 }
 
 impl DiskUse {
-    /// What `dir` takes with all below it. Files may come and go meanwhile.
+    /// The space of `dir` and everything below it. Files may come and go meanwhile.
     pub fn of(dir: &Path) -> io::Result<Self> {
         let mut used = Self::default();
         used.add(dir)?;

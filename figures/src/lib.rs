@@ -1,5 +1,5 @@
-//! What the benchmark and the torture of oncelog share: where something was measured, how much disk it took, and how
-//! figures are written and drawn.
+//! Code shared by oncelog's benchmark and torture: the machine and disk space of a measurement, and how figures are
+//! formatted and drawn.
 
 pub mod chart;
 pub mod disk;

@@ -1,4 +1,4 @@
-//! Where and when something was measured.
+//! The place and time of a measurement.
 
 use std::{fs, path::Path, time::SystemTime};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
-/// The machine, as it says itself.
+/// The machine, by its own description.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
     /// The model of its processor.
@@ -15,7 +15,7 @@ pub struct Machine {
     pub cores: usize,
     /// All memory.
     pub memory_bytes: u64,
-    /// The file system, and what it is on.
+    /// The file system, and its device.
     pub disk: String,
     /// The kernel and its release.
     pub kernel: String,
@@ -50,7 +50,7 @@ fn value_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     Some(value.trim())
 }
 
-/// The file system that holds `dir`, and what it is on. See proc_pid_mountinfo(5).
+/// The file system that holds `dir`, and its device. See proc_pid_mountinfo(5).
 fn disk(dir: &Path) -> Result<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let mut found = (0, "unknown".to_owned());
@@ -62,7 +62,7 @@ fn disk(dir: &Path) -> Result<String> {
         let mut tail = tail.split(' ');
         let (kind, source) = (tail.next().unwrap_or(""), tail.next().unwrap_or(""));
         let depth = point.components().count();
-        // Of two on the same point the later one is on top.
+        // Of two on the same mount point the later one is on top.
         if dir.starts_with(point) && depth >= found.0 {
             found = (depth, format!("{kind} on {source}"));
         }

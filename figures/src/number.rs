@@ -1,6 +1,6 @@
-//! How numbers are written.
+//! The formatting of numbers.
 
-/// The digits of a whole number, with a comma before every three from the end.
+/// The digits of a whole number, with commas between groups of three.
 pub fn grouped(digits: &str) -> String {
     let mut written = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.char_indices() {

@@ -1,4 +1,4 @@
-//! `oncelog verify`, and what it says.
+//! `oncelog verify` and its output.
 
 use std::{
     path::Path,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::Result;
 
-/// What `oncelog verify` said of a log without damage.
+/// The verdict of `oncelog verify` on an undamaged log.
 pub struct Verdict {
     /// Whether it found nothing.
     is_clean: bool,
@@ -24,7 +24,7 @@ impl Verdict {
     }
 }
 
-/// Runs it on a data directory without a server. An error if it says that the log is damaged.
+/// Runs it on a data directory without a server. An error if it reports damage to the log.
 pub fn verify(program: &Path, data_dir: &Path) -> Result<Verdict> {
     let output = Command::new(program)
         .args(["verify", "--data-dir"])
@@ -38,7 +38,7 @@ pub fn verify(program: &Path, data_dir: &Path) -> Result<Verdict> {
         Some(1) => false,
         _ => return Err(format!("oncelog verify ended with {}:\n{text}", output.status).into()),
     };
-    // What a crash cut off is no damage, and verify says so.
+    // A batch cut off by a crash is not damage, and verify says so.
     let is_damage = |line: &str| line.starts_with("log:") && !line.contains("if a crash left it");
     if text.lines().any(is_damage) {
         return Err(format!("oncelog verify: the log is damaged:\n{text}").into());

@@ -1,7 +1,7 @@
 //! A lean client of `oncelog.v1.AggregatorService`.
 //!
-//! Requests are framed once, in the buffer that is sent; of responses only what counts is looked at. A
-//! client that makes messages of both would take more of the two cores than the server does.
+//! Requests are framed once, in the buffer to be sent; of responses it reads only the relevant fields. A
+//! client that built messages of both would use more of the two cores than the server.
 
 use std::{
     collections::VecDeque,
@@ -32,7 +32,7 @@ use crate::{
 };
 
 const SERVICE: &str = "oncelog.v1.AggregatorService";
-/// Flow control: what the server may send ahead of what is read.
+/// Flow control: how much the server may send before it is read.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// The field of a request that holds its events: `repeated Event events = 1`.
@@ -122,7 +122,7 @@ impl Stream for GrpcStream {
     }
 }
 
-/// Requests that were sent and are not acknowledged.
+/// Requests sent and not acknowledged.
 struct Acks {
     window: Semaphore,
     sent: Mutex<VecDeque<(Instant, usize)>>,
@@ -134,7 +134,7 @@ impl Acks {
     }
 }
 
-/// Makes requests as the window opens.
+/// Builds requests as the window opens.
 struct Sender {
     plan: Plan,
     numbers: Vec<u64>,
@@ -172,11 +172,11 @@ pub fn frame(events: &Events, numbers: &[u64]) -> Bytes {
     request.into()
 }
 
-/// Takes the responses of a StreamingPublish.
+/// Counts the responses of a StreamingPublish.
 struct Totals {
     acks: Arc<Acks>,
     recorder: Arc<Recorder>,
-    /// Of the response that is being read.
+    /// Of the current response.
     events: u64,
     stored: u64,
 }
@@ -210,7 +210,7 @@ impl Sink for Totals {
     }
 }
 
-/// Takes the responses of a ListEvents.
+/// Reads the responses of a ListEvents.
 struct Listed<'a> {
     seen: &'a mut Seen,
 }
@@ -236,10 +236,10 @@ impl Sink for Listed<'_> {
     }
 }
 
-/// Gives the messages of a response to `sink`, and fails unless it ends with status OK.
+/// Passes the messages of a response to `sink`, and fails unless it ends with status OK.
 async fn receive(response: Response<Body>, sink: &mut impl Sink) -> Result<()> {
     let (head, mut body) = response.into_parts();
-    // An answer without messages has its status in its head.
+    // A response without messages has its status in its head.
     let mut status = Status::from_header_map(&head.headers);
     let mut messages = Messages::default();
     while let Some(frame) = body.frame().await {

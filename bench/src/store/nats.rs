@@ -1,4 +1,4 @@
-//! NATS JetStream: a file stream that drops message ids it has seen within its duplicate window.
+//! NATS JetStream: a file stream that drops message ids seen within its duplicate window.
 
 use std::{
     fs,
@@ -111,7 +111,7 @@ impl Store for Nats {
     }
 }
 
-/// Reads where the server listens from the file that it writes.
+/// Reads the server's address from the file that it writes.
 fn address(ports: &Path) -> Result<String> {
     let file = fs::read_dir(ports)?.next().ok_or("no ports file")??;
     let ports: serde_json::Value = serde_json::from_slice(&fs::read(file.path())?)?;

@@ -1,6 +1,6 @@
-//! A server that speaks the contract over the same transport, counts the events, and stores nothing.
+//! A server with the same contract and transport that counts events and stores nothing.
 //!
-//! What it costs is the RPC: no store behind this contract can be faster.
+//! Its cost is that of the RPC: no store behind this contract can be faster.
 
 use std::{
     convert::Infallible,
@@ -31,7 +31,7 @@ use tonic_prost::ProstCodec;
 use super::{Keeps, Promise, Running, Store, oncelog::GrpcServer};
 use crate::{Result, wire::take_field};
 
-/// The null-store server, as a process of its own: this program, told to be it.
+/// The null-store server, as a separate process: this program, started with its command.
 pub struct Null;
 
 #[tonic::async_trait(?Send)]

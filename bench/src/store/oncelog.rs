@@ -1,4 +1,4 @@
-//! oncelog itself: the real program, as its own process.
+//! oncelog itself: the real program, as a separate process.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -32,7 +32,7 @@ impl Store for Oncelog {
     }
 }
 
-/// A process that serves the contract of oncelog, and says where in a line of JSON on stderr.
+/// A process that serves oncelog's contract, and reports its address in a line of JSON on stderr.
 pub struct GrpcServer {
     process: Process,
     address: String,
@@ -49,11 +49,11 @@ impl GrpcServer {
         let mut lines = BufReader::new(stderr).lines();
         let mut said = String::new();
         while let Some(line) = lines.next().transpose()? {
-            // What is no JSON is why it ends.
+            // Lines that are not JSON say why it ends.
             let message: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             if let Some(address) = message["address"].as_str() {
                 let address = address.to_owned();
-                // Nobody may be stopped by a full pipe.
+                // A full pipe must not stop it.
                 std::thread::spawn(move || lines.for_each(drop));
                 return Ok(Self { process, address });
             }

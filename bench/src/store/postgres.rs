@@ -20,10 +20,10 @@ use crate::{
     recorder::Recorder,
 };
 
-/// The socket's file is named by it; nothing listens on it.
+/// Part of the name of the socket's file; nothing listens on it.
 const PORT: u16 = 5432;
 const USER: &str = "bench";
-/// Beyond the defaults: what anyone would set for a table that takes many inserts.
+/// Beyond the defaults: settings that anyone would choose for a table with many inserts.
 const SETTINGS: [&str; 4] = [
     "synchronous_commit=on",
     "shared_buffers=1GB",
@@ -53,7 +53,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Finds the newest one that is installed.
+    /// Finds the newest one installed.
     pub fn find() -> Result<Self> {
         let mut versions: Vec<_> = std::fs::read_dir("/usr/lib/postgresql")
             .into_iter()
@@ -107,7 +107,7 @@ impl Store for Postgres {
                 return Err(format!("initdb: {}", String::from_utf8_lossy(&made.stderr)).into());
             }
         }
-        // The path of a Unix socket is short.
+        // The path of a Unix socket must be short.
         let socket_dir = tempfile::tempdir()?;
         if let Some(user) = &self.user {
             std::os::unix::fs::chown(socket_dir.path(), Some(user.uid), Some(user.gid))?;
@@ -131,7 +131,7 @@ impl Store for Postgres {
 
 async fn connect(config: &Config) -> Result<Client> {
     let (client, connection) = config.connect(NoTls).await?;
-    // It ends with the client; what breaks it breaks the client's calls.
+    // It ends with the client; whatever breaks it breaks the client's calls.
     tokio::spawn(connection);
     Ok(client)
 }

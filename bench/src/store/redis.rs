@@ -25,7 +25,7 @@ const SETTINGS: [&str; 10] = [
     "--stop-writes-on-bgsave-error",
     "no",
 ];
-/// Topic, id and body of each event; tells how many were new.
+/// Topic, id and body of each event; returns how many were new.
 const PUBLISH: &str = "
 local stored = 0
 for i = 1, #ARGV, 3 do
@@ -61,7 +61,7 @@ impl Store for Redis {
     }
 
     async fn start(&self, dir: &Path) -> Result<Box<dyn Running>> {
-        // The path of a Unix socket is short.
+        // The path of a Unix socket must be short.
         let socket_dir = tempfile::tempdir()?;
         let socket = socket_dir.path().join("redis.sock");
         let mut command = Command::new(&self.program);

@@ -1,7 +1,7 @@
-//! SQLite: a table with the key as a unique index, in a process of its own.
+//! SQLite: a table with the key as a unique index, in a separate process.
 //!
-//! A library has no server; this one takes requests over a Unix socket, so that what SQLite costs is
-//! measured apart from the load. It writes from one connection, as SQLite does anyway, and reads from many.
+//! A library has no server; this one takes requests over a Unix socket, so that SQLite's cost is measured
+//! separately from the load. It writes from one connection, as SQLite does anyway, and reads from many.
 
 use std::{
     io::{BufReader, BufWriter, Read, Write},
@@ -36,9 +36,9 @@ const READ_TOPIC: &str = "SELECT topic, event_id, body FROM events WHERE topic =
 
 /// The command that serves.
 pub const SERVE: &str = "serve-sqlite";
-/// Stands for the end where a length is expected.
+/// Marks the end where a length is expected.
 const END: u32 = u32::MAX;
-/// A request to read, where a number of events is expected.
+/// Marks a read request where a number of events is expected.
 const READ_REQUEST: u32 = u32::MAX;
 
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -56,7 +56,7 @@ impl Store for Sqlite {
     }
 
     async fn start(&self, dir: &Path) -> Result<Box<dyn Running>> {
-        // The path of a Unix socket is short.
+        // The path of a Unix socket must be short.
         let socket_dir = tempfile::tempdir()?;
         let socket = socket_dir.path().join("sqlite.sock");
         let mut command = Command::new(std::env::current_exe()?);
@@ -101,7 +101,7 @@ struct Client {
 #[tonic::async_trait]
 impl Stream for Client {
     async fn publish(&mut self, mut plan: Plan, recorder: Arc<Recorder>) -> Result<()> {
-        // One request at a time: those of the other streams keep the one writer busy.
+        // One request at a time: the other streams keep the one writer busy.
         let mut numbers = Vec::new();
         loop {
             plan.next(&mut numbers);
@@ -181,7 +181,7 @@ fn answer(stream: &UnixStream, writer: &Mutex<Connection>, reader: &Connection) 
     }
 }
 
-/// Inserts the events of a request in one transaction; tells how many were new.
+/// Inserts the events of a request in one transaction; returns how many were new.
 fn insert(writer: &Mutex<Connection>, requests: &mut impl Read, count: u32) -> Result<u32> {
     let mut events = Vec::with_capacity(count as usize);
     for _ in 0..count {

@@ -27,7 +27,7 @@ pub struct Sample {
     pub data_files: u64,
 }
 
-/// How long acks took, in milliseconds.
+/// The latency of acks, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Latency {
     pub p50: f64,
@@ -43,7 +43,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The load begins now.
+    /// The load starts now.
     pub fn new(progress: Arc<Progress>, data_dir: &Path) -> Self {
         Self {
             progress,
