@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-use crate::support::{DataDir, Process, counters, run};
+use crate::support::{Counts, DataDir, Process, counters, run};
 
 /// Where `cargo test` builds the example: next to this program's folder.
 fn publisher() -> PathBuf {
@@ -21,8 +21,14 @@ async fn the_example_stores_its_events_once() {
     let server = Process::start(&DataDir::new());
     let mut client = server.client().await;
     for (expected_counts, counted) in [
-        ("stored 4000, duplicates 1000", [5000, 4000, 1000, 0, 0]),
-        ("stored 0, duplicates 5000", [10_000, 4000, 6000, 0, 0]),
+        (
+            "stored 4000, duplicates 1000",
+            Counts::new().stored(4000).duplicates(1000),
+        ),
+        (
+            "stored 0, duplicates 5000",
+            Counts::new().stored(4000).duplicates(6000),
+        ),
     ] {
         let ended = run(Command::new(&publisher).arg(server.endpoint())).assert_code(0);
         let expected = format!("sent 5000, {expected_counts}, conflicts 0, rejected 0, ");

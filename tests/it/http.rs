@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{
     http_support::{Http, JSON, ids, json_event, totals},
-    support::{TestServer, patiently},
+    support::{Counts, TestServer, patiently},
 };
 
 #[tokio::test]
@@ -24,7 +24,7 @@ async fn many_events_are_published_and_listed() {
     let http = Http::from(&server);
     let events: Vec<_> = (0..10).map(|id| json_event("t", id)).collect();
     let answer = http.publish(&json!(events)).await.expect(200);
-    assert_eq!(totals(&answer), [10, 10, 10, 0, 0]);
+    assert_eq!(totals(&answer), Counts::new().stored(10));
 
     let listed = http.get("/events").await.expect(200);
     let listed = listed.as_array().expect("an array");
@@ -45,14 +45,17 @@ async fn a_duplicate_is_dropped() {
     let http = Http::from(&server);
     let twice = json!([json_event("t", 1), json_event("t", 1)]);
     let first = http.publish(&twice).await.expect(200);
-    assert_eq!(totals(&first), [2, 2, 1, 1, 0]);
+    assert_eq!(totals(&first), Counts::new().stored(1).duplicates(1));
     let second = http.publish(&json_event("t", 1)).await.expect(200);
-    assert_eq!(totals(&second), [1, 1, 0, 1, 0]);
+    assert_eq!(totals(&second), Counts::new().duplicates(1));
     let mut other = json_event("t", 1);
     other["payload"] = json!({});
     let conflict = http.publish(&other).await.expect(200);
-    assert_eq!(totals(&conflict), [1, 1, 0, 1, 1]);
-    assert_eq!(http.counters().await, [4, 1, 3, 1, 0]);
+    assert_eq!(totals(&conflict), Counts::new().duplicates(1).conflicts(1));
+    assert_eq!(
+        http.counters().await,
+        Counts::new().stored(1).duplicates(3).conflicts(1)
+    );
     assert_eq!(http.lines("/events").await.len(), 1);
 }
 
@@ -142,7 +145,7 @@ async fn a_missing_field_is_unprocessable() {
         assert_eq!(loc, json!(["body", 1, field]));
     }
     assert_eq!(http.get("/events").await.expect(200), json!([]));
-    assert_eq!(http.counters().await, [15, 0, 0, 0, 15]);
+    assert_eq!(http.counters().await, Counts::new().rejected(15));
 }
 
 #[tokio::test]
@@ -216,13 +219,16 @@ async fn twenty_identical_publishes_at_once_store_one() {
         tokio::spawn(async move { totals(&http.publish(&json_event("t", 1)).await.expect(200)) })
     });
     let publishes: Vec<_> = publishes.collect();
-    let mut sum = [0; 5];
+    let mut sum = Counts::new();
     for publish in publishes {
         let totals = patiently("a publish", publish).await.expect("no panic");
-        sum.iter_mut().zip(totals).for_each(|(sum, n)| *sum += n);
+        sum = sum + totals;
     }
-    assert_eq!(sum, [20, 20, 1, 19, 0]);
-    assert_eq!(http.counters().await, [20, 1, 19, 0, 0]);
+    assert_eq!(sum, Counts::new().stored(1).duplicates(19));
+    assert_eq!(
+        http.counters().await,
+        Counts::new().stored(1).duplicates(19)
+    );
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use tokio::{
 use crate::{
     http_support::{ACCEPT_LINES, Http, JSON, LINES, ids, json_event, json_lines, totals},
     support::{
-        self, DataDir, Process, TestServer, counters, event, event_with_data, list, patiently,
-        publish, take_all, until,
+        self, Counts, DataDir, Process, TestServer, counters, event, event_with_data, list,
+        patiently, publish, take_all, until,
     },
 };
 
@@ -101,7 +101,7 @@ async fn a_bad_body_is_described_and_stores_nothing() {
     assert_eq!(many["detail"].as_array().expect("a list").len(), 100);
     assert_eq!(http.get("/events").await.expect(200), json!([]));
     let nothing = http.publish(&json!([])).await.expect(200);
-    assert_eq!(totals(&nothing), [0; 5]);
+    assert_eq!(totals(&nothing), Counts::new());
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn only_json_is_taken() {
     let answer = http
         .send(Method::POST, "/publish", &with_charset, body)
         .await;
-    assert_eq!(totals(&answer.expect(200)), [1, 1, 1, 0, 0]);
+    assert_eq!(totals(&answer.expect(200)), Counts::new().stored(1));
 }
 
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
@@ -276,7 +276,7 @@ async fn overload_is_reported_and_passes() {
     drop(taken);
     tokio::time::resume();
     let answer = http.publish(&json_event("t", 1)).await.expect(200);
-    assert_eq!(totals(&answer), [1, 1, 1, 0, 0]);
+    assert_eq!(totals(&answer), Counts::new().stored(1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -296,7 +296,7 @@ async fn lines_of_any_amount_are_stored_in_bounded_memory() {
     });
     assert_eq!(answer, expected);
     let again = http.publish_lines(lines).await.expect(200);
-    assert_eq!(totals(&again), [EVENTS + 1, EVENTS + 1, 0, EVENTS + 1, 0]);
+    assert_eq!(totals(&again), Counts::new().duplicates(EVENTS + 1));
     let listed = http.lines("/events?topic=t").await;
     let expected: Vec<_> = (0..EVENTS).map(|id| id.to_string()).collect();
     assert_eq!(ids(&listed), expected);
@@ -359,7 +359,7 @@ async fn a_bad_line_ends_the_stream_and_the_answer_counts_what_is_stored() {
     }
     // The rest is sent again, alone or with everything.
     let answer = http.publish_lines(before + &after).await.expect(200);
-    assert_eq!(totals(&answer), [1010, 1010, 10, 1000, 0]);
+    assert_eq!(totals(&answer), Counts::new().stored(10).duplicates(1000));
 }
 
 /// The same events as JSON and as messages.
@@ -460,11 +460,11 @@ async fn a_payload_is_the_same_over_every_edge_and_in_every_form() {
         .publish_lines(format!("{held_line}\n{large_line}\n"))
         .await
         .expect(200);
-    assert_eq!(totals(&answer), [2, 2, 0, 2, 0]);
+    assert_eq!(totals(&answer), Counts::new().duplicates(2));
     // The next number is different content.
     let next = large_line.replace("993", "992");
     let answer = http.publish_lines(next).await.expect(200);
-    assert_eq!(totals(&answer), [1, 1, 0, 1, 1]);
+    assert_eq!(totals(&answer), Counts::new().duplicates(1).conflicts(1));
 
     let listed = http.get("/events").await;
     let body = &listed.body;
@@ -476,7 +476,7 @@ async fn a_payload_is_the_same_over_every_edge_and_in_every_form() {
     // A listing can be published again.
     let lines = http.send(Method::GET, "/events", &[ACCEPT_LINES], "").await;
     let answer = http.publish_lines(lines.body).await.expect(200);
-    assert_eq!(totals(&answer), [2, 2, 0, 2, 0]);
+    assert_eq!(totals(&answer), Counts::new().duplicates(2));
     let stored = list(client, "t").await;
     let payloads: Vec<_> = stored
         .into_iter()
@@ -497,7 +497,7 @@ async fn an_event_is_the_same_over_http_and_grpc() {
     let (json, messages): (Vec<_>, Vec<_>) = both().into_iter().unzip();
 
     let answer = http.publish(&json!(json[..2])).await.expect(200);
-    assert_eq!(totals(&answer), [2, 2, 2, 0, 0]);
+    assert_eq!(totals(&answer), Counts::new().stored(2));
     let reply = publish(client, messages.clone()).await;
     assert_eq!(
         (
@@ -508,7 +508,7 @@ async fn an_event_is_the_same_over_http_and_grpc() {
         (2, 2, 0)
     );
     let answer = http.publish(&json!(json)).await.expect(200);
-    assert_eq!(totals(&answer), [4, 4, 0, 4, 0]);
+    assert_eq!(totals(&answer), Counts::new().duplicates(4));
 
     let stored: Vec<_> = list(client, "t")
         .await
@@ -526,7 +526,7 @@ async fn an_event_is_the_same_over_http_and_grpc() {
     // A listing can be published elsewhere unchanged.
     let other = TestServer::start().await;
     let answer = Http::from(&other).publish(&json!(listed)).await.expect(200);
-    assert_eq!(totals(&answer), [4, 4, 4, 0, 0]);
+    assert_eq!(totals(&answer), Counts::new().stored(4));
     let copied = list(&mut other.client().await, "t").await;
     let copied: Vec<_> = copied.into_iter().filter_map(|s| s.event).collect();
     assert_eq!(copied, messages);
@@ -540,7 +540,7 @@ async fn answered_events_survive_a_kill() {
     let http = Http::from(&process);
     let lines = json_lines((0..500).map(|id| json_event("t", id)));
     let answer = http.publish_lines(lines.clone()).await.expect(200);
-    assert_eq!(totals(&answer), [500, 500, 500, 0, 0]);
+    assert_eq!(totals(&answer), Counts::new().stored(500));
     http.publish(&json_event("u", 1)).await.expect(200);
     process.kill();
 
@@ -548,7 +548,7 @@ async fn answered_events_survive_a_kill() {
     let http = Http::from(&process);
     assert_eq!(http.lines("/events").await.len(), 501);
     let answer = http.publish_lines(lines).await.expect(200);
-    assert_eq!(totals(&answer), [500, 500, 0, 500, 0]);
+    assert_eq!(totals(&answer), Counts::new().duplicates(500));
     assert_eq!(http.lines("/events?topic=t").await.len(), 500);
 }
 

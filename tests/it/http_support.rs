@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{PATIENCE, Process, TestServer, patiently};
+use crate::support::{Counts, PATIENCE, Process, TestServer, patiently};
 
 pub const JSON: (&str, &str) = ("content-type", "application/json");
 pub const LINES: (&str, &str) = ("content-type", "application/x-ndjson");
@@ -136,18 +136,13 @@ impl Http {
         self.send(Method::POST, "/publish", &[LINES], lines).await
     }
 
-    /// received, unique_processed, duplicate_dropped, conflicts, rejected.
-    pub async fn counters(&self) -> [u64; 5] {
+    /// The counters of the server.
+    pub async fn counters(&self) -> Counts {
         let stats = self.get("/stats").await.expect(200);
         let counter = |name: &str| stats[name].as_u64().expect("a counter");
-        [
-            "received",
-            "unique_processed",
-            "duplicate_dropped",
-            "conflicts",
-            "rejected",
-        ]
-        .map(counter)
+        counts_of(&stats)
+            .rejected(counter("rejected"))
+            .balanced(counter("received"))
     }
 
     /// Sends raw bytes, and returns everything received until the server closes.
@@ -179,15 +174,18 @@ pub fn json_lines(events: impl IntoIterator<Item = Value>) -> String {
     lines.collect()
 }
 
-pub fn totals(answer: &Value) -> [u64; 5] {
-    [
-        "received",
-        "enqueued",
-        "unique_processed",
-        "duplicate_dropped",
-        "conflicts",
-    ]
-    .map(|name| answer[name].as_u64().expect("a counter"))
+fn counts_of(body: &Value) -> Counts {
+    let counter = |name: &str| body[name].as_u64().expect("a counter");
+    Counts::new()
+        .stored(counter("unique_processed"))
+        .duplicates(counter("duplicate_dropped"))
+        .conflicts(counter("conflicts"))
+}
+
+/// The totals of a published body, all of whose events count as enqueued.
+pub fn totals(body: &Value) -> Counts {
+    assert_eq!(body["received"], body["enqueued"], "{body}");
+    counts_of(body).balanced(body["received"].as_u64().expect("a counter"))
 }
 
 pub fn ids(events: &[Value]) -> Vec<&str> {

@@ -169,7 +169,7 @@ async fn publishers_followers_and_lookups_agree_while_it_is_merged() {
         followed += seen.len() as u64;
     }
     assert_eq!(followed, EVENTS);
-    let [_, unique, ..] = counters(client).await;
+    let unique = counters(client).await.stored;
     assert_eq!(unique, EVENTS);
 
     let data_dir = server.stop().await;

@@ -73,8 +73,8 @@ async fn nothing_acked_is_lost_and_nothing_is_stored_twice() {
             )));
         }
         let client = &mut process.client().await;
-        let enough = counters(client).await[1] + 500 + round * 700;
-        while counters(client).await[1] < enough {}
+        let enough = counters(client).await.stored + 500 + round * 700;
+        while counters(client).await.stored < enough {}
         process.kill();
         for publisher in publishers {
             for (id, sequence) in publisher.await.expect("no panic") {

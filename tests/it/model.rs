@@ -11,8 +11,8 @@ use oncelog::{
 use proptest::prelude::*;
 
 use crate::support::{
-    DataDir, PublishStream, TestServer, counters, event_with_data, get_event, list, list_request,
-    list_responses, try_publish,
+    Counts, DataDir, PublishStream, TestServer, counters, event_with_data, get_event, list,
+    list_request, list_responses, totals, try_publish,
 };
 
 const TOPICS: [&str; 3] = ["a", "ab", "b"];
@@ -60,31 +60,30 @@ fn is_valid((_, id, _): Sent) -> bool {
 struct Model {
     stored: BTreeMap<(usize, u8), (u8, Sequence)>,
     order: Vec<Sent>,
-    counters: [u64; 5],
+    counts: Counts,
 }
 
 impl Model {
     fn publish(&mut self, sent: Sent) -> (Outcome, Sequence) {
-        self.counters[0] += 1;
         if !is_valid(sent) {
-            self.counters[4] += 1;
+            self.counts.rejected += 1;
             return (Outcome::Rejected, 0);
         }
         let (topic, id, content) = sent;
         match self.stored.get(&(topic, id)) {
             None => {
-                self.counters[1] += 1;
+                self.counts.stored += 1;
                 self.order.push(sent);
                 let sequence = self.order.len() as Sequence;
                 self.stored.insert((topic, id), (content, sequence));
                 (Outcome::Stored, sequence)
             }
             Some((stored, sequence)) => {
-                self.counters[2] += 1;
+                self.counts.duplicates += 1;
                 if *stored == content {
                     (Outcome::Duplicate, *sequence)
                 } else {
-                    self.counters[3] += 1;
+                    self.counts.conflicts += 1;
                     (Outcome::Conflict, *sequence)
                 }
             }
@@ -133,7 +132,7 @@ async fn check(steps: Vec<ModelOp>) {
                     .iter()
                     .take_while(|request| request.iter().all(|s| is_valid(*s)));
                 let valid = valid.count();
-                let before = model.counters;
+                let before = model.counts;
                 for sent in requests[..valid].iter().flatten() {
                     model.publish(*sent);
                 }
@@ -146,20 +145,10 @@ async fn check(steps: Vec<ModelOp>) {
                         reply.expect_err("invalid").code(),
                         tonic::Code::InvalidArgument
                     );
-                    model.counters[0] += bad.len() as u64;
-                    model.counters[4] += bad.len() as u64;
+                    model.counts.rejected += bad.len() as u64;
                 } else {
-                    let reply = reply.expect("valid");
-                    let reply = [
-                        reply.received,
-                        reply.unique_processed,
-                        reply.duplicate_dropped,
-                        reply.conflicts,
-                    ];
-                    assert_eq!(
-                        reply,
-                        std::array::from_fn(|at| model.counters[at] - before[at])
-                    );
+                    let reply = totals(reply.expect("valid"));
+                    assert_eq!(before + reply, model.counts);
                 }
             }
             ModelOp::StreamingPublish(requests) => {
@@ -192,7 +181,7 @@ async fn check(steps: Vec<ModelOp>) {
             }
         }
         let client = &mut server.client().await;
-        assert_eq!(counters(client).await, model.counters);
+        assert_eq!(counters(client).await, model.counts);
     }
     let client = &mut server.client().await;
     assert_eq!(plain(list(client, "").await), model.events(None));

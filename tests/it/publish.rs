@@ -4,18 +4,9 @@ use oncelog::proto::v1::{self, Outcome};
 use tonic::Code;
 
 use crate::support::{
-    PublishStream, TestServer, counters, event, event_with_data, events, get_event, ids, list,
-    outcomes, publish, sequences, try_publish,
+    Counts, PublishStream, TestServer, counters, event, event_with_data, events, get_event, ids,
+    list, outcomes, publish, sequences, totals, try_publish,
 };
-
-fn totals(response: v1::PublishResponse) -> [u64; 4] {
-    [
-        response.received,
-        response.unique_processed,
-        response.duplicate_dropped,
-        response.conflicts,
-    ]
-}
 
 #[tokio::test]
 async fn an_event_is_stored_as_it_was_sent() {
@@ -38,7 +29,10 @@ async fn an_event_is_stored_as_it_was_sent() {
         event_with_data("orders", "empty data", vec![]),
         with_json,
     ];
-    assert_eq!(totals(publish(client, sent.clone()).await), [4, 4, 0, 0]);
+    assert_eq!(
+        totals(publish(client, sent.clone()).await),
+        Counts::new().stored(4)
+    );
 
     let stored = list(client, "orders").await;
     assert_eq!(sequences(&stored), [1, 2, 3, 4]);
@@ -70,7 +64,10 @@ async fn duplicates_are_dropped_wherever_they_come_from() {
     let server = TestServer::start().await;
     let client = &mut server.client().await;
     let in_one_request = vec![event("a", 1), event("a", 2), event("a", 1)];
-    assert_eq!(totals(publish(client, in_one_request).await), [3, 2, 1, 0]);
+    assert_eq!(
+        totals(publish(client, in_one_request).await),
+        Counts::new().stored(2).duplicates(1)
+    );
     let over_requests = vec![
         events("a", 1..4),
         events("a", 3..5),
@@ -78,32 +75,38 @@ async fn duplicates_are_dropped_wherever_they_come_from() {
         events("a", 1..5),
     ];
     let response = try_publish(client, over_requests).await.expect("published");
-    assert_eq!(totals(response), [9, 2, 7, 0]);
+    assert_eq!(totals(response), Counts::new().stored(2).duplicates(7));
     assert_eq!(
         totals(publish(client, events("a", 1..5)).await),
-        [4, 0, 4, 0]
+        Counts::new().duplicates(4)
     );
     // The same ids in another topic are different events.
     assert_eq!(
         totals(publish(client, events("b", 1..5)).await),
-        [4, 4, 0, 0]
+        Counts::new().stored(4)
     );
 
     let mut other = server.client().await;
     assert_eq!(
         totals(publish(&mut other, events("b", 1..5)).await),
-        [4, 0, 4, 0]
+        Counts::new().duplicates(4)
     );
     assert_eq!(ids(&list(client, "a").await), ["1", "2", "3", "4"]);
-    assert_eq!(counters(client).await, [24, 8, 16, 0, 0]);
+    assert_eq!(
+        counters(client).await,
+        Counts::new().stored(8).duplicates(16)
+    );
 
     let server = server.restart().await;
     let client = &mut server.client().await;
     assert_eq!(
         totals(publish(client, events("a", 1..6)).await),
-        [5, 1, 4, 0]
+        Counts::new().stored(1).duplicates(4)
     );
-    assert_eq!(counters(client).await, [29, 9, 20, 0, 0]);
+    assert_eq!(
+        counters(client).await,
+        Counts::new().stored(9).duplicates(20)
+    );
 }
 
 #[tokio::test]
@@ -116,7 +119,10 @@ async fn a_topic_and_an_id_do_not_run_together() {
         event("abc", "d"),
         event("abc", "c"),
     ];
-    assert_eq!(totals(publish(client, ambiguous).await), [4, 4, 0, 0]);
+    assert_eq!(
+        totals(publish(client, ambiguous).await),
+        Counts::new().stored(4)
+    );
 }
 
 #[tokio::test]
@@ -162,9 +168,12 @@ async fn the_first_content_stays() {
     let stored = list(client, "a").await;
     assert_eq!(stored[0].event, Some(event_with_data("a", 1, vec![1])));
     assert_eq!(stored[1].event, Some(event("a", 2)));
-    assert_eq!(counters(client).await, [9, 2, 7, 6, 0]);
+    assert_eq!(
+        counters(client).await,
+        Counts::new().stored(2).duplicates(7).conflicts(6)
+    );
     let response = publish(client, changes.to_vec()).await;
-    assert_eq!(totals(response), [5, 0, 5, 5]);
+    assert_eq!(totals(response), Counts::new().duplicates(5).conflicts(5));
 }
 
 #[tokio::test]
@@ -179,16 +188,18 @@ async fn twenty_publishers_of_one_event_store_it_once() {
                 async move { publish(&mut client, sent).await },
             ));
         }
-        let mut sum = [0; 4];
+        let mut sum = Counts::new();
         for publisher in publishers {
-            let reply = totals(publisher.await.expect("no panic"));
-            sum = std::array::from_fn(|at| sum[at] + reply[at]);
+            sum = sum + totals(publisher.await.expect("no panic"));
         }
-        assert_eq!(sum, [20, 1, 19, 0]);
+        assert_eq!(sum, Counts::new().stored(1).duplicates(19));
     }
     let client = &mut server.client().await;
     assert_eq!(list(client, "race").await.len(), 20);
-    assert_eq!(counters(client).await, [400, 20, 380, 0, 0]);
+    assert_eq!(
+        counters(client).await,
+        Counts::new().stored(20).duplicates(380)
+    );
 }
 
 #[tokio::test]
@@ -287,11 +298,11 @@ async fn a_bad_event_fails_its_request_only() {
         "{error}"
     );
     assert_eq!(ids(&list(client, "").await), ["0", "1", "2"]);
-    assert_eq!(counters(client).await, [6, 3, 0, 0, 3]);
+    assert_eq!(counters(client).await, Counts::new().stored(3).rejected(3));
     // Resending everything, corrected, is safe.
     assert_eq!(
         totals(publish(client, events("a", 0..8)).await),
-        [8, 5, 3, 0]
+        Counts::new().stored(5).duplicates(3)
     );
 }
 
@@ -330,7 +341,7 @@ async fn a_bad_event_of_a_stream_is_rejected_alone() {
         stream.publish(vec![event("a", 4)]).await,
         [(Outcome::Stored, 3)]
     );
-    assert_eq!(counters(client).await, [5, 3, 0, 0, 2]);
+    assert_eq!(counters(client).await, Counts::new().stored(3).rejected(2));
 }
 
 #[tokio::test]
@@ -342,7 +353,7 @@ async fn compressed_requests_are_taken() {
         let sent = vec![event_with_data(topic, 1, vec![7; 100_000])];
         assert_eq!(
             totals(publish(&mut client, sent.clone()).await),
-            [1, 1, 0, 0]
+            Counts::new().stored(1)
         );
         assert_eq!(
             list(&mut client, topic).await[0].event.as_ref(),

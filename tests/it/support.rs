@@ -497,19 +497,83 @@ pub async fn stats(client: &mut Client) -> v1::GetStatsResponse {
     stats.expect("stats").into_inner()
 }
 
-/// received, unique_processed, duplicate_dropped, conflicts, rejected.
-pub async fn counters(client: &mut Client) -> [u64; 5] {
+/// How many events had each outcome. Their sum is the number received, which whoever reports it must match.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub stored: u64,
+    /// Includes the conflicts.
+    pub duplicates: u64,
+    pub conflicts: u64,
+    pub rejected: u64,
+}
+
+impl Counts {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn stored(self, stored: u64) -> Self {
+        Self { stored, ..self }
+    }
+
+    pub fn duplicates(self, duplicates: u64) -> Self {
+        Self { duplicates, ..self }
+    }
+
+    pub fn conflicts(self, conflicts: u64) -> Self {
+        Self { conflicts, ..self }
+    }
+
+    pub fn rejected(self, rejected: u64) -> Self {
+        Self { rejected, ..self }
+    }
+
+    /// The same counts, which must add up to `received`.
+    pub fn balanced(self, received: u64) -> Self {
+        assert_eq!(
+            received,
+            self.stored + self.duplicates + self.rejected,
+            "{self:?}"
+        );
+        assert!(self.conflicts <= self.duplicates, "{self:?}");
+        self
+    }
+}
+
+impl std::ops::Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            stored: self.stored + other.stored,
+            duplicates: self.duplicates + other.duplicates,
+            conflicts: self.conflicts + other.conflicts,
+            rejected: self.rejected + other.rejected,
+        }
+    }
+}
+
+/// The counters of a server.
+pub async fn counters(client: &mut Client) -> Counts {
     let stats = stats(client).await;
-    let sum = stats.unique_processed + stats.duplicate_dropped + stats.rejected;
-    assert_eq!(stats.received, sum, "the counters balance");
-    assert!(stats.conflicts <= stats.duplicate_dropped);
-    [
-        stats.received,
-        stats.unique_processed,
-        stats.duplicate_dropped,
-        stats.conflicts,
-        stats.rejected,
-    ]
+    let counts = Counts {
+        stored: stats.unique_processed,
+        duplicates: stats.duplicate_dropped,
+        conflicts: stats.conflicts,
+        rejected: stats.rejected,
+    };
+    counts.balanced(stats.received)
+}
+
+/// The totals of a Publish stream.
+pub fn totals(response: v1::PublishResponse) -> Counts {
+    let counts = Counts {
+        stored: response.unique_processed,
+        duplicates: response.duplicate_dropped,
+        conflicts: response.conflicts,
+        rejected: 0,
+    };
+    counts.balanced(response.received)
 }
 
 pub async fn get_event(
