@@ -21,29 +21,29 @@ import (
 //go:generate buf generate
 //go:generate cp ../service_config.json .
 
-// What gRPC does by itself: it tries unary calls again, and spreads calls over the addresses of a name.
+// gRPC's own behaviour: it retries unary calls, and spreads calls over the addresses of a name.
 //
 //go:embed service_config.json
 var serviceConfig string
 
 const (
-	// The largest event a server can be told to accept (16 MiB), and room for what stands around it.
+	// The largest event that a server can be configured to accept (16 MiB), and room for its envelope.
 	messageBytesMax = 16<<20 + 64<<10
-	// How long a connection may take to come up.
+	// How long connecting may take.
 	connectTimeout = 5 * time.Second
-	// How long a connection may be silent before it is probed, and how long the answer may take.
+	// How long a connection may be silent before it is probed, and how long the reply may take.
 	keepaliveInterval = 15 * time.Second
 	keepaliveTimeout  = 10 * time.Second
 )
 
-// Client makes calls to one server. Unary calls share a connection; every publisher and list has its own.
+// Client calls one server. Unary calls share a connection; every publisher and list has its own.
 type Client struct {
 	server  string
 	options []grpc.DialOption
 	conn    *grpc.ClientConn
 }
 
-// Dial makes a client of server, host:port. It connects with the first call.
+// Dial makes a client of server, host:port. It connects on the first call.
 func Dial(server string, options ...grpc.DialOption) (*Client, error) {
 	c := &Client{server: strings.TrimPrefix(server, "http://")}
 	c.options = append([]grpc.DialOption{
@@ -88,7 +88,7 @@ func (c *Client) Stats(ctx context.Context) (*oncelogv1.GetStatsResponse, error)
 	return c.RPC().GetStats(ctx, &oncelogv1.GetStatsRequest{})
 }
 
-// connection makes a connection, which comes up with its first call.
+// connection makes a connection, which connects on its first call.
 func (c *Client) connection() (*grpc.ClientConn, error) {
 	if _, _, err := net.SplitHostPort(c.server); err != nil {
 		return nil, fmt.Errorf("%q is not the address of a server; expected host:port", c.server)

@@ -7,7 +7,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Details returns what the server told about an error beside its message; err may be wrapped.
+// Details returns the server's details of an error beside its message; err may be wrapped.
 //
 // A violation names a field, for example events[1].source, and the limit it breaks. The info has a reason for programs
 // and, for a bad event, the positions of its request in the stream and of the event in the request, from 0.

@@ -9,7 +9,7 @@ import (
 	"oncelog.example/oncelog/oncelogv1"
 )
 
-// fake is a server whose calls are played by the test, one after the other.
+// fake is a server whose calls the test plays, one after the other.
 type fake struct {
 	oncelogv1.UnimplementedAggregatorServiceServer
 	publishes chan *publishCall
@@ -27,7 +27,7 @@ type listCall struct {
 	end     chan error
 }
 
-// startFake starts a server on a port of its own, and makes a client of it.
+// startFake starts a server on its own port, and makes a client for it.
 func startFake(t *testing.T) (*fake, *Client) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -2,7 +2,7 @@ package oncelog
 
 import "time"
 
-// setDefault replaces what was not set.
+// setDefault replaces a value that was not set.
 func setDefault[T int | time.Duration](value *T, standard T) {
 	if *value <= 0 {
 		*value = standard

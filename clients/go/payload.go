@@ -13,17 +13,17 @@ import (
 	"oncelog.example/oncelog/oncelogv1"
 )
 
-// wholeMax bounds the whole doubles that stand for themselves, to the last digit; see json_text in the contract.
+// wholeMax bounds the whole doubles that stand for their exact value; see json_text in the contract.
 const wholeMax = 1 << 64
 
-// JSONPayload is a payload made of the text of a JSON object, every number kept as it is written. The server stores it
-// in whichever form holds it.
+// JSONPayload is a payload made from the text of a JSON object, whose numbers keep their digits. The server stores it in
+// whichever form can hold it.
 func JSONPayload(text string) *oncelogv1.Event_JsonText {
 	return &oncelogv1.Event_JsonText{JsonText: text}
 }
 
-// PayloadJSON returns the JSON payload of an event as text, every number as it was published, in either form; nil without
-// one. A json.Decoder with UseNumber keeps the digits. What JSON does not have, and earlier servers stored, is "NaN",
+// PayloadJSON returns the JSON payload of an event, in either form, as text, with numbers as published; nil without one.
+// A json.Decoder with UseNumber keeps the digits. Values outside JSON, which earlier servers stored, are "NaN",
 // "Infinity", "-Infinity" or null.
 func PayloadJSON(event *oncelogv1.Event) json.RawMessage {
 	switch payload := event.GetPayload().(type) {

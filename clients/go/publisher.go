@@ -16,21 +16,21 @@ import (
 	"oncelog.example/oncelog/oncelogv1"
 )
 
-// ErrClosed is returned by a publisher that was closed.
+// ErrClosed is the error of a closed publisher.
 var ErrClosed = errors.New("the publisher is closed")
 
 // PublisherOptions are the limits of a [Publisher]; zero values stand for the defaults.
 type PublisherOptions struct {
-	// RequestsInFlightMax is how many requests may wait for their acks. Default 64.
+	// RequestsInFlightMax is how many requests may be unacked. Default 64.
 	RequestsInFlightMax int
 	// BytesInFlightMax is how many bytes they may have together, encoded; a larger request travels alone.
 	// Default 16 MiB.
 	BytesInFlightMax int
 	// AckTimeout is how long the server may acknowledge nothing before the stream counts as broken. Default 30 s.
 	AckTimeout time.Duration
-	// GiveUpAfter is how long to go on trying after the first break without an ack. Default 60 s.
+	// GiveUpAfter is how long to keep retrying after the first break without an ack. Default 60 s.
 	GiveUpAfter time.Duration
-	// OnBreak is told of every stream, or attempt at one, that ends with events unacked. Default: a warning of
+	// OnBreak is called for every stream, or attempt at one, that ends with events unacked. Default: a warning of
 	// package slog.
 	OnBreak func(cause error)
 }
@@ -47,9 +47,9 @@ func (o *PublisherOptions) setDefaults() {
 
 // Publisher publishes events over one StreamingPublish stream until they are durable.
 //
-// When the stream breaks, the publisher connects again, waiting longer each time, and resends what was not
-// acknowledged, in order and before anything new. The server drops what it has stored already, so nothing is
-// stored twice; but an event whose ack was lost is answered with OUTCOME_DUPLICATE.
+// When the stream breaks, the publisher reconnects, waiting longer each time, and resends the unacknowledged
+// requests, in order and before anything new. The server drops events it has already stored, so nothing is stored
+// twice; but an event whose ack was lost then has OUTCOME_DUPLICATE.
 //
 // It may be used by several goroutines. After the first error it stays failed.
 type Publisher struct {
@@ -60,7 +60,7 @@ type Publisher struct {
 	requests *semaphore.Weighted
 	bytes    *semaphore.Weighted
 
-	ctx    context.Context // ends with the publisher; its cause tells why
+	ctx    context.Context // ends with the publisher; its cause is the reason
 	cancel context.CancelCauseFunc
 	wake   chan struct{} // holds a token when the fields below have changed
 	done   chan struct{}
@@ -70,7 +70,7 @@ type Publisher struct {
 	sent     int
 	resent   int // events
 	closed   bool
-	progress time.Time // of the last ack, or when waiting for the next one began
+	progress time.Time // of the last ack, or of the start of waiting for the next
 	err      error
 }
 
@@ -91,7 +91,7 @@ func (c *Client) Publisher(options PublisherOptions) *Publisher {
 	return p
 }
 
-// Ack is the acknowledgement of one request, to come.
+// Ack is the future acknowledgement of one request.
 type Ack struct {
 	request  *oncelogv1.StreamingPublishRequest
 	bytes    int64
@@ -101,7 +101,7 @@ type Ack struct {
 	err      error
 }
 
-// Wait waits for the ack: one outcome per event, in the order of the events. What is not rejected is durable.
+// Wait waits for the ack: one outcome per event, in the order of the events. Every event not rejected is durable.
 func (a *Ack) Wait(ctx context.Context) ([]*oncelogv1.EventOutcome, error) {
 	select {
 	case <-a.done:
@@ -111,7 +111,7 @@ func (a *Ack) Wait(ctx context.Context) ([]*oncelogv1.EventOutcome, error) {
 	}
 }
 
-// Send sends events as one request, waiting while too much is unacknowledged. The ack need not be waited for:
+// Send sends events as one request, waiting while too many events are unacknowledged. Waiting for the ack is optional:
 // the request is resent until acked anyway. The events must not be changed until then.
 func (p *Publisher) Send(ctx context.Context, events ...*oncelogv1.Event) (*Ack, error) {
 	request := &oncelogv1.StreamingPublishRequest{Events: events}
@@ -183,7 +183,7 @@ func (p *Publisher) leave(ack *Ack) {
 	p.bytes.Release(ack.bytes)
 }
 
-// reason tells why nothing can be sent any more.
+// reason returns why nothing can be sent any more.
 func (p *Publisher) reason() error {
 	if p.err != nil {
 		return p.err
@@ -221,7 +221,7 @@ func (p *Publisher) publish() error {
 			return err
 		}
 		if !p.waiting() {
-			// A stream nothing was waiting for; the next request opens another.
+			// Nothing was waiting for this stream; the next request opens another.
 			continue
 		}
 		if err := p.retry.wait(p.ctx, err); err != nil {
@@ -250,14 +250,14 @@ func (p *Publisher) pending() bool {
 	}
 }
 
-// waiting tells whether a request is not acked yet.
+// waiting reports whether a request is unacked.
 func (p *Publisher) waiting() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.unacked) > 0
 }
 
-// stream sends what is unacked on a new stream, and new requests as they come, until the stream ends.
+// stream sends the unacked requests on a new stream, and new ones as they come, until the stream ends.
 func (p *Publisher) stream() error {
 	ctx, cancel := context.WithCancelCause(p.ctx)
 	var tasks sync.WaitGroup
@@ -270,7 +270,7 @@ func (p *Publisher) stream() error {
 	p.mu.Unlock()
 	tasks.Go(func() { p.watch(ctx, cancel) })
 
-	// A connection of its own, so that a dead one cannot be met again.
+	// Its own connection, so that no attempt reuses a dead one.
 	conn, err := p.client.connection()
 	if err != nil {
 		return err
@@ -295,7 +295,7 @@ func (p *Publisher) stream() error {
 	}
 }
 
-// send sends requests in order, until there are none to come, or the stream breaks.
+// send sends requests in order, until no more will come, or the stream breaks.
 func (p *Publisher) send(ctx context.Context, stream oncelogv1.AggregatorService_StreamingPublishClient) {
 	for {
 		p.mu.Lock()
@@ -314,7 +314,7 @@ func (p *Publisher) send(ctx context.Context, stream oncelogv1.AggregatorService
 		switch {
 		case next != nil:
 			if stream.Send(next.request) != nil {
-				return // Recv tells why.
+				return // Recv returns the reason.
 			}
 		case closed:
 			_ = stream.CloseSend()
@@ -329,7 +329,7 @@ func (p *Publisher) send(ctx context.Context, stream oncelogv1.AggregatorService
 	}
 }
 
-// watch cancels a stream on which acks are waited for in vain.
+// watch cancels a stream whose acks do not come.
 func (p *Publisher) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 	ticker := time.NewTicker(p.options.AckTimeout / 4)
 	defer ticker.Stop()
@@ -374,7 +374,7 @@ func (p *Publisher) acknowledge(response *oncelogv1.StreamingPublishResponse, ac
 	return nil
 }
 
-// contractError is what a server does that is not oncelog.
+// contractError is a violation of the contract by the server.
 type contractError struct{ description string }
 
 func contractErrorf(format string, args ...any) error {

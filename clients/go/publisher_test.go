@@ -82,7 +82,7 @@ func TestUnackedRequestsAreResentInOrder(t *testing.T) {
 	}
 }
 
-func TestARefusalIsFinalAndTellsWhatIsWrong(t *testing.T) {
+func TestARefusalIsFinalAndNamesTheFault(t *testing.T) {
 	fake, client := startFake(t)
 	publisher := client.Publisher(PublisherOptions{})
 	ack := send(t, publisher, "a")

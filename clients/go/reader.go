@@ -17,12 +17,12 @@ import (
 
 // ReaderOptions are the limits of a [Client.List]; zero values stand for the defaults.
 type ReaderOptions struct {
-	// SilenceMax is how long a list that follows may be silent before it counts as broken; the server says
-	// something every 15 s. Default 45 s.
+	// SilenceMax is how long a list that follows may be silent before it counts as broken; the server sends something
+	// every 15 s. Default 45 s.
 	SilenceMax time.Duration
-	// GiveUpAfter is how long to go on trying after the first break without a response. Default 60 s.
+	// GiveUpAfter is how long to keep retrying after the first break without a response. Default 60 s.
 	GiveUpAfter time.Duration
-	// OnBreak is told of every stream, or attempt at one, that ends too early. Default: a warning of package slog.
+	// OnBreak is called for every stream, or attempt at one, that ends too early. Default: a warning of package slog.
 	OnBreak func(cause error)
 }
 
@@ -35,11 +35,11 @@ func (o *ReaderOptions) setDefaults() {
 }
 
 // List reads a ListEvents stream to its end, resuming it when it breaks, without gap or repeat. A list that follows
-// without a limit has no end but that of ctx.
+// without a limit ends only with ctx.
 //
-// The cursor of each response resumes after it: store it with what was made of the events, and give it to the next
-// List. A response may hold no events. One thing cannot be resumed: a list from START_POSITION_LATEST that breaks
-// before its first response begins again at what is latest then.
+// The cursor of each response resumes after it: store it with the results of its events, and pass it to the next
+// List. A response may hold no events. The one exception: a list from START_POSITION_LATEST that breaks before its
+// first response starts again at the tail of that moment.
 func (c *Client) List(
 	ctx context.Context, request *oncelogv1.ListEventsRequest, options ReaderOptions,
 ) iter.Seq2[*oncelogv1.ListEventsResponse, error] {
@@ -68,7 +68,7 @@ type reader struct {
 	client  *Client
 	options ReaderOptions
 	retry   retry
-	// What is left to ask for: the cursor and the limit move as events arrive.
+	// The rest of the request: the cursor and the limit move as events arrive.
 	request *oncelogv1.ListEventsRequest
 }
 
@@ -80,7 +80,7 @@ func (r *reader) stream(
 	defer cancel(nil)
 	silenceMax := r.options.SilenceMax
 	if !r.request.Follow {
-		// Only a list that follows has something to say all the time.
+		// Only a list that follows sends something all the time.
 		silenceMax = math.MaxInt64
 	}
 	silence := time.AfterFunc(silenceMax, func() {
@@ -88,7 +88,7 @@ func (r *reader) stream(
 	})
 	defer silence.Stop()
 
-	// A connection of its own, so that a dead one cannot be met again.
+	// Its own connection, so that no attempt reuses a dead one.
 	conn, err := r.client.connection()
 	if err != nil {
 		return false, err
@@ -106,7 +106,7 @@ func (r *reader) stream(
 		if err != nil {
 			return false, cause(ctx, err)
 		}
-		// Who takes long with a response does not make the server silent.
+		// A caller that takes long with a response does not make the server silent.
 		silence.Stop()
 		last := r.advance(response)
 		if !yield(response, nil) || last {
@@ -116,7 +116,7 @@ func (r *reader) stream(
 	}
 }
 
-// advance moves on to what comes after response. It returns whether that is nothing.
+// advance moves past response. It returns whether nothing is left.
 func (r *reader) advance(response *oncelogv1.ListEventsResponse) bool {
 	r.retry.progress()
 	r.request.Cursor = response.Cursor
@@ -124,6 +124,6 @@ func (r *reader) advance(response *oncelogv1.ListEventsResponse) bool {
 		return false
 	}
 	r.request.Limit -= min(r.request.Limit, uint64(len(response.Events)))
-	// To the server 0 means no limit, so the end must not be asked for.
+	// To the server 0 means no limit, so it must not be sent at the end.
 	return r.request.Limit == 0
 }

@@ -17,7 +17,7 @@ const (
 	delayMax     = 5 * time.Second
 )
 
-// retry decides whether a broken stream is opened again, and waits before it is.
+// retry decides whether to reopen a broken stream, and waits before that.
 type retry struct {
 	server      string
 	giveUpAfter time.Duration
@@ -31,7 +31,7 @@ func (r *retry) progress() {
 	r.delay = 0
 }
 
-// wait waits before the next attempt. It returns an error if there is to be none.
+// wait waits before the next attempt. It returns an error if there is none.
 func (r *retry) wait(ctx context.Context, failure error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -53,7 +53,7 @@ func (r *retry) wait(ctx context.Context, failure error) error {
 		end.Message = fmt.Sprintf("gave up on %s after %v without progress: %s", r.server, r.giveUpAfter, end.Message)
 		return status.ErrorProto(end)
 	}
-	// At least half of the delay; the rest is random, so that clients cut off together do not come back together.
+	// At least half of the delay; the rest is random, so that clients cut off together do not all come back at once.
 	jittered := r.delay/2 + rand.N(r.delay/2)
 	select {
 	case <-time.After(min(jittered, left)):
@@ -63,15 +63,15 @@ func (r *retry) wait(ctx context.Context, failure error) error {
 	}
 }
 
-// warn is what happens to a broken stream nobody asked to be told of.
+// warn reports a broken stream if OnBreak is not set.
 func warn(cause error) {
 	slog.Warn("the stream broke; reconnecting", "cause", cause)
 }
 
-// transient tells whether a call that ended with code may succeed when it is made again.
+// transient reports whether a call that failed with code may succeed when retried.
 func transient(code codes.Code) bool {
 	switch code {
-	// What a broken connection looks like, a server that starts or stops, a full disk that may heal.
+	// The codes of a broken connection, a server that starts or stops, and a full disk that may heal.
 	case codes.Unavailable, codes.Canceled, codes.Unknown, codes.Internal,
 		codes.ResourceExhausted, codes.DeadlineExceeded, codes.Aborted:
 		return true

@@ -1,4 +1,4 @@
-"""Generates src/oncelog/v1 from the contract, and takes the service config in, whenever the package is built."""
+"""Generates src/oncelog/v1 from the contract, and copies the service config, whenever the package is built."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-/** How to connect, and the calls of the contract as grpc-js wants them. */
+/** Connecting, and the contract's calls in the form that grpc-js takes. */
 
 import { readFileSync } from "node:fs";
 import {
@@ -19,14 +19,14 @@ import {
 
 export const DEFAULT_SERVER = "127.0.0.1:50051";
 
-/** The largest event a server can be told to accept, and room for what stands around it. */
+/** The largest event that a server can be configured to accept, and room for its envelope. */
 const MESSAGE_BYTES_MAX = 16 * 1024 * 1024 + 64 * 1024;
 const KEEPALIVE_INTERVAL_MS = 15_000;
 const KEEPALIVE_TIMEOUT_MS = 10_000;
 
 const serviceConfig = readFileSync(new URL("service_config.json", import.meta.url), "utf8");
 
-/** A client of `server`, host:port or http://host:port, with a connection of its own. */
+/** A client of `server`, host:port or http://host:port, with its own connection. */
 export function connect(server: string = DEFAULT_SERVER): Client {
   const address = /^(?:http:\/\/)?(\S+:\d+)$/.exec(server)?.[1];
   if (address === undefined) {
@@ -57,13 +57,13 @@ export function encode<M extends DescMessage>(schema: M, message: MessageShape<M
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-/** The counters of the server; the service config waits and tries again. */
+/** The counters of the server; the service config waits and retries. */
 export async function getStats(server: string = DEFAULT_SERVER): Promise<GetStatsResponse> {
   const client = connect(server);
   try {
     return await new Promise((resolve, reject) => {
       const request = create(GetStatsRequestSchema);
-      // grpc-js reads waitForReady of the service config and does not act on it.
+      // grpc-js reads waitForReady in the service config but ignores it.
       const metadata = new Metadata({ waitForReady: true });
       client.makeUnaryRequest(...wire(AggregatorService.method.getStats), request, metadata, (error, response) => {
         if (response !== undefined) {

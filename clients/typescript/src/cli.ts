@@ -31,10 +31,10 @@ const USAGE = `usage: node dist/cli.js <command> [--server host:port]
   stats                                          print the counters
   scenario [--events N] [--rate R]               publish the scenario of clients/README.md
 
---batch is events a request (100), --totals publishes over Publish for one answer with the totals, --sample publishes N
+--batch is events a request (100), --totals publishes over Publish for one response with the totals, --sample publishes N
 made-up events instead. The server is ONCELOG_SERVER or ${DEFAULT_SERVER} without --server.`;
 
-/** Well below what a request may have; an event that is larger travels alone. */
+/** Well below the limit of a request; a larger event travels alone. */
 const BATCH_BYTES_MAX = 1024 * 1024;
 
 const REJECTED = 1;
@@ -139,7 +139,7 @@ async function publishAcked(
   return tally.exitStatus();
 }
 
-/** Publishes over Publish: one answer for all requests, and an error that says which event was bad. */
+/** Publishes over Publish: one response for all requests, and an error that names a bad event. */
 async function publishForTotals(server: string, batches: AsyncIterable<Line[]>, tally: Tally): Promise<number> {
   const client = connect(server);
   try {
@@ -148,7 +148,7 @@ async function publishForTotals(server: string, batches: AsyncIterable<Line[]>, 
       answer = (error, response) => (response === undefined ? reject(error) : resolve(response));
     });
     const call = client.makeClientStreamRequest(...wire(AggregatorService.method.publish), answer);
-    // The server may answer before the input ends.
+    // The server may respond before the input ends.
     const answered = totals.catch(() => {}).then(() => "answered" as const);
     for await (const lines of batches) {
       const request = create(PublishRequestSchema, { events: lines.map(({ event }) => event) });
@@ -234,7 +234,7 @@ async function stats(args: string[]): Promise<number> {
   }
 }
 
-/** The events of standard input. A line that holds none is rejected here. */
+/** The events of standard input. Lines without one are rejected here. */
 async function* readLines(tally: Tally): AsyncGenerator<Line> {
   let number = 0;
   for await (const line of createInterface({ input: process.stdin, crlfDelay: Infinity })) {
@@ -346,7 +346,7 @@ function report(error: unknown): void {
   }
 }
 
-// Whoever read the output has enough.
+// The reader of the output has seen enough.
 process.stdout.on("error", () => process.exit(FAILED));
 try {
   process.exitCode = await main(process.argv.slice(2));

@@ -1,4 +1,4 @@
-/** What can go wrong, what is worth another try, and what a server says about it.
+/** Errors: which ones to retry, and their details.
  *
  *  An error of the server that is final is thrown as it is, a `ServiceError` of grpc-js; `describe` tells it.
  */
@@ -11,7 +11,7 @@ import { BadRequestSchema, ErrorInfoSchema, StatusSchema } from "./gen/google/rp
 const DETAILS = "grpc-status-details-bin";
 
 const TRANSIENT = new Set([
-  // What a broken connection looks like, a server that starts or stops, a full disk that may heal.
+  // The codes of a broken connection, a server that starts or stops, and a full disk that may heal.
   status.UNAVAILABLE,
   status.CANCELLED,
   status.UNKNOWN,
@@ -21,17 +21,17 @@ const TRANSIENT = new Set([
   status.ABORTED,
 ]);
 
-/** The connection kept breaking. Publishing again what has no ack is safe. */
+/** The connection kept breaking. Publishing unacked events again is safe. */
 export class GaveUp extends Error {
   override readonly name = "GaveUp";
 }
 
-/** The server does not keep to the contract. */
+/** The server violates the contract. */
 export class ContractBroken extends Error {
   override readonly name = "ContractBroken";
 }
 
-/** The address of a server cannot be used. */
+/** The address of a server is invalid. */
 export class InvalidServer extends Error {
   override readonly name = "InvalidServer";
 }
@@ -40,7 +40,7 @@ export function isServiceError(error: unknown): error is ServiceError {
   return error instanceof Error && "code" in error && "details" in error && "metadata" in error;
 }
 
-/** Whether a call that ended so may succeed when it is made again. */
+/** Whether a call that failed so may succeed when retried. */
 export function isTransient(error: unknown): error is ServiceError {
   return isServiceError(error) && TRANSIENT.has(error.code);
 }

@@ -1,4 +1,4 @@
-/** A client of oncelog: events in exactly once, and out again. */
+/** A client of oncelog: publishes events exactly once, and reads them back. */
 
 export { DEFAULT_SERVER, connect, getStats } from "./channel.js";
 export { ContractBroken, GaveUp, InvalidServer, describe } from "./errors.js";

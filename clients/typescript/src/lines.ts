@@ -1,4 +1,4 @@
-/** Events and counters as lines of JSON, in the one shape of HTTP and of `oncelog`. */
+/** Events and counters as lines of JSON, in the form of HTTP and of `oncelog`. */
 
 import { create, fromJson, toJson, type MessageInitShape } from "@bufbuild/protobuf";
 import { base64Decode, base64Encode } from "@bufbuild/protobuf/wire";
@@ -6,10 +6,10 @@ import { TimestampSchema, type Timestamp } from "@bufbuild/protobuf/wkt";
 import { EventSchema, type Event, type GetStatsResponse, type StoredEvent } from "./gen/oncelog/v1/aggregator_pb.js";
 import { jsonPayload, payloadJson } from "./payload.js";
 
-/** What a listed event has beside, and the server gives. */
+/** Members that the server adds to listed events. */
 const SERVERS = new Set(["sequence", "received_at", "cursor"]);
 
-/** The event of a line; an Error says what is wrong with it. Limits are the server's to check. */
+/** The event of a line, or an Error that describes the fault. The server checks limits. */
 export function eventOf(line: string): Event {
   const parsed: unknown = JSON.parse(line);
   if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) {
@@ -57,7 +57,7 @@ export function eventOf(line: string): Event {
   return create(EventSchema, event);
 }
 
-/** A stored event as it is listed, but for its cursor. */
+/** A stored event as a listed line, without a cursor. */
 export function lineOf(stored: StoredEvent): string {
   const event = stored.event ?? create(EventSchema);
   const names = Object.keys(event.attributes).sort();
@@ -79,7 +79,7 @@ export function lineOf(stored: StoredEvent): string {
   return `{${parts.map(([name, text]) => `"${name}":${text}`).join(",")}}`;
 }
 
-/** The counters as `GET /stats` has them. */
+/** The counters in the form of `GET /stats`. */
 export function statsLine(stats: GetStatsResponse): string {
   const topics = stats.topics.map((one) =>
     object([
@@ -109,7 +109,7 @@ function object(members: [string, string][]): string {
   return `{${members.map(([name, text]) => `"${name}":${text}`).join(",")}}`;
 }
 
-/** The members of the object on a line that JSON.parse has taken, as text: only the text of a payload counts. */
+/** The members of the object on a line that JSON.parse accepted, as text, which keeps a payload's digits. */
 function members(line: string): Map<string, string> {
   const found = new Map<string, string>();
   let name: string | undefined;
@@ -158,7 +158,7 @@ function members(line: string): Map<string, string> {
   return found;
 }
 
-/** Where the string that begins at `at` ends. */
+/** The end of the string that starts at `at`. */
 function endOfString(line: string, at: number): number {
   let end = at + 1;
   while (line[end] !== '"') {

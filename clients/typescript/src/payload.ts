@@ -1,22 +1,22 @@
-/** JSON payloads, exactly: an object may come as a Struct, whose numbers are doubles, or as text. */
+/** Exact JSON payloads: an object may come as a Struct, whose numbers are doubles, or as text. */
 
 import type { JsonObject, JsonValue } from "@bufbuild/protobuf";
 import type { Event } from "./gen/oncelog/v1/aggregator_pb.js";
 
-/** Below it a whole double stands for itself, to the last digit; see json_text in the contract. */
+/** Below this, a whole double stands for its exact value; see json_text in the contract. */
 const WHOLE_MAX = 2 ** 64;
 
 /**
- * A payload made of the text of a JSON object, every number kept as it is written: what JSON.parse would round, too. The
- * server stores it in whichever form holds it.
+ * A payload made from the text of a JSON object, whose numbers keep their digits, even those that JSON.parse would round.
+ * The server stores it in whichever form can hold it.
  */
 export function jsonPayload(text: string): { case: "jsonText"; value: string } {
   return { case: "jsonText", value: text };
 }
 
 /**
- * The JSON payload of an event as text, every number as it was published, in either form; undefined without one. What
- * JSON does not have, and earlier servers stored, is "NaN", "Infinity", "-Infinity" or null.
+ * The JSON payload of an event, in either form, as text, with numbers as published; undefined without one. Values
+ * outside JSON, which earlier servers stored, are "NaN", "Infinity", "-Infinity" or null.
  */
 export function payloadJson({ payload }: Event): string | undefined {
   switch (payload.case) {
@@ -54,7 +54,7 @@ function doubleText(number: number): string {
   return Number.isInteger(number) && Math.abs(number) < WHOLE_MAX ? BigInt(number).toString() : String(number);
 }
 
-/** Strings are compared by their UTF-16 units in JavaScript, which is another order beyond the basic plane. */
+/** Strings are compared by their UTF-16 units in JavaScript, a different order beyond the basic plane. */
 function byCodePoint(a: string, b: string): number {
   const [left, right] = [[...a], [...b]];
   for (const [at, one] of left.entries()) {

@@ -18,13 +18,13 @@ const REQUESTS_UNACKED_MAX = 64;
 const BYTES_UNACKED_MAX = 16 * 1024 * 1024;
 const ACK_MS_MAX = 30_000;
 
-/** The ack of one request, to come. */
+/** The future ack of one request. */
 export interface Ack {
-  /** One outcome per event of the request, in their order; rejects with what the publisher failed with. */
+  /** One outcome per event of the request, in order; rejects with the publisher's error. */
   readonly outcomes: Promise<EventOutcome[]>;
 }
 
-/** A request that is not acked yet, encoded once for however many attempts. */
+/** An unacked request, encoded once for all attempts. */
 interface Unacked {
   readonly encoded: Buffer;
   readonly eventCount: number;
@@ -33,7 +33,7 @@ interface Unacked {
   wasSent: boolean;
 }
 
-/** A stream that requests may be given to. */
+/** A stream that accepts requests. */
 interface Stream {
   readonly call: ClientDuplexStream<Buffer, StreamingPublishResponse>;
   readonly watchdog: Watchdog;
@@ -41,13 +41,13 @@ interface Stream {
 
 /** Publishes events over one stream at a time until they are durable.
  *
- *  When the stream breaks, the publisher connects again and resends what is unacked, in order and before anything new.
- *  The server drops what it has stored already; the outcome of an event whose ack was lost is then a duplicate.
+ *  When the stream breaks, the publisher reconnects and resends the unacked requests, in order and before anything
+ *  new. The server drops events it has already stored; the outcome of an event whose ack was lost is then a duplicate.
  */
 export class Publisher {
   /** How often a stream, or an attempt at one, ended with events unacked. */
   breaks = 0;
-  /** How many events were sent again for it. */
+  /** How many events were sent again because of that. */
   resent = 0;
 
   readonly #server: string;
@@ -55,7 +55,7 @@ export class Publisher {
   readonly #backoff = new Backoff();
   readonly #unacked: Unacked[] = [];
   #bytesUnacked = 0;
-  /** Senders enter the window one behind the other. */
+  /** Senders enter the window one after the other. */
   #turn: Promise<unknown> = Promise.resolve();
   /** Wakes the sender whose turn it is. */
   #changed = (): void => {};
@@ -74,7 +74,7 @@ export class Publisher {
 
   /** Sends `events` as one request, once the window has room for it.
    *
-   *  Encoded, a request may have 4 MiB (`serve --max-request-bytes`). Nobody has to wait for the ack: the request is
+   *  Encoded, a request may have 4 MiB (`serve --max-request-bytes`). Waiting for the ack is optional: the request is
    *  resent until acked anyway.
    */
   async send(events: Event[]): Promise<Ack> {
@@ -87,7 +87,7 @@ export class Publisher {
     return sent;
   }
 
-  /** Sends nothing more, and waits until everything is acked. Throws what kept it from that. */
+  /** Sends nothing more, and waits until everything is acked. Throws the error that prevents it. */
   async close(): Promise<void> {
     this.#isClosed = true;
     await this.#turn;
@@ -116,7 +116,7 @@ export class Publisher {
         this.#give(this.#stream, unacked);
       }
     });
-    // Whoever does not wait for the ack learns of a failure from `close`.
+    // A caller that does not wait for the ack learns of a failure from `close`.
     outcomes.catch(() => {});
     this.#bytesUnacked += encoded.length;
     this.#running ??= this.#run();
@@ -144,7 +144,7 @@ export class Publisher {
     const client = connect(this.#server);
     const [path, , decode] = wire(AggregatorService.method.streamingPublish);
     const call = client.makeBidiStreamRequest(path, (encoded: Buffer) => encoded, decode);
-    // What is waited for below throws it; what comes after that is of no interest.
+    // The wait below throws it; anything after that does not matter.
     call.on("error", () => {});
     const watchdog = new Watchdog(ACK_MS_MAX, () => call.cancel());
     const stream = { call, watchdog };
@@ -171,7 +171,7 @@ export class Publisher {
       call.cancel();
       client.close();
     }
-    // A stream that nothing was waiting for may end; the next request opens another.
+    // A stream may end if nothing is waiting for it; the next request opens another.
     if (this.#unacked.length === 0) {
       return;
     }
@@ -184,7 +184,7 @@ export class Publisher {
     await sleep(delay);
   }
 
-  /** Hands a request to the stream. The window bounds what may wait there for the connection. */
+  /** Hands a request to the stream. The window bounds how much may wait there for the connection. */
   #give(stream: Stream, unacked: Unacked): void {
     if (unacked.wasSent) {
       this.resent += unacked.eventCount;

@@ -17,16 +17,16 @@ const SILENCE_MS_MAX = 45_000;
 /** What to read: the fields of ListEventsRequest, all of them optional. */
 export type ReaderOptions = MessageInitShape<typeof ListEventsRequestSchema>;
 
-/** Reads stored events to the end of the list, or for ever with `follow`; without gap or repeat.
+/** Reads stored events to the end of the list, or forever with `follow`; without gap or repeat.
  *
- *  A response may hold no events. Whoever stores `response.cursor` with the results of its events processes every event
- *  exactly once.
+ *  A response may hold no events. A caller that stores `response.cursor` with the results of its events processes
+ *  every event exactly once.
  */
 export class Reader {
   readonly #server: string;
   readonly #onBreak: (cause: string) => void;
   readonly #backoff = new Backoff();
-  /** What is left to ask for: the cursor and the limit move as events arrive. */
+  /** The rest of the request: the cursor and the limit move as events arrive. */
   readonly #request: ListEventsRequest;
 
   /** Connects when it is iterated. `onBreak` is called for each break. */
@@ -46,13 +46,13 @@ export class Reader {
       let cause = "the server ended the stream";
       const client = connect(this.#server);
       const call = client.makeServerStreamRequest(...wire(AggregatorService.method.listEvents), this.#request);
-      // What is waited for below throws it; what comes after that is of no interest.
+      // The wait below throws it; anything after that does not matter.
       call.on("error", () => {});
       const watchdog = new Watchdog(SILENCE_MS_MAX, () => call.cancel());
       const responses = call[Symbol.asyncIterator]() as AsyncIterator<ListEventsResponse, void>;
       try {
         for (;;) {
-          // Only while waiting: whoever reads may take any time between two responses.
+          // Only while waiting: a caller may take any time between two responses.
           if (this.#request.follow) {
             watchdog.waitForWord();
           }
@@ -89,7 +89,7 @@ export class Reader {
     }
   }
 
-  /** Moves past `response`. Returns whether it was the last that the limit lets through. */
+  /** Moves past `response`. Returns whether it was the last within the limit. */
   #advance(response: ListEventsResponse): boolean {
     this.#backoff.progress();
     this.#request.cursor = response.cursor;
@@ -98,7 +98,7 @@ export class Reader {
     }
     const delivered = BigInt(response.events.length);
     this.#request.limit -= delivered < this.#request.limit ? delivered : this.#request.limit;
-    // To the server 0 means no limit, so the end must not be asked for.
+    // To the server 0 means no limit, so it must not be sent at the end.
     return this.#request.limit === 0n;
   }
 }

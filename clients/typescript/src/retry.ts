@@ -1,10 +1,10 @@
-/** When to try again, when to give up, and when silence is an end. */
+/** When to retry, when to give up, and when silence is a break. */
 
 const DELAY_FIRST_MS = 50;
 const DELAY_MS_MAX = 5_000;
 export const GIVE_UP_AFTER_MS = 60_000;
 
-/** The failures since there was progress last. */
+/** The failures since the last progress. */
 export class Backoff {
   #failures = 0;
   #brokenSince = 0;
@@ -25,12 +25,12 @@ export class Backoff {
     }
     const delay = Math.min(DELAY_FIRST_MS * 2 ** this.#failures, DELAY_MS_MAX);
     this.#failures += 1;
-    // At random, so that clients cut off together do not come back together.
+    // At random, so that clients cut off together do not all come back at once.
     return Math.min(delay * (0.5 + Math.random() / 2), left);
   }
 }
 
-/** Calls `onSilence` when it has waited `msMax` for a word. */
+/** Calls `onSilence` after `msMax` without a message. */
 export class Watchdog {
   barked = false;
   #timer: NodeJS.Timeout | undefined;
@@ -40,7 +40,7 @@ export class Watchdog {
     private readonly onSilence: () => void,
   ) {}
 
-  /** From now on a word is due. */
+  /** From now on a message is due. */
   waitForWord(): void {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
@@ -49,7 +49,7 @@ export class Watchdog {
     }, this.msMax);
   }
 
-  /** From now on no word is due. */
+  /** From now on no message is due. */
   rest(): void {
     clearTimeout(this.#timer);
   }

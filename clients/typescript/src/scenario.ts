@@ -9,14 +9,14 @@ const TOPICS = 10;
 /** 2026-01-01T00:00:00Z. */
 const FIRST_SECOND = 1_767_225_600;
 
-/** The event sent at `position`: every fifth is one that was sent before. */
+/** The event at `position`: every fifth is a resend. */
 export function eventAt(position: number): Event {
   const block = Math.floor(position / 5);
   const place = position % 5;
   return event(place === 4 ? 2 * block + 2 : 4 * block + place);
 }
 
-/** Whenever it is made, it is the same: that is all a publisher has to take care of. */
+/** Always the same event: that is all a publisher must ensure. */
 function event(number: number): Event {
   return create(EventSchema, {
     topic: `scenario-${number % TOPICS}`,

@@ -14,7 +14,7 @@ import (
 	"oncelog.example/oncelog/oncelogv1"
 )
 
-// line is an event as HTTP and oncelog have it. A payload stays text: its digits count.
+// line is an event in the JSON of HTTP and oncelog. A payload stays text, to keep its digits.
 type line struct {
 	Topic      string            `json:"topic"`
 	EventID    string            `json:"event_id"`
@@ -28,7 +28,7 @@ type line struct {
 	Cursor     string            `json:"cursor,omitempty"`
 }
 
-// parseEvent reads the event of a line. Limits are the server's to check.
+// parseEvent reads the event of a line. The server checks limits.
 func parseEvent(text []byte) (*oncelogv1.Event, error) {
 	if !utf8.Valid(text) {
 		return nil, errors.New("not UTF-8")
@@ -66,7 +66,7 @@ func parseEvent(text []byte) (*oncelogv1.Event, error) {
 	return event, nil
 }
 
-// formatEvent writes a stored event on one line as it is listed, but for its cursor.
+// formatEvent writes a stored event as one listed line, without a cursor.
 func formatEvent(stored *oncelogv1.StoredEvent) ([]byte, error) {
 	event := stored.Event
 	written := line{
@@ -90,7 +90,7 @@ func formatEvent(stored *oncelogv1.StoredEvent) ([]byte, error) {
 	}
 	var out bytes.Buffer
 	encoder := json.NewEncoder(&out)
-	// Payloads are canonical; what a browser would have escaped is not.
+	// Payloads are canonical; escapes for browsers would not be.
 	encoder.SetEscapeHTML(false)
 	if err := encoder.Encode(written); err != nil {
 		return nil, err
@@ -102,7 +102,7 @@ func formatTime(at *timestamppb.Timestamp) string {
 	return at.AsTime().Format(time.RFC3339Nano)
 }
 
-// stats is the counters as GET /stats has them.
+// stats is the counters in the form of GET /stats.
 type stats struct {
 	Received         uint64       `json:"received"`
 	UniqueProcessed  uint64       `json:"unique_processed"`

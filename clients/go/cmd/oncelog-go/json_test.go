@@ -38,7 +38,7 @@ func TestLinesComeBack(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoEventIsTold(t *testing.T) {
+func TestALineWithoutAnEventIsReported(t *testing.T) {
 	for text, says := range map[string]string{
 		"[]":                      "cannot unmarshal array",
 		`{"topik":"t"}`:           "topik",

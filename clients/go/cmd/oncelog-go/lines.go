@@ -16,7 +16,7 @@ import (
 const (
 	// The longest line.
 	lineBytesMax = 32 << 20
-	// A batch is passed on before its events have more together, encoded.
+	// A batch is passed on before its events exceed this size, encoded.
 	batchBytesMax = 1 << 20
 	// How much is read at a time.
 	bufferBytes = 256 << 10
@@ -30,11 +30,11 @@ type batch struct {
 	rejected string
 }
 
-// source passes on all batches there are, until pass fails.
+// source passes on all batches, until pass fails.
 type source func(ctx context.Context, pass func(batch) error) error
 
-// lines reads one JSON object a line. A batch is passed on when it has size events or about 1 MiB, and before waiting
-// for input that is not there yet.
+// lines reads one JSON object per line. A batch is passed on when it has size events or about 1 MiB, and before
+// waiting for more input.
 func lines(input io.Reader, size int) source {
 	return func(_ context.Context, pass func(batch) error) error {
 		reader := bufio.NewReaderSize(input, bufferBytes)
@@ -93,7 +93,7 @@ func lines(input io.Reader, size int) source {
 
 var errTooLong = fmt.Errorf("longer than %d bytes", lineBytesMax)
 
-// readLine returns the next line without the space around it; io.EOF after the last.
+// readLine returns the next line, trimmed; io.EOF after the last.
 func readLine(reader *bufio.Reader) ([]byte, error) {
 	var line []byte
 	length := 0

@@ -23,7 +23,7 @@ func listCommand(follow bool) command {
 	}
 }
 
-// list prints events, and at the end, whatever that is, where to resume.
+// list prints events, and at the end, however it comes, the cursor to resume from.
 func list(ctx context.Context, client *oncelog.Client, request *oncelogv1.ListEventsRequest) error {
 	out := bufio.NewWriter(os.Stdout)
 	cursor := request.Cursor

@@ -24,7 +24,7 @@ import (
 
 const usage = `usage: oncelog-go COMMAND [--server HOST:PORT] [FLAGS]
 
-  publish   publish the events of standard input, one JSON object a line
+  publish   publish the events of standard input, one JSON object per line
   list      print stored events
   follow    print stored events, and go on as events come
   stats     print the counters of the server
@@ -39,7 +39,7 @@ const (
 	statusInterrupted = 130
 )
 
-// errRejected ends a command that did its work, but not for all events.
+// errRejected ends a command that succeeded except for rejected events.
 var errRejected = errors.New("events were rejected")
 
 // command registers its flags, and returns what to do once they are parsed.
@@ -127,7 +127,7 @@ func statsCommand(*flag.FlagSet) func(context.Context, *oncelog.Client) error {
 	}
 }
 
-// printError tells the error, then a line for each violated field and one for the reason.
+// printError prints the error, then a line for each violated field and one for the reason.
 func printError(err error, server string) {
 	out := bufio.NewWriter(os.Stderr)
 	defer out.Flush()
@@ -148,7 +148,7 @@ func printError(err error, server string) {
 	}
 }
 
-// describe says an error of gRPC as its code and message.
+// describe formats a gRPC error as its code and message.
 func describe(err error) string {
 	call, isCall := err.(interface{ GRPCStatus() *status.Status })
 	if !isCall {

@@ -18,7 +18,7 @@ const (
 	countedMax = 128
 )
 
-// summary is what became of the events. A conflict is one of the duplicates.
+// summary counts the outcomes. Duplicates include conflicts.
 type summary struct {
 	Sent       uint64 `json:"sent"`
 	Stored     uint64 `json:"stored"`
@@ -29,7 +29,7 @@ type summary struct {
 	Resent     uint64 `json:"resent"`
 }
 
-// reports are told what happens while publishing.
+// reports receives progress while publishing.
 type reports struct {
 	acked  func(events uint64)
 	broken func(cause error)
@@ -38,7 +38,7 @@ type reports struct {
 func publishCommand(flags *flag.FlagSet) func(context.Context, *oncelog.Client) error {
 	size := flags.Int("batch", batchDefault, "send this many `events` a request")
 	samples := flags.Int("sample", 0, "publish the first `events` of the scenario instead of standard input")
-	totals := flags.Bool("totals", false, "use the call Publish: one answer with the totals")
+	totals := flags.Bool("totals", false, "use the call Publish: one response with the totals")
 	return func(ctx context.Context, client *oncelog.Client) error {
 		if *size < 1 || *samples < 0 {
 			return errors.New("--batch must be at least 1, and --sample at least 0")
@@ -59,7 +59,7 @@ func publishCommand(flags *flag.FlagSet) func(context.Context, *oncelog.Client) 
 	}
 }
 
-// publish publishes with an outcome for every event, and prints what became of them.
+// publish publishes with an outcome for every event, and prints the summary.
 func publish(ctx context.Context, client *oncelog.Client, events source, reports reports) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -70,7 +70,7 @@ func publish(ctx context.Context, client *oncelog.Client, events source, reports
 	}})
 	err := sum.fill(ctx, publisher, events, reports)
 	if err != nil {
-		// What is still unacked is not waited for.
+		// Does not wait for unacked events.
 		cancel()
 	}
 	if closed := publisher.Close(ctx); err == nil {
@@ -102,7 +102,7 @@ func (s *summary) fill(ctx context.Context, publisher *oncelog.Publisher, events
 	}
 	sending := make(chan sent, countedMax)
 	var end error
-	// Nobody waits for it: it may be reading from a terminal.
+	// Nobody waits for it, because it may be reading from a terminal.
 	go func() {
 		defer close(sending)
 		end = events(ctx, func(batch batch) error {
@@ -169,7 +169,7 @@ func (s *summary) reject(line int, reason string) {
 	fmt.Fprintf(os.Stderr, "line %d: rejected: %s\n", line, reason)
 }
 
-// publishForTotals publishes with one answer for all events, and prints it.
+// publishForTotals publishes with one response for all events, and prints it.
 func publishForTotals(ctx context.Context, client *oncelog.Client, events source) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -216,5 +216,5 @@ func publishForTotals(ctx context.Context, client *oncelog.Client, events source
 	return sum.print()
 }
 
-// errAnswered ends what sends events to a call that has its answer already.
+// errAnswered stops sending events to a call that already has its response.
 var errAnswered = errors.New("the call has ended")

@@ -39,12 +39,12 @@ func scenarioCommand(flags *flag.FlagSet) func(context.Context, *oncelog.Client)
 	}
 }
 
-// sample makes the first events of the scenario, size a batch, at most rate a second; 0 for no limit.
+// sample makes the first events of the scenario, size per batch, at most rate per second; 0 for no limit.
 func sample(events, size, rate int) source {
 	return func(ctx context.Context, pass func(batch) error) error {
 		for first := 0; first < events; first += size {
 			if rate > 0 && first > 0 {
-				// No catching up after a pause, or there would be no middle to kill the server in.
+				// No catching up after a pause, so that there is always a middle in which to kill the server.
 				select {
 				case <-time.After(time.Duration(size) * time.Second / time.Duration(rate)):
 				case <-ctx.Done():
@@ -64,7 +64,7 @@ func sample(events, size, rate int) source {
 	}
 }
 
-// numberAt tells which event is sent at position: every fifth is one that was sent before.
+// numberAt returns the number of the event at position: every fifth is a resend.
 func numberAt(position int) int {
 	if position%5 == 4 {
 		return position/5*2 + 2
@@ -72,7 +72,7 @@ func numberAt(position int) int {
 	return position/5*4 + position%5
 }
 
-// sampleEvent makes the event of that number: whenever it is made, it is the same.
+// sampleEvent makes the event with this number, which is always the same.
 func sampleEvent(number int) *oncelogv1.Event {
 	payload := &structpb.Struct{Fields: map[string]*structpb.Value{
 		"number": structpb.NewNumberValue(float64(number)),

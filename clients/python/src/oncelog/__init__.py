@@ -1,4 +1,4 @@
-"""A client of oncelog: events in exactly once, and out again.
+"""A client of oncelog: publishes events exactly once, and reads them back.
 
 The messages are in `oncelog.v1.aggregator_pb2`, generated from the contract.
 """

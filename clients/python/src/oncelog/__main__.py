@@ -28,7 +28,7 @@ from oncelog.v1.aggregator_pb2 import (
 from oncelog.v1.aggregator_pb2_grpc import AggregatorServiceStub
 
 BATCH_BYTES_MAX = 1024 * 1024
-"""Well below what a request may have; an event that is larger travels alone."""
+"""Well below the limit of a request; a larger event travels alone."""
 
 REJECTED = 1
 FAILED = 2
@@ -80,10 +80,10 @@ def publish(arguments: argparse.Namespace) -> int:
 
 
 def publish_acked(publisher: Publisher, batches: Iterable[list[Line]], tally: Tally, tells: bool = False) -> int:
-    """Publishes over StreamingPublish; counts, and if it tells prints, each ack as it comes."""
+    """Publishes over StreamingPublish; counts each ack as it comes, and prints it if asked to."""
 
     def acked(lines: list[Line], ack: Future[Outcomes]) -> None:
-        # The publisher raises what an ack failed with.
+        # The publisher raises the error of a failed ack.
         if ack.exception() is None:
             tally.count(lines, ack.result())
             if tells:
@@ -100,7 +100,7 @@ def publish_acked(publisher: Publisher, batches: Iterable[list[Line]], tally: Ta
 
 
 def publish_for_totals(server: str, batches: Iterable[list[Line]], tally: Tally) -> int:
-    """Publishes over Publish: one answer for all requests, and an error that says which event was bad."""
+    """Publishes over Publish: one response for all requests, and an error that names a bad event."""
     requests = (PublishRequest(events=[event for _, event in lines]) for lines in batches)
     with connect(server) as channel:
         totals = AggregatorServiceStub(channel).Publish(requests)
@@ -139,7 +139,7 @@ def stats(arguments: argparse.Namespace) -> int:
 
 
 def read_lines(tally: Tally) -> Iterator[Line]:
-    """The events of standard input. A line that holds none is rejected here."""
+    """The events of standard input. Lines without one are rejected here."""
     for number, line in enumerate(sys.stdin, 1):
         if line.isspace():
             continue
@@ -206,7 +206,7 @@ def parse() -> argparse.Namespace:
     command = commands.add_parser("publish", parents=[common], help="publish events from standard input, one a line")
     command.add_argument("--batch", type=count, default=100, help="events a request (%(default)s)")
     command.add_argument("--sample", type=count, help="publish so many made-up events instead")
-    command.add_argument("--totals", action="store_true", help="over Publish: one answer with the totals")
+    command.add_argument("--totals", action="store_true", help="over Publish: one response with the totals")
     command.set_defaults(run=publish)
 
     for name, follow, words in (
@@ -240,7 +240,7 @@ def main() -> int:
     except (ContractBroken, GaveUp, InvalidServer) as error:
         note(f"error: {error}")
     except BrokenPipeError:
-        # Whoever read the output has enough; keep the interpreter from flushing into it at exit.
+        # The reader of the output has seen enough; keep the interpreter from flushing into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return INTERRUPTED

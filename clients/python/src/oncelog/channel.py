@@ -11,14 +11,14 @@ from oncelog.v1.aggregator_pb2_grpc import AggregatorServiceStub
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 
-# The largest event a server can be told to accept, and room for what stands around it.
+# The largest event that a server can be configured to accept, and room for its envelope.
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024 + 64 * 1024
 KEEPALIVE_INTERVAL_MS = 15_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 
 
 def connect(server: str = DEFAULT_SERVER) -> grpc.Channel:
-    """A channel to `server`, host:port or http://host:port, with a connection of its own."""
+    """A channel to `server`, host:port or http://host:port, with its own connection."""
     address = re.fullmatch(r"(?:http://)?(\S+:\d+)", server)
     if address is None:
         raise InvalidServer(f"{server!r} is not the address of a server; expected host:port")
@@ -38,6 +38,6 @@ def connect(server: str = DEFAULT_SERVER) -> grpc.Channel:
 
 
 def get_stats(server: str = DEFAULT_SERVER) -> GetStatsResponse:
-    """The counters of the server; the service config waits and tries again."""
+    """The counters of the server; the service config waits and retries."""
     with connect(server) as channel:
         return AggregatorServiceStub(channel).GetStats(GetStatsRequest())

@@ -1,4 +1,4 @@
-"""What can go wrong, what is worth another try, and what a server says about it.
+"""Errors: which ones to retry, and their details.
 
 An error of the server that is final is raised as it is, a `grpc.RpcError`; `describe` tells it.
 """
@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 TRANSIENT = frozenset(
     {
-        # What a broken connection looks like, a server that starts or stops, a full disk that may heal.
+        # The codes of a broken connection, a server that starts or stops, and a full disk that may heal.
         StatusCode.UNAVAILABLE,
         StatusCode.CANCELLED,
         StatusCode.UNKNOWN,
@@ -24,15 +24,15 @@ TRANSIENT = frozenset(
 
 
 class GaveUp(Exception):
-    """The connection kept breaking. Publishing again what has no ack is safe."""
+    """The connection kept breaking. Publishing unacked events again is safe."""
 
 
 class ContractBroken(Exception):
-    """The server does not keep to the contract."""
+    """The server violates the contract."""
 
 
 class InvalidServer(ValueError):
-    """The address of a server cannot be used."""
+    """The address of a server is invalid."""
 
 
 class Closed(Exception):
@@ -40,7 +40,7 @@ class Closed(Exception):
 
 
 def is_transient(error: RpcError) -> bool:
-    """Whether a call that ended so may succeed when it is made again."""
+    """Whether a call that failed so may succeed when retried."""
     return isinstance(error, Call) and error.code() in TRANSIENT
 
 
@@ -60,7 +60,7 @@ def _details(error: RpcError) -> list[str]:
     try:
         status = rpc_status.from_call(error) if isinstance(error, Call) else None
     except (DecodeError, ValueError):
-        # Not of this server: its details are not what the code and the message say.
+        # Not from this server: its details do not belong to the code and message.
         return []
     lines: list[str] = []
     packed: Any

@@ -1,4 +1,4 @@
-"""Events and counters as lines of JSON, in the one shape of HTTP and of `oncelog`."""
+"""Events and counters as lines of JSON, in the form of HTTP and of `oncelog`."""
 
 import base64
 import json
@@ -13,11 +13,11 @@ from oncelog.v1.aggregator_pb2 import Event, GetStatsResponse, StoredEvent
 
 TEXTS = ("topic", "event_id", "source")
 SERVERS = ("sequence", "received_at", "cursor")
-"""What a listed event has beside, and the server gives."""
+"""Members that the server adds to listed events."""
 
 
 def event_of(line: str) -> Event:
-    """The event of a line; ValueError says what is wrong with it. Limits are the server's to check."""
+    """The event of a line, or a ValueError that describes the fault. The server checks limits."""
     event = Event()
     seen = set()
     payload = "null"
@@ -49,7 +49,7 @@ def event_of(line: str) -> Event:
 
 
 def line_of(stored: StoredEvent) -> str:
-    """A stored event as it is listed, but for its cursor."""
+    """A stored event as a listed line, without a cursor."""
     event = stored.event
     parts: list[tuple[str, str]] = [
         ("topic", _dump(event.topic)),
@@ -69,7 +69,7 @@ def line_of(stored: StoredEvent) -> str:
 
 
 def stats_of(stats: GetStatsResponse) -> dict[str, object]:
-    """The counters as `GET /stats` has them."""
+    """The counters in the form of `GET /stats`."""
     return {
         "received": stats.received,
         "unique_processed": stats.unique_processed,
@@ -95,7 +95,7 @@ def stats_of(stats: GetStatsResponse) -> dict[str, object]:
 
 
 def _members(line: str) -> Iterator[tuple[str, str, Any]]:
-    """The members of the object on a line: name, text, value. Numbers are not read: only the text of a payload counts."""
+    """The members of the object on a line: name, text, value. Numbers stay text, which keeps a payload's digits."""
     decoder = json.JSONDecoder(parse_float=_unread, parse_int=_unread, parse_constant=_no_constant)
 
     def skip(at: int) -> int:
@@ -118,7 +118,7 @@ def _members(line: str) -> Iterator[tuple[str, str, Any]]:
 
 
 def _unread(_: str) -> None:
-    """An int of a few thousand digits would be refused, and nobody asks for its value."""
+    """Python refuses an int of a few thousand digits, and nobody needs its value."""
 
 
 def _no_constant(name: str) -> None:

@@ -1,4 +1,4 @@
-"""JSON payloads, exactly: an object may come as a Struct, whose numbers are doubles, or as text."""
+"""Exact JSON payloads: an object may come as a Struct, whose numbers are doubles, or as text."""
 
 import json
 import math
@@ -10,21 +10,21 @@ from google.protobuf.struct_pb2 import Struct, Value
 from oncelog.v1.aggregator_pb2 import Event
 
 WHOLE_MAX = 2.0**64
-"""Below it a whole double stands for itself, to the last digit; see json_text in the contract."""
+"""Below this, a whole double stands for its exact value; see json_text in the contract."""
 
 
 def set_json(event: Event, payload: str | dict[str, Any]) -> None:
-    """Gives `event` a JSON object, as text or as what `json.dumps` takes.
+    """Gives `event` a JSON object, as text or as an object for `json.dumps`.
 
-    An int of any size is kept. The server stores the object in whichever form holds it.
+    An int of any size is kept. The server stores the object in whichever form can hold it.
     """
     event.json_text = payload if isinstance(payload, str) else json.dumps(payload, allow_nan=False)
 
 
 def json_of(event: Event) -> str | None:
-    """The payload as JSON text, every number as it was published; None without a JSON payload.
+    """The payload as JSON text, with numbers as published; None without a JSON payload.
 
-    What JSON does not have, and earlier servers stored, is "NaN", "Infinity", "-Infinity" or null.
+    Values outside JSON, which earlier servers stored, are "NaN", "Infinity", "-Infinity" or null.
     """
     match event.WhichOneof("payload"):
         case "json":

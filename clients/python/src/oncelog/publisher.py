@@ -47,8 +47,8 @@ class _Stream:
 class Publisher:
     """Publishes events over one stream at a time until they are durable.
 
-    When the stream breaks, the publisher connects again and resends what is unacked, in order and before anything
-    new. The server drops what it has stored already; the outcome of an event whose ack was lost is then a duplicate.
+    When the stream breaks, the publisher reconnects and resends the unacked requests, in order and before anything
+    new. The server drops events it has already stored; the outcome of an event whose ack was lost is then a duplicate.
 
         with Publisher() as publisher:
             for outcome in publisher.send([event]).result(): ...
@@ -61,11 +61,11 @@ class Publisher:
         self.breaks = 0
         """How often a stream, or an attempt at one, ended with events unacked."""
         self.resent = 0
-        """How many events were sent again for it."""
+        """How many events were sent again because of that."""
         self._server = server
         self._on_break = on_break or (lambda cause: _log.warning("%s: %s; connecting again", server, cause))
         self._backoff = Backoff()
-        # Guards what follows, and tells of changes to it.
+        # Guards the fields below, and signals their changes.
         self._changed = threading.Condition()
         self._unacked: deque[_Unacked] = deque()
         self._bytes_unacked = 0
@@ -75,9 +75,9 @@ class Publisher:
         self._worker.start()
 
     def send(self, events: Iterable[Event]) -> Future[Outcomes]:
-        """Sends `events` as one request, waiting while the window is full. Returns the ack to come.
+        """Sends `events` as one request, waiting while the window is full. Returns the future ack.
 
-        Encoded, a request may have 4 MiB (`serve --max-request-bytes`). Nobody has to wait for the ack: the request is
+        Encoded, a request may have 4 MiB (`serve --max-request-bytes`). Waiting for the ack is optional: the request is
         resent until acked anyway.
         """
         request = StreamingPublishRequest(events=events)
@@ -92,7 +92,7 @@ class Publisher:
         return unacked.ack
 
     def close(self) -> None:
-        """Sends nothing more, and waits until everything is acked. Raises what kept it from that."""
+        """Sends nothing more, and waits until everything is acked. Raises the error that prevents it."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -127,7 +127,7 @@ class Publisher:
             self._fail(error)
 
     def _wait_for_request(self) -> bool:
-        """Waits for something to send; False when nothing will come."""
+        """Waits for something to send; False if nothing will come."""
         with self._changed:
             self._changed.wait_for(lambda: self._unacked or self._cannot_send())
             return bool(self._unacked) and self._error is None
@@ -148,7 +148,7 @@ class Publisher:
                     stream.ended = True
                     self._changed.notify_all()
         with self._changed:
-            # A stream that nothing was waiting for may end; the next request opens another.
+            # A stream may end if nothing is waiting for it; the next request opens another.
             if not self._unacked or self._error is not None:
                 return
         self.breaks += 1
@@ -160,7 +160,7 @@ class Publisher:
             self._changed.wait_for(lambda: self._error is not None, delay)
 
     def _requests(self, stream: _Stream) -> Iterator[StreamingPublishRequest]:
-        """What to send on a stream: the unacked requests, and new ones as they come. Runs on a thread of gRPC."""
+        """The requests for a stream: the unacked ones, and new ones as they come. Runs on a thread of gRPC."""
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -206,7 +206,7 @@ class Publisher:
                 stream.watchdog.wait_for_word()
             self._backoff.progress()
             self._changed.notify_all()
-        # Not under the lock: whoever waits for the ack may send at once.
+        # Not under the lock: the ack's waiter may send at once.
         if unacked.ack.set_running_or_notify_cancel():
             unacked.ack.set_result(response.outcomes)
 

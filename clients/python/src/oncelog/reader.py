@@ -18,13 +18,13 @@ _log = logging.getLogger(__name__)
 
 
 class Reader:
-    """Reads stored events to the end of the list, or for ever with `follow`; without gap or repeat.
+    """Reads stored events to the end of the list, or forever with `follow`; without gap or repeat.
 
         for response in Reader(topic="orders"):
             for stored in response.events: ...
 
-    A response may hold no events. Whoever stores `response.cursor` with the results of its events processes every
-    event exactly once.
+    A response may hold no events. A caller that stores `response.cursor` with the results of its events processes
+    every event exactly once.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Reader:
         on_break: Callable[[str], object] | None = None,
     ) -> None:
         self._server = server
-        # What is left to ask for: the cursor and the limit move as events arrive.
+        # The rest of the request: the cursor and the limit move as events arrive.
         self._request = ListEventsRequest(topic=topic, cursor=cursor, limit=limit, follow=follow)
         self._on_break = on_break or (lambda cause: _log.warning("%s: %s; connecting again", server, cause))
         self._backoff = Backoff()
@@ -76,7 +76,7 @@ class Reader:
     def _responses(self, channel: grpc.Channel, watchdog: Watchdog) -> Iterator[ListEventsResponse]:
         responses = AggregatorServiceStub(channel).ListEvents(self._request)
         while True:
-            # Only while waiting: whoever reads may take any time between two responses.
+            # Only while waiting: a caller may take any time between two responses.
             if self._request.follow:
                 watchdog.wait_for_word()
             response = next(responses, None)
@@ -86,11 +86,11 @@ class Reader:
             yield response
 
     def _advance(self, response: ListEventsResponse) -> bool:
-        """Moves past `response`. Returns whether it was the last that the limit lets through."""
+        """Moves past `response`. Returns whether it was the last within the limit."""
         self._backoff.progress()
         self._request.cursor = response.cursor
         if self._request.limit == 0:
             return False
         self._request.limit -= min(len(response.events), self._request.limit)
-        # To the server 0 means no limit, so the end must not be asked for.
+        # To the server 0 means no limit, so it must not be sent at the end.
         return self._request.limit == 0

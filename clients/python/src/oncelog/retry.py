@@ -1,4 +1,4 @@
-"""When to try again, when to give up, and when silence is an end."""
+"""When to retry, when to give up, and when silence is a break."""
 
 import random
 import threading
@@ -13,7 +13,7 @@ GIVE_UP_AFTER_SECONDS = 60.0
 
 
 class Backoff:
-    """The failures since there was progress last."""
+    """The failures since the last progress."""
 
     def __init__(self) -> None:
         self._failures = 0
@@ -32,12 +32,12 @@ class Backoff:
             return None
         delay = min(DELAY_FIRST_SECONDS * 2.0 ** min(self._failures, 16), DELAY_SECONDS_MAX)
         self._failures += 1
-        # At random, so that clients cut off together do not come back together.
+        # At random, so that clients cut off together do not all come back at once.
         return min(delay * (0.5 + random.random() / 2), left)
 
 
 class Watchdog:
-    """Calls `on_silence` once when it has waited `seconds_max` for a word. Used with `with`."""
+    """Calls `on_silence` once after `seconds_max` without a message. Used with `with`."""
 
     def __init__(self, seconds_max: float, on_silence: Callable[[], object]) -> None:
         self.barked = False
@@ -49,15 +49,15 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def wait_for_word(self) -> None:
-        """From now on a word is due."""
+        """From now on a message is due."""
         with self._changed:
             if self._deadline is None:
                 self._changed.notify()
-            # A later deadline needs no notice: the thread looks again when the earlier one has come.
+            # A later deadline needs no wake-up: the thread checks again at the earlier one.
             self._deadline = time.monotonic() + self._seconds_max
 
     def rest(self) -> None:
-        """From now on no word is due."""
+        """From now on no message is due."""
         with self._changed:
             self._deadline = None
 

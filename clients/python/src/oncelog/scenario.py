@@ -11,13 +11,13 @@ _FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def event_at(position: int) -> Event:
-    """The event sent at `position`: every fifth is one that was sent before."""
+    """The event at `position`: every fifth is a resend."""
     block, place = divmod(position, 5)
     return _event(2 * block + 2 if place == 4 else 4 * block + place)
 
 
 def _event(number: int) -> Event:
-    """Whenever it is made, it is the same: that is all a publisher has to take care of."""
+    """Always the same event: that is all a publisher must ensure."""
     return Event(
         topic=f"scenario-{number % _TOPICS}",
         event_id=f"event-{number}",

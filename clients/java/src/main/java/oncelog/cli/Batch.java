@@ -6,7 +6,7 @@ import oncelog.v1.Aggregator.Event;
 /** The events of one request, each with the number of its line. */
 record Batch(List<Long> lines, List<Event> events) {
 
-    /** All batches that there are, in order. */
+    /** All batches, in order. */
     @FunctionalInterface
     interface Source {
         void forEach(Sink sink) throws Exception;

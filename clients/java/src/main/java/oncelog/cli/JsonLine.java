@@ -22,7 +22,7 @@ import oncelog.v1.Aggregator.Event;
 import oncelog.v1.Aggregator.GetStatsResponse;
 import oncelog.v1.Aggregator.StoredEvent;
 
-/** Events and counters as lines of JSON, in the one shape of HTTP and of {@code oncelog}. */
+/** Events and counters as lines of JSON, in the form of HTTP and of {@code oncelog}. */
 final class JsonLine {
     private static final Gson GSON = new GsonBuilder()
             .setStrictness(Strictness.STRICT)
@@ -41,7 +41,7 @@ final class JsonLine {
         }
     }
 
-    /** The event of a line. Limits are the server's to check. */
+    /** The event of a line. The server checks limits. */
     static Event parse(String line) throws NoEvent {
         try {
             if (!GSON.fromJson(line, JsonElement.class).isJsonObject()) {
@@ -72,7 +72,7 @@ final class JsonLine {
                 case "data" -> data = string(name, text);
                 case "attributes" -> event.putAllAttributes(GSON.fromJson(text, new TypeToken<Map<String, String>>() {}));
                 case "sequence", "received_at", "cursor" -> {
-                    // The server's, in what is listed.
+                    // Members that the server adds to listings.
                 }
                 default -> throw new NoEvent(name + ": not a field of an event");
             }
@@ -90,7 +90,7 @@ final class JsonLine {
         return event.build();
     }
 
-    /** The members of the object on a line that is JSON, as text: only the text of a payload counts. */
+    /** The members of the object on a line of JSON, as text, which keeps a payload's digits. */
     private static Map<String, String> members(String line) throws NoEvent {
         Map<String, String> members = new LinkedHashMap<>();
         String name = null;
@@ -126,7 +126,7 @@ final class JsonLine {
         return members;
     }
 
-    /** Where the string that begins at {@code at} ends. */
+    /** The end of the string that starts at {@code at}. */
     private static int endOfString(String line, int at) {
         int end = at + 1;
         while (line.charAt(end) != '"') {
@@ -151,7 +151,7 @@ final class JsonLine {
         }
     }
 
-    /** A stored event as it is listed, but for its cursor. */
+    /** A stored event as a listed line, without a cursor. */
     static String format(StoredEvent stored) {
         Event event = stored.getEvent();
         var line = new StringBuilder();
@@ -170,7 +170,7 @@ final class JsonLine {
         return line.append('}').toString();
     }
 
-    /** The counters as {@code GET /stats} has them. */
+    /** The counters in the form of {@code GET /stats}. */
     static Map<String, Object> stats(GetStatsResponse stats) {
         List<Object> topics = new ArrayList<>();
         List<Object> byTopic = new ArrayList<>();

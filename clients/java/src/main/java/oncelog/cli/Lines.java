@@ -12,11 +12,11 @@ import java.util.List;
 import oncelog.v1.Aggregator.Event;
 
 /**
- * Events from lines of JSON. A batch is passed on when it is full, and before waiting for input that is not there yet.
+ * Events from lines of JSON. A batch is passed on when it is full, and before waiting for more input.
  */
 final class Lines implements Batch.Source {
     private static final int LINE_BYTES_MAX = 32 * 1024 * 1024;
-    /** A batch is passed on before its events have more together, encoded. */
+    /** A batch is passed on before its events exceed this size, encoded. */
     private static final int BATCH_BYTES_MAX = 1024 * 1024;
 
     private static final int BUFFER_BYTES = 256 * 1024;
@@ -29,7 +29,7 @@ final class Lines implements Batch.Source {
     private Batch batch = new Batch(new ArrayList<>(), new ArrayList<>());
     private int batchBytes;
 
-    /** Reads {@code input}; what holds no event is counted as rejected. */
+    /** Reads {@code input}; lines without an event count as rejected. */
     Lines(InputStream input, int batchSize, Tally tally) {
         this.input = new BufferedInputStream(input, BUFFER_BYTES);
         this.batchSize = batchSize;
@@ -81,7 +81,7 @@ final class Lines implements Batch.Source {
         sink.take(full);
     }
 
-    /** Reads the next line, or the beginning of one that is too long. Returns false at the end. */
+    /** Reads the next line, or the start of one that is too long. Returns false at the end. */
     private boolean readLine() throws IOException {
         line.reset();
         int next = input.read();
@@ -101,7 +101,7 @@ final class Lines implements Batch.Source {
         if (line.size() > LINE_BYTES_MAX) {
             throw new TooLong();
         }
-        // Unlike String's own decoding, this refuses what is not UTF-8.
+        // Unlike String's own decoding, this refuses invalid UTF-8.
         String json = StandardCharsets.UTF_8
                 .newDecoder()
                 .decode(ByteBuffer.wrap(line.toByteArray()))

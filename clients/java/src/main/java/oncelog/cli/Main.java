@@ -43,11 +43,11 @@ public final class Main {
                     return FAILED;
                 });
         int status = command.execute(arguments);
-        // Ends also what still reads from a terminal.
+        // Also ends a thread that is reading from a terminal.
         System.exit(status);
     }
 
-    /** Tells the error, then a line for each violated field and one for the reason. */
+    /** Prints the error, then a line for each violated field and one for the reason. */
     private static void printError(Exception error) {
         if (!(error instanceof StatusRuntimeException call)) {
             Output.note("error: " + error.getMessage());
@@ -66,7 +66,7 @@ public final class Main {
         });
     }
 
-    /** What all commands share: where the server is. */
+    /** The option of all commands: the server. */
     abstract static class ServerCommand implements Callable<Integer> {
         @Option(
                 names = "--server",

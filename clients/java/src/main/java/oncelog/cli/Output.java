@@ -35,7 +35,7 @@ final class Output {
         }
     }
 
-    /** Tells a person something. */
+    /** Prints a message for people. */
     static void note(String line) {
         ERR.append(line + "\n");
     }

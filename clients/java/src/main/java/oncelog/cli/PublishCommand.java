@@ -9,15 +9,15 @@ import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
 
 /** Publishes the lines of standard input. */
-@Command(name = "publish", description = "Publishes the events of standard input, one JSON object a line.")
+@Command(name = "publish", description = "Publishes the events of standard input, one JSON object per line.")
 final class PublishCommand extends Main.ServerCommand {
-    @Option(names = "--batch", paramLabel = "N", defaultValue = "100", description = "N events a request. Default: 100.")
+    @Option(names = "--batch", paramLabel = "N", defaultValue = "100", description = "N events per request. Default: 100.")
     private int batchSize;
 
     @Option(names = "--sample", paramLabel = "N", description = "The first N events of the scenario instead.")
     private Optional<Integer> sample;
 
-    @Option(names = "--totals", description = "Uses the call Publish: one answer with the totals.")
+    @Option(names = "--totals", description = "Uses the call Publish: one response with the totals.")
     private boolean totals;
 
     @Override
@@ -45,21 +45,21 @@ final class PublishCommand extends Main.ServerCommand {
         });
     }
 
-    /** Is told what happens while publishing. */
+    /** Receives progress while publishing. */
     interface Reports {
-        /** How many events are acked by now. */
+        /** How many events have been acked. */
         void acked(long events);
 
         void broken(StatusRuntimeException cause);
     }
 
-    /** Publishes with an outcome for every event, and prints what became of them. */
+    /** Publishes with an outcome for every event, and prints the summary. */
     static int publish(Client client, Batch.Source source, Tally tally, Reports reports) throws Exception {
         try (Publisher publisher = client.publisher(cause -> {
             tally.countBreak();
             reports.broken(cause);
         })) {
-            // At the end of the process, whatever that is.
+            // At the end of the process, however it comes.
             Runtime.getRuntime()
                     .addShutdownHook(new Thread(() -> Output.tell(tally.summary(publisher.eventsResent()))));
             source.forEach(batch -> publisher

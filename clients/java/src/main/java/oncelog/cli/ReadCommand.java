@@ -8,7 +8,7 @@ import oncelog.v1.Aggregator.StoredEvent;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
 
-/** Prints events, and at the end, whatever that is, where to resume. */
+/** Prints events, and at the end, however it comes, the cursor to resume from. */
 abstract class ReadCommand extends Main.ServerCommand {
     @Option(names = "--topic", paramLabel = "TOPIC", defaultValue = "", description = "Of this topic only.")
     private String topic;

@@ -11,7 +11,7 @@ import oncelog.v1.Aggregator.Event;
 /**
  * The first events of the scenario.
  *
- * @param rate at most so many events a second; 0 for no limit
+ * @param rate the most events per second; 0 for no limit
  */
 record Sample(int events, int batchSize, int rate) implements Batch.Source {
     private static final int TOPICS = 10;
@@ -21,7 +21,7 @@ record Sample(int events, int batchSize, int rate) implements Batch.Source {
     public void forEach(Batch.Sink sink) throws Exception {
         for (int first = 0; first < events; first += batchSize) {
             if (rate > 0 && first > 0) {
-                // No catching up after a pause, or there would be no middle to kill the server in.
+                // No catching up after a pause, so that there is always a middle in which to kill the server.
                 TimeUnit.NANOSECONDS.sleep(TimeUnit.SECONDS.toNanos(batchSize) / rate);
             }
             var batch = new Batch(new ArrayList<>(), new ArrayList<>());
@@ -33,12 +33,12 @@ record Sample(int events, int batchSize, int rate) implements Batch.Source {
         }
     }
 
-    /** Which event is sent at {@code position}: every fifth is one that was sent before. */
+    /** The number of the event at {@code position}: every fifth is a resend. */
     private static int numberAt(int position) {
         return position % 5 == 4 ? position / 5 * 2 + 2 : position / 5 * 4 + position % 5;
     }
 
-    /** The event of that number: whenever it is made, it is the same. */
+    /** The event with this number, always the same. */
     private static Event event(int number) {
         var payload = Struct.newBuilder()
                 .putFields("number", Value.newBuilder().setNumberValue(number).build());

@@ -7,7 +7,7 @@ import oncelog.client.ErrorDetails;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
 
-/** Publishes the scenario of clients/README.md, and tells every ack and every break. */
+/** Publishes the scenario of clients/README.md, and prints every ack and every break. */
 @Command(name = "scenario", description = "Publishes the events that prove a client.")
 final class ScenarioCommand extends Main.ServerCommand {
     private static final int EVENTS_PER_REQUEST = 50;

@@ -4,7 +4,7 @@ import java.util.List;
 import oncelog.v1.Aggregator.EventOutcome;
 import oncelog.v1.Aggregator.PublishResponse;
 
-/** What became of the events so far. */
+/** The outcomes so far. */
 final class Tally {
     private long sent;
     private long stored;
@@ -13,7 +13,7 @@ final class Tally {
     private long rejected;
     private long breaks;
 
-    /** The summary, as it is printed. A conflict is one of the duplicates. */
+    /** The printed summary. Duplicates include conflicts. */
     record Summary(
             long sent, long stored, long duplicates, long conflicts, long rejected, long breaks, long resent) {}
 
@@ -21,7 +21,7 @@ final class Tally {
         return new Summary(sent, stored, duplicates, conflicts, rejected, breaks, resent);
     }
 
-    /** Counts the outcomes of a request. Returns how many events have one by now. */
+    /** Counts the outcomes of a request. Returns how many events have one so far. */
     synchronized long count(Batch batch, List<EventOutcome> outcomes) {
         for (int i = 0; i < outcomes.size(); i++) {
             EventOutcome outcome = outcomes.get(i);
@@ -48,7 +48,7 @@ final class Tally {
         conflicts = totals.getConflicts();
     }
 
-    /** Counts a line that holds no event. */
+    /** Counts a line without an event. */
     synchronized void countUnread(long line, String reason) {
         sent++;
         reject(line, reason);

@@ -11,7 +11,7 @@ import oncelog.v1.Aggregator.PublishRequest;
 import oncelog.v1.Aggregator.PublishResponse;
 import oncelog.v1.AggregatorServiceGrpc;
 
-/** The call Publish: one answer for all events. */
+/** The call Publish: one response for all events. */
 final class Totals implements ClientResponseObserver<PublishRequest, PublishResponse> {
     private final CompletableFuture<PublishResponse> answer = new CompletableFuture<>();
     private ClientCallStreamObserver<PublishRequest> requests;
@@ -42,7 +42,7 @@ final class Totals implements ClientResponseObserver<PublishRequest, PublishResp
         }
     }
 
-    /** Waits until something can be sent. Returns false if the call has been answered already. */
+    /** Waits until something can be sent. Returns false if the call already has its response. */
     private synchronized boolean awaitReady() throws InterruptedException {
         while (!answer.isDone() && !requests.isReady()) {
             wait();

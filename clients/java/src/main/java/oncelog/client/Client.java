@@ -23,30 +23,30 @@ import oncelog.v1.AggregatorServiceGrpc;
 import oncelog.v1.AggregatorServiceGrpc.AggregatorServiceBlockingStub;
 
 /**
- * A client of one server. Unary calls share a connection; every publisher and reader has its own.
+ * A client for one server. Unary calls share a connection; every publisher and reader has its own.
  *
- * <p>Calls that fail throw {@link StatusRuntimeException}; {@link ErrorDetails} tells the rest of it.
+ * <p>Calls that fail throw {@link StatusRuntimeException}; {@link ErrorDetails} has the details.
  */
 public final class Client implements AutoCloseable {
     private static final System.Logger LOGGER = System.getLogger(Client.class.getName());
     private static final Pattern HOST_AND_PORT = Pattern.compile("(http://)?(?<target>.+:\\d+)");
-    /** The largest event a server can be told to accept (16 MiB), and room for what stands around it. */
+    /** The largest event that a server can be configured to accept (16 MiB), and room for its envelope. */
     private static final int MESSAGE_BYTES_MAX = 16 * 1024 * 1024 + 64 * 1024;
-    /** How long a connection may take to come up. */
+    /** How long connecting may take. */
     private static final int CONNECT_TIMEOUT_MILLIS = 5_000;
-    /** How long a connection may be silent before it is probed, and how long the answer may take. */
+    /** How long a connection may be silent before it is probed, and how long the reply may take. */
     private static final int KEEPALIVE_INTERVAL_SECONDS = 15;
     private static final int KEEPALIVE_TIMEOUT_SECONDS = 10;
-    /** What gRPC does by itself: it tries unary calls again, and spreads calls over the addresses of a name. */
+    /** gRPC's own behaviour: it retries unary calls, and spreads calls over the addresses of a name. */
     private static final Map<String, ?> SERVICE_CONFIG = readServiceConfig();
 
     private final String target;
     private final ManagedChannel channel;
 
     /**
-     * Makes a client of {@code server}, host:port. It connects with the first call.
+     * Makes a client of {@code server}, host:port. It connects on the first call.
      *
-     * @throws IllegalArgumentException if that is not the address of a server
+     * @throws IllegalArgumentException if that is not a server's address
      */
     public Client(String server) {
         var matcher = HOST_AND_PORT.matcher(server);
@@ -64,13 +64,13 @@ public final class Client implements AutoCloseable {
     }
 
     /**
-     * Makes a publisher that tells {@code onBreak} of every stream, or attempt at one, that ends with events unacked.
+     * Makes a publisher that calls {@code onBreak} for every stream, or attempt at one, that ends with events unacked.
      */
     public Publisher publisher(Consumer<StatusRuntimeException> onBreak) {
         return new Publisher(this, onBreak);
     }
 
-    /** Makes a reader of what {@code request} asks for, which connects when it is first asked. */
+    /** Makes a reader for {@code request}, which connects when first used. */
     public EventReader list(ListEventsRequest request) {
         return new EventReader(this, request, this::warn);
     }
@@ -85,13 +85,13 @@ public final class Client implements AutoCloseable {
         return AggregatorServiceGrpc.newBlockingStub(channel);
     }
 
-    /** Ends the connection of the unary calls. Publishers and readers are closed by themselves. */
+    /** Ends the connection of the unary calls. Publishers and readers are closed separately. */
     @Override
     public void close() {
         channel.shutdownNow();
     }
 
-    /** Makes a connection, which comes up with its first call. */
+    /** Makes a connection, which connects on its first call. */
     public ManagedChannel connect() {
         return NettyChannelBuilder.forTarget(target)
                 .usePlaintext()

@@ -1,6 +1,6 @@
 package oncelog.client;
 
-/** The server does not keep to the contract; trying again will not help. */
+/** The server violates the contract; retrying will not help. */
 public final class ContractException extends RuntimeException {
     private static final long serialVersionUID = 1L;
 

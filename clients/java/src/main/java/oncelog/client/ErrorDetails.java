@@ -11,7 +11,7 @@ import java.util.List;
 import java.util.Optional;
 
 /**
- * What the server tells about an error beside its code and message.
+ * The server's details of an error, beside its code and message.
  *
  * @param violations each names a field, for example events[1].source, and the limit it breaks
  * @param info has a reason for programs and, for a bad event, the positions of its request in the stream and of the
@@ -31,13 +31,13 @@ public record ErrorDetails(List<BadRequest.FieldViolation> violations, Optional<
                     info = Optional.of(detail.unpack(ErrorInfo.class));
                 }
             } catch (InvalidProtocolBufferException unreadable) {
-                // The error itself is worth more than a detail of it.
+                // The error itself matters more than its details.
             }
         }
         return new ErrorDetails(List.copyOf(violations), info);
     }
 
-    /** Says an error in one line: its code, its message, and the cause if a connection has failed. */
+    /** Formats an error on one line: its code, its message, and the cause if a connection failed. */
     public static String describe(StatusRuntimeException error) {
         String message = message(error);
         return error.getStatus().getCode() + (message.isEmpty() ? "" : ": " + message);

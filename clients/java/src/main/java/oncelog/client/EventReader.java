@@ -20,16 +20,16 @@ import oncelog.v1.AggregatorServiceGrpc;
  * Reads a ListEvents stream to its end, resuming it when it breaks, without gap or repeat. A list that follows without a
  * limit has no end; interrupt the thread that reads it.
  *
- * <p>A response may hold no events. One thing cannot be resumed: a list from START_POSITION_LATEST that breaks before
- * its first response begins again at what is latest then.
+ * <p>A response may hold no events. The one exception: a list from START_POSITION_LATEST that breaks before its first
+ * response starts again at the tail of that moment.
  */
 public final class EventReader implements Iterator<ListEventsResponse>, AutoCloseable {
-    /** How long a list that follows may be silent before it counts as broken; the server says something every 15 s. */
+    /** How long a list that follows may be silent before it counts as broken; the server sends something every 15 s. */
     private static final Duration SILENCE_MAX = Duration.ofSeconds(45);
 
     private final Client client;
     private final Retry retry;
-    /** What is left to ask for: the cursor and the limit move as events arrive. */
+    /** The rest of the request: the cursor and the limit move as events arrive. */
     private final ListEventsRequest.Builder request;
 
     private Call call;
@@ -66,7 +66,7 @@ public final class EventReader implements Iterator<ListEventsResponse>, AutoClos
         return next != null;
     }
 
-    /** Returns the next response. Its cursor resumes after it: store it with what was made of the events. */
+    /** Returns the next response. Its cursor resumes after it: store it with the results of its events. */
     @Override
     public ListEventsResponse next() {
         if (!hasNext()) {
@@ -117,15 +117,15 @@ public final class EventReader implements Iterator<ListEventsResponse>, AutoClos
         request.setCursor(next.getCursor());
         if (request.getLimit() > 0) {
             request.setLimit(Math.max(0, request.getLimit() - next.getEventsCount()));
-            // To the server 0 means no limit, so the end must not be asked for.
+            // To the server 0 means no limit, so it must not be sent at the end.
             ended = request.getLimit() == 0;
         }
     }
 
-    /** One stream, on a connection of its own, so that a dead one cannot be met again. */
+    /** One stream, on its own connection, so that no attempt reuses a dead one. */
     private final class Call implements ClientResponseObserver<ListEventsRequest, ListEventsResponse> {
         final ManagedChannel channel = client.connect();
-        /** One response, as that is what is asked for at a time, and the end. */
+        /** One response, the number requested at a time, and the end. */
         private final BlockingQueue<Item> items = new LinkedBlockingQueue<>();
 
         private ClientCallStreamObserver<ListEventsRequest> stream;
@@ -175,7 +175,7 @@ public final class EventReader implements Iterator<ListEventsResponse>, AutoClos
 
         @Override
         public void onCompleted() {
-            // A list that follows has no end of its own.
+            // A list that follows does not end by itself.
             var broken = Status.UNAVAILABLE.withDescription("the server ended the stream");
             items.add(new Item(null, request.getFollow() ? broken.asRuntimeException() : null));
         }

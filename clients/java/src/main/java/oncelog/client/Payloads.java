@@ -12,9 +12,9 @@ import java.util.Optional;
 import java.util.stream.Stream;
 import oncelog.v1.Aggregator.Event;
 
-/** JSON payloads, exactly: an object may come as a Struct, whose numbers are doubles, or as text. */
+/** Exact JSON payloads: an object may come as a Struct, whose numbers are doubles, or as text. */
 public final class Payloads {
-    /** Below it a whole double stands for itself, to the last digit; see json_text in the contract. */
+    /** Below this, a whole double stands for its exact value; see json_text in the contract. */
     private static final double WHOLE_MAX = 0x1p64;
 
     private static final Gson STRINGS = new GsonBuilder().disableHtmlEscaping().create();
@@ -22,10 +22,10 @@ public final class Payloads {
     private Payloads() {}
 
     /**
-     * The JSON payload of an event as text, every number as it was published, in either form; empty without one. Give the
+     * The JSON payload of an event, in either form, as text, with numbers as published; empty without one. Give the
      * text of an object to {@link Event.Builder#setJsonText} to publish it exactly.
      *
-     * <p>What JSON does not have, and earlier servers stored, is "NaN", "Infinity", "-Infinity" or null.
+     * <p>Values outside JSON, which earlier servers stored, are "NaN", "Infinity", "-Infinity" or null.
      */
     public static Optional<String> json(Event event) {
         switch (event.getPayloadCase()) {
@@ -93,7 +93,7 @@ public final class Payloads {
         return Double.toString(number);
     }
 
-    /** Strings compare by their UTF-16 units, which is another order beyond the basic plane. */
+    /** Strings compare by their UTF-16 units, a different order beyond the basic plane. */
     private static final Comparator<String> BY_CODE_POINT = (one, other) -> {
         int[] left = one.codePoints().toArray();
         int[] right = other.codePoints().toArray();

@@ -24,14 +24,14 @@ import oncelog.v1.AggregatorServiceGrpc;
 /**
  * Publishes events over one StreamingPublish stream until they are durable.
  *
- * <p>When the stream breaks, the publisher connects again, waiting longer each time, and resends what was not
- * acknowledged, in order and before anything new. The server drops what it has stored already, so nothing is stored
- * twice; but an event whose ack was lost is answered with OUTCOME_DUPLICATE.
+ * <p>When the stream breaks, the publisher reconnects, waiting longer each time, and resends the unacknowledged
+ * requests, in order and before anything new. The server drops events it has already stored, so nothing is stored
+ * twice; but an event whose ack was lost then has OUTCOME_DUPLICATE.
  *
  * <p>It may be used by several threads. After the first error it stays failed.
  */
 public final class Publisher implements AutoCloseable {
-    /** How many requests may wait for their acks. */
+    /** How many requests may be unacked. */
     private static final int REQUESTS_IN_FLIGHT_MAX = 64;
     /** How many bytes they may have together, encoded; a larger request travels alone. */
     private static final int BYTES_IN_FLIGHT_MAX = 16 * 1024 * 1024;
@@ -41,18 +41,18 @@ public final class Publisher implements AutoCloseable {
     private final Client client;
     private final Retry retry;
     private final Thread worker = new Thread(this::run, "oncelog-publisher");
-    /** Who sends waits for room in the order of arrival. */
+    /** Senders wait for room in order of arrival. */
     private final ReentrantLock turn = new ReentrantLock(true);
 
-    // What follows is guarded by this.
+    // Guarded by this:
     /** Unacked, and on the stream, in order. */
     private final Deque<Pending> sent = new ArrayDeque<>();
-    /** Unacked, after those, and not on the stream yet. */
+    /** Unacked, after those, and not yet on the stream. */
     private final Deque<Pending> queued = new ArrayDeque<>();
 
     private long bytesInFlight;
     private long eventsResent;
-    /** Of the last ack, or when waiting for the next one began. */
+    /** Of the last ack, or of the start of waiting for the next. */
     private long lastProgress;
 
     private boolean finishing;
@@ -67,10 +67,10 @@ public final class Publisher implements AutoCloseable {
     }
 
     /**
-     * Sends {@code events} as one request, waiting while too much is unacknowledged.
+     * Sends {@code events} as one request, waiting while too many events are unacknowledged.
      *
-     * <p>The ack has one outcome per event, in the order of the events; what is not rejected is durable. It need not be
-     * waited for: the request is resent until acked anyway.
+     * <p>The ack has one outcome per event, in the order of the events; every event not rejected is durable. Waiting
+     * for it is optional: the request is resent until acked anyway.
      */
     public CompletableFuture<List<EventOutcome>> send(List<Event> events) throws InterruptedException {
         var pending = new Pending(events);
@@ -83,7 +83,7 @@ public final class Publisher implements AutoCloseable {
         return pending.ack;
     }
 
-    /** Sends nothing more, and waits until everything sent is acked. Throws what the publisher failed with. */
+    /** Sends nothing more, and waits until everything sent is acked. Throws the publisher's error. */
     public synchronized void finish() throws InterruptedException {
         if (!finishing) {
             finishing = true;
@@ -98,7 +98,7 @@ public final class Publisher implements AutoCloseable {
         }
     }
 
-    /** Ends at once. What is unacked may or may not be stored; {@link #finish()} first to be sure. */
+    /** Ends at once. Unacked events may or may not be stored; call {@link #finish()} first to be sure. */
     @Override
     public void close() {
         worker.interrupt();
@@ -133,7 +133,7 @@ public final class Publisher implements AutoCloseable {
                 || requests < REQUESTS_IN_FLIGHT_MAX && bytesInFlight + pending.bytes <= BYTES_IN_FLIGHT_MAX;
     }
 
-    /** Whether a request is not acked yet. */
+    /** Whether a request is unacked. */
     private synchronized boolean isWaiting() {
         return !sent.isEmpty() || !queued.isEmpty();
     }
@@ -165,14 +165,14 @@ public final class Publisher implements AutoCloseable {
     private void publish() throws InterruptedException {
         while (awaitRequest()) {
             StatusRuntimeException end = stream();
-            // A stream nothing was waiting for; the next request opens another.
+            // Nothing was waiting for this stream; the next request opens another.
             if (isWaiting()) {
                 retry.await(end);
             }
         }
     }
 
-    /** Waits for something to send. Returns false if nothing will be sent any more. */
+    /** Waits for something to send. Returns false if nothing more will be sent. */
     private synchronized boolean awaitRequest() throws InterruptedException {
         while (queued.isEmpty() && !finishing) {
             wait();
@@ -180,9 +180,9 @@ public final class Publisher implements AutoCloseable {
         return !queued.isEmpty();
     }
 
-    /** Sends what is unacked on a new stream, and new requests as they come. Returns how the stream ended. */
+    /** Sends the unacked requests on a new stream, and new ones as they come. Returns how the stream ended. */
     private StatusRuntimeException stream() throws InterruptedException {
-        // A connection of its own, so that a dead one cannot be met again.
+        // Its own connection, so that no attempt reuses a dead one.
         ManagedChannel channel = client.connect();
         var acks = new Acks();
         synchronized (this) {
@@ -220,7 +220,7 @@ public final class Publisher implements AutoCloseable {
         return next;
     }
 
-    /** A request that is not acked yet. */
+    /** An unacked request. */
     private static final class Pending {
         final StreamingPublishRequest request;
         final int bytes;
@@ -271,7 +271,7 @@ public final class Publisher implements AutoCloseable {
                 retry.progress();
                 Publisher.this.notifyAll();
             }
-            // Without the lock: what depends on the ack may run here.
+            // Without the lock: code that depends on the ack may run here.
             oldest.ack.complete(response.getOutcomesList());
         }
 
@@ -310,7 +310,7 @@ public final class Publisher implements AutoCloseable {
             }
         }
 
-        /** Not before there is a connection that takes it: what only waits for one was not sent. */
+        /** Only once there is a connection: until then it has not been sent. */
         private boolean canSend() {
             return !queued.isEmpty() && requests.isReady();
         }
@@ -329,7 +329,7 @@ public final class Publisher implements AutoCloseable {
             }
         }
 
-        /** Takes no more acks, and takes what is unacked off the stream. */
+        /** Takes no more acks, and takes unacked requests off the stream. */
         void abandon() {
             synchronized (Publisher.this) {
                 endWith(new CancellationException());
@@ -348,7 +348,7 @@ public final class Publisher implements AutoCloseable {
             }
         }
 
-        /** What is wrong with the response for {@code oldest}; null if nothing is. */
+        /** The fault in the response for {@code oldest}; null if there is none. */
         private String violation(StreamingPublishResponse response, Pending oldest) {
             if (response.getAcknowledgedRequests() != acked) {
                 return "response %d of a stream acknowledges %d requests"

@@ -7,13 +7,13 @@ import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 
-/** Decides whether a broken stream is opened again, and waits before it is. */
+/** Decides whether to reopen a broken stream, and waits before that. */
 final class Retry {
     /** The longest wait after the first failure, and after any. */
     private static final Duration DELAY_INITIAL = Duration.ofMillis(50);
 
     private static final Duration DELAY_MAX = Duration.ofSeconds(5);
-    /** How long to go on trying after the first break without progress. */
+    /** How long to keep retrying after the first break without progress. */
     private static final Duration GIVE_UP_AFTER = Duration.ofSeconds(60);
 
     private final String server;
@@ -21,7 +21,7 @@ final class Retry {
     private long delayNanos;
     private long brokenSince;
 
-    /** {@code onBreak} is told of every failure that is no reason to end. */
+    /** {@code onBreak} is called for every failure that is not final. */
     Retry(String server, Consumer<StatusRuntimeException> onBreak) {
         this.server = server;
         this.onBreak = onBreak;
@@ -35,7 +35,7 @@ final class Retry {
     /**
      * Waits before the next attempt.
      *
-     * @throws StatusRuntimeException if there is to be none
+     * @throws StatusRuntimeException if there is none
      */
     void await(StatusRuntimeException failure) throws InterruptedException {
         if (!isTransient(failure.getStatus().getCode())) {
@@ -52,19 +52,19 @@ final class Retry {
         if (left <= 0) {
             String description = "gave up on %s after %d s without progress: %s"
                     .formatted(server, GIVE_UP_AFTER.toSeconds(), ErrorDetails.message(failure));
-            // The cause is in the description already.
+            // The description already has the cause.
             Status status = failure.getStatus().withCause(null).withDescription(description);
             throw status.asRuntimeException(failure.getTrailers());
         }
-        // At least half of it, so that clients cut off together do not come back together.
+        // At least half of it, so that clients cut off together do not all come back at once.
         long jittered = ThreadLocalRandom.current().nextLong(delayNanos / 2, delayNanos + 1);
         TimeUnit.NANOSECONDS.sleep(Math.min(jittered, left));
     }
 
-    /** Whether a call that ended with {@code code} may succeed when it is made again. */
+    /** Whether a call that failed with {@code code} may succeed when retried. */
     private static boolean isTransient(Status.Code code) {
         return switch (code) {
-            // What a broken connection looks like, a server that starts or stops, a full disk that may heal.
+            // The codes of a broken connection, a server that starts or stops, and a full disk that may heal.
             case UNAVAILABLE, CANCELLED, UNKNOWN, INTERNAL, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, ABORTED -> true;
             case INVALID_ARGUMENT,
                     NOT_FOUND,
