@@ -31,13 +31,13 @@
 //! - The log decides: an event is stored when its batch is durable in the log. Index and counters are
 //!   derived and can be rebuilt from it.
 //! - No acknowledgement, and nothing visible to a reader, before the sync.
-//! At most one batch of the log is unsynced, so a fault before the last batch is damage, not a torn write:
-//! opening refuses it where it reads (the newest segment, and what the index lacks), readers where they meet
-//! it.
+//! - At most one batch of the log is unsynced, so a fault before the last batch is damage, not a torn write:
+//!   opening refuses it where it reads (the newest segment, and what the index lacks), readers where they meet
+//!   it.
 //! - A key is compared byte for byte before an event is called a duplicate.
-//! A failed write or sync of the log is never retried. A file that has no data of the log yet is removed and
-//! created again.
-//! Every queue, buffer and wait has a named limit.
+//! - A failed write or sync of the log is never retried. A file that has no data of the log yet is removed and
+//!   created again.
+//! - Every queue, buffer and wait has a named limit.
 
 mod aggregator;
 mod call;

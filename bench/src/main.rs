@@ -11,7 +11,6 @@ mod event;
 mod measure;
 mod plan;
 mod plot;
-mod process;
 mod publish;
 mod recorder;
 mod report;
@@ -26,6 +25,7 @@ use std::{
 };
 
 use clap::Parser as _;
+use oncelog_harness::{Error, Result};
 
 #[cfg(feature = "peers")]
 use self::store::{
@@ -46,9 +46,6 @@ use self::{
 /// again.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-type Error = Box<dyn std::error::Error + Send + std::marker::Sync>;
-type Result<T, E = Error> = std::result::Result<T, E>;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

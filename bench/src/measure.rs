@@ -10,14 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use oncelog_figures::disk::DiskUse;
+use oncelog_harness::disk::DiskUse;
+use oncelog_harness::process::{cpu_seconds, has_children, memory_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Result,
     event::Events,
     plan::Load,
-    process::{cpu_seconds, has_children, memory_bytes},
     recorder::{Latency, Recorder},
     store::{Keeps, Promise, Running, Seen, Store},
 };

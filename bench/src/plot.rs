@@ -1,6 +1,6 @@
 //! Speed and CPU against the size of the history, drawn as SVG.
 
-use oncelog_figures::chart::{Chart, Key, Line, Panel, Scale};
+use oncelog_harness::chart::{Chart, Key, Line, Panel, Scale};
 
 use crate::{
     measure::{Figures, Sample},

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use oncelog_figures::{
+use oncelog_harness::{
     machine::{self, Machine},
     number::grouped,
 };

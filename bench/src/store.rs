@@ -16,9 +16,10 @@ pub mod sqlite;
 use std::time::{Duration, Instant};
 use std::{path::Path, sync::Arc};
 
+use oncelog_harness::process::Process;
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, event::Events, plan::Plan, process::Process, recorder::Recorder};
+use crate::{Result, event::Events, plan::Plan, recorder::Recorder};
 
 /// A store that can be started on a directory.
 #[tonic::async_trait(?Send)]

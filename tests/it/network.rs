@@ -14,18 +14,18 @@ use oncelog::{
     event::Sequence,
     proto::v1::{self, Outcome},
 };
+use oncelog_harness::{
+    frames::{self, Peer, flag, frame, kind},
+    proxy::{Proxy, SOUND, draw},
+};
 use tokio::{
     io::AsyncReadExt as _,
     task::{JoinHandle, JoinSet},
 };
 
-use crate::{
-    frames::{self, Peer, flag, frame, kind},
-    proxy::{Proxy, SOUND, draw},
-    support::{
-        DataDir, PublishStream, TestServer, event, event_with_data, events, list, patiently,
-        publish, stats, until, xorshift,
-    },
+use crate::support::{
+    DataDir, PublishStream, TestServer, event, event_with_data, events, list, patiently, publish,
+    stats, until, xorshift,
 };
 
 const TOPICS: [&str; 2] = ["a", "b"];

@@ -9,6 +9,7 @@ use std::{
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body::Frame;
 use oncelog::proto::v1::{self, ListEventsRequest, Outcome};
+use oncelog_harness::frames::{self, Peer, flag, frame, kind};
 use prost::Message as _;
 use tokio::sync::{Barrier, mpsc};
 use tonic::{
@@ -17,7 +18,6 @@ use tonic::{
     codegen::{Body as HttpBody, Service as _, http},
 };
 
-use crate::frames::{self, Peer, flag, frame, kind};
 use crate::support::{
     Counts, DataDir, PublishStream, TestServer, counters, event, event_with_data, list, outcomes,
     patiently, publish, sequences, until,

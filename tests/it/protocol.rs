@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use oncelog::proto::v1;
+use oncelog_harness::frames::{self, Ended, Peer, code, flag, frame, kind};
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::{
@@ -12,11 +13,8 @@ use tonic::{
     codegen::{Service as _, http},
 };
 
-use crate::{
-    frames::{self, Ended, Peer, code, flag, frame, kind},
-    support::{
-        DataDir, TestServer, event, events, list, list_request, patiently, publish, until, xorshift,
-    },
+use crate::support::{
+    DataDir, TestServer, event, events, list, list_request, patiently, publish, until, xorshift,
 };
 
 /// More than any queue of the server holds.

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use oncelog::proto::v1::ListEventsRequest;
+use oncelog_harness::frames::{self, flag, kind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
-    frames::{self, flag, kind},
     overload::{BACKLOG_EVENTS, INITIAL_WINDOW_SIZE, peer, publish_backlog},
     support::{Client, DataDir, TestServer, event, list_request, patiently, publish, stats},
 };

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Args, Parser as _};
-use oncelog_figures::{
+use oncelog_harness::{
     machine::{self, Machine},
     number::grouped,
 };

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use oncelog_figures::machine::{self, Machine};
+use oncelog_harness::machine::{self, Machine};
 use serde::Serialize;
 
 use crate::Result;

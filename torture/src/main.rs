@@ -11,7 +11,6 @@ mod crash;
 mod event;
 mod json;
 mod network;
-mod server;
 mod simulate;
 mod soak;
 mod verify;
@@ -19,9 +18,7 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-type Error = Box<dyn std::error::Error + Send + Sync>;
-type Result<T, E = Error> = std::result::Result<T, E>;
+use oncelog_harness::{Error, Result};
 
 /// Tries to make oncelog lose, repeat or reorder an event
 #[derive(Debug, Parser)]

@@ -18,15 +18,11 @@ use async_nats::{
     },
 };
 use futures_util::StreamExt as _;
+use oncelog_harness::process::{Process, find_program};
 
 use super::{Promise, Running, Seen, Store, Stream, pipelined, until_ready};
-use crate::{
-    Result,
-    event::Events,
-    plan::Plan,
-    process::{Process, find_program},
-    recorder::Recorder,
-};
+
+use crate::{Result, event::Events, plan::Plan, recorder::Recorder};
 
 const STREAM: &str = "events";
 /// Long enough for every resend of a run.

@@ -9,16 +9,12 @@ use std::{
 
 use bytes::Buf as _;
 use futures_util::{StreamExt as _, pin_mut};
+use oncelog_harness::process::{Process, User, find_program};
 use tokio_postgres::{Client, Config, NoTls, Statement};
 
 use super::{Promise, Running, Seen, Store, Stream, pipelined, until_ready};
-use crate::{
-    Result,
-    event::Events,
-    plan::Plan,
-    process::{Process, User, find_program},
-    recorder::Recorder,
-};
+
+use crate::{Result, event::Events, plan::Plan, recorder::Recorder};
 
 /// Part of the name of the socket's file; nothing listens on it.
 const PORT: u16 = 5432;

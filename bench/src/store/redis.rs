@@ -2,16 +2,12 @@
 
 use std::{path::Path, process::Command, sync::Arc};
 
+use oncelog_harness::process::{Process, find_program};
 use redis::{Client, Script, Value, aio::MultiplexedConnection};
 
 use super::{Promise, Running, Seen, Store, Stream, pipelined, until_ready};
-use crate::{
-    Result,
-    event::Events,
-    plan::Plan,
-    process::{Process, find_program},
-    recorder::Recorder,
-};
+
+use crate::{Result, event::Events, plan::Plan, recorder::Recorder};
 
 const SETTINGS: [&str; 10] = [
     "--port",

@@ -11,11 +11,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use oncelog_harness::process::Process;
 use rusqlite::{Connection, params};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{Promise, Running, Seen, Store, Stream, until_ready};
-use crate::{Result, event::Events, plan::Plan, process::Process, recorder::Recorder};
+
+use crate::{Result, event::Events, plan::Plan, recorder::Recorder};
 
 const SETTINGS: &str = "
     PRAGMA journal_mode = WAL;

@@ -18,6 +18,7 @@ use std::{
 
 use clap::Args;
 use fastrand::Rng;
+use oncelog_harness::server;
 
 pub use self::report::Report;
 use self::{
@@ -28,7 +29,7 @@ use self::{
 use crate::{
     Result,
     event::{Events, PayloadBytes},
-    json, server,
+    json,
 };
 
 const TOPICS: u64 = 10;

@@ -16,6 +16,7 @@ use oncelog::{
     client::{Reader, ReaderOptions},
     proto::v1::{GetStatsResponse, ListEventsRequest},
 };
+use oncelog_harness::server::{self, Server, Starting};
 use tonic::Status;
 
 use super::{
@@ -24,11 +25,11 @@ use super::{
     load::{Load, PublishFailed, Shape, Target, check_refusal},
     memory::{Counts, Memory, Sent},
 };
+
 use crate::{
     Result,
     client::stats,
     event::Events,
-    server::{Server, Starting},
     verify::{Verdict, verify},
 };
 
@@ -123,13 +124,13 @@ impl Store {
     pub fn spawn(&self, wrapped: &[OsString]) -> Result<Starting> {
         let wrapped: Vec<&OsStr> = wrapped.iter().map(OsString::as_os_str).collect();
         let options = ["--grace-seconds", GRACE_SECONDS];
-        Starting::spawn(
+        Starting::spawn(server::command(
             &wrapped,
             &self.program,
             &self.data_dir(),
             &self.address,
             &options,
-        )
+        ))
     }
 
     fn serves(&mut self, server: Server) -> Result<()> {
@@ -167,7 +168,7 @@ impl Store {
         let status = server.terminate()?;
         let took = asked.elapsed();
         if !status.success() {
-            return Err(format!("SIGTERM ended it with {status}:\n{}", server.said()).into());
+            return Err(format!("SIGTERM ended it with {status}:\n{}", server.log()).into());
         }
         if took > GRACE_MAX {
             return Err(
@@ -209,7 +210,7 @@ impl Store {
     }
 
     fn check_said(&self, server: &Server) -> Result<()> {
-        let said = server.said();
+        let said = server.log();
         if said.contains(PANIC) && !self.may_panic {
             return Err(format!("the server panicked:\n{said}").into());
         }
@@ -335,7 +336,7 @@ impl Store {
 
     /// The server's last output.
     pub fn said(&self) -> String {
-        self.server.as_ref().map(Server::said).unwrap_or_default()
+        self.server.as_ref().map(Server::log).unwrap_or_default()
     }
 }
 

@@ -3,9 +3,9 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use fastrand::Rng;
+use oncelog_harness::frames::{self, Peer, code, flag, frame, kind};
 use tokio::{io::AsyncReadExt as _, task::JoinSet, time::timeout};
 
-use super::frames::{self, Peer, code, flag, frame, kind};
 use crate::Result;
 
 /// The frames of a flood: more than any queue of the server holds.

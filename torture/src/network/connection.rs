@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use oncelog_harness::frames::{self, Frame, Peer, code, flag, frame, kind};
 use tokio::{
     io::AsyncWriteExt as _,
     net::tcp::OwnedWriteHalf,
@@ -17,8 +18,6 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
-
-use super::frames::{self, Frame, Peer, code, flag, frame, kind};
 
 /// The largest payload of a DATA frame that every server accepts.
 const FRAME_BYTES_MAX: usize = 16 * 1024;

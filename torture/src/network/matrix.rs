@@ -16,6 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use clap::ValueEnum;
+use oncelog_harness::{frames, server::Server};
 use serde::Serialize;
 use tempfile::TempDir;
 use tokio::{
@@ -28,10 +29,10 @@ use tokio::{
 use super::{
     bomb,
     connection::{Connection, Reads},
-    frames,
     load::{Latencies, Round, watch},
 };
-use crate::{Result, server::Server};
+
+use crate::Result;
 
 const MIB: u64 = 1024 * 1024;
 /// The most memory the server may use during any pair.

@@ -4,15 +4,8 @@
 mod attack;
 mod bomb;
 mod connection;
-// Shared with the server's tests, which use more of it.
-#[allow(dead_code)]
-#[path = "../../../tests/it/frames.rs"]
-mod frames;
 mod load;
 mod matrix;
-#[allow(dead_code)]
-#[path = "../../../tests/it/proxy.rs"]
-mod proxy;
 mod report;
 mod rude;
 
@@ -29,6 +22,12 @@ use std::{
 use clap::Args;
 use fastrand::Rng;
 use oncelog::client::PublisherOptions;
+use oncelog_harness::{
+    frames::{self, Peer, flag, frame, kind},
+    process::Usage,
+    proxy::{Proxy, SOUND, draw},
+    server::{self, Server, Starting},
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     sync::{Barrier, Semaphore},
@@ -38,15 +37,11 @@ use tokio::{
 
 use self::{
     attack::Attack,
-    frames::{Peer, flag, frame, kind},
     load::{Round, Stream, Together, follow, publish_together, watch},
-    proxy::{Proxy, SOUND, draw},
     report::Report,
 };
-use crate::{
-    Result, json,
-    server::{self, Server, Starting, Usage},
-};
+
+use crate::{Result, json};
 
 const MIB: u64 = 1024 * 1024;
 /// Requests in the server at a time: much less than the streams send at once.
@@ -148,14 +143,14 @@ async fn rounds(args: &NetworkArgs) -> Result<Report> {
         ["--max-connections", &connections_max],
         ["--max-ingest-bytes", &ingest_bytes_max],
     ];
-    let server = Starting::spawn(
+    let command = server::command(
         &[],
         &args.program,
         data_dir.path(),
         "127.0.0.1:0",
         options.as_flattened(),
-    )?;
-    let server = server.serving()?;
+    );
+    let server = Starting::spawn(command)?.serving()?;
     let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
     println!("seed {seed}");
     let mut all = Rounds {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use oncelog_harness::process::Usage;
 use serde::Serialize;
 
 use super::{
@@ -9,7 +10,6 @@ use super::{
     matrix::{self, Cell},
     rude::RudeReport,
 };
-use crate::server::Usage;
 
 const MIB: u64 = 1024 * 1024;
 

@@ -22,6 +22,7 @@ use oncelog::{
     client::{Publisher, PublisherOptions, Reader, ReaderOptions},
     proto::v1::{Event, GetStatsRequest, ListEventsRequest, event::Payload},
 };
+use oncelog_harness::{frames, server::Server};
 use prost::Message as _;
 use prost_types::Timestamp;
 use rustix::fs::{Advice, fadvise};
@@ -34,10 +35,10 @@ use tokio::{
 use super::{
     bomb,
     connection::{Connection, Reads},
-    frames,
     load::{Latencies, Round, watch},
 };
-use crate::{Result, server::Server};
+
+use crate::Result;
 
 const MIB: u64 = 1024 * 1024;
 /// The most memory the server may use during all of it.

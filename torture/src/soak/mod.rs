@@ -16,7 +16,8 @@ use oncelog::{
     client::{Reader, ReaderOptions},
     proto::v1::{GetStatsResponse, ListEventsRequest},
 };
-use oncelog_figures::disk::DiskUse;
+use oncelog_harness::disk::DiskUse;
+use oncelog_harness::server::{self, Server};
 
 pub use self::report::SoakReport;
 use self::{
@@ -24,12 +25,12 @@ use self::{
     report::{AfterLoad, print_sample},
     sample::{Sample, Sampler},
 };
+
 use crate::{
     Result,
     client::stats,
     event::{Events, PayloadBytes},
     json,
-    server::{self, Server},
     verify::verify,
 };
 
@@ -107,7 +108,7 @@ pub async fn run(args: &SoakArgs) -> Result<SoakReport> {
     let recovery_ms = server.recovery_ms;
     let ended = server.terminate()?;
     if !ended.success() {
-        return Err(format!("SIGTERM ended it with {ended}:\n{}", server.said()).into());
+        return Err(format!("SIGTERM ended it with {ended}:\n{}", server.log()).into());
     }
     let began = Instant::now();
     verify(&args.program, &data_dir)?.clean()?;

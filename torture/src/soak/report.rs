@@ -1,6 +1,6 @@
 //! The result of a soak: figures and a plot.
 
-use oncelog_figures::chart::{Chart, Key, Line, Panel, Scale};
+use oncelog_harness::chart::{Chart, Key, Line, Panel, Scale};
 use serde::Serialize;
 
 use super::{

@@ -6,11 +6,13 @@ use std::{
     time::Instant,
 };
 
-use oncelog_figures::disk::DiskUse;
+use oncelog_harness::disk::DiskUse;
+use oncelog_harness::server::Server;
 use serde::Serialize;
 
 use super::load::Progress;
-use crate::{Result, server::Server};
+
+use crate::Result;
 
 /// The progress of a load, and the resources its server uses.
 #[derive(Clone, Copy, Debug, Default, Serialize)]

@@ -1,4 +1,4 @@
-//! HTTP/2 by hand: frames, right and wrong, and a peer that sends them. Also part of the torture programs.
+//! HTTP/2 by hand: frames, right and wrong, and a peer that sends them.
 //!
 //! RFC 9113, sections 4 and 6; RFC 7541, section 6.2.2.
 
@@ -9,12 +9,15 @@ use tokio::{
     net::TcpStream,
 };
 
+/// What a client sends first. RFC 9113, section 3.4.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The bytes before the payload of a frame.
 const HEADER_BYTES: usize = 9;
 /// The ping whose reply means that everything before it has been processed.
 const LAST_PING: &[u8] = b"the last";
 
+/// Types of frames. RFC 9113, section 6.
+#[expect(missing_docs, reason = "the names of the RFC")]
 pub mod kind {
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
@@ -26,6 +29,8 @@ pub mod kind {
     pub const CONTINUATION: u8 = 9;
 }
 
+/// Flags of frames. RFC 9113, section 6.
+#[expect(missing_docs, reason = "the names of the RFC")]
 pub mod flag {
     pub const NONE: u8 = 0;
     pub const ACK: u8 = 1;
@@ -33,6 +38,8 @@ pub mod flag {
     pub const END_HEADERS: u8 = 4;
 }
 
+/// Error codes. RFC 9113, section 7.
+#[expect(missing_docs, reason = "the names of the RFC")]
 pub mod code {
     pub const PROTOCOL_ERROR: u32 = 1;
     pub const FLOW_CONTROL_ERROR: u32 = 3;
@@ -57,6 +64,7 @@ pub fn frame_header(bytes: u32, kind: u8, flags: u8, stream: u32) -> Vec<u8> {
     header
 }
 
+/// A SETTINGS of these names and values.
 pub fn settings(pairs: &[(u16, u32)]) -> Vec<u8> {
     let mut payload = Vec::new();
     for (name, value) in pairs {
@@ -66,10 +74,12 @@ pub fn settings(pairs: &[(u16, u32)]) -> Vec<u8> {
     frame(kind::SETTINGS, flag::NONE, 0, &payload)
 }
 
+/// A RST_STREAM.
 pub fn reset(stream: u32, code: u32) -> Vec<u8> {
     frame(kind::RST_STREAM, flag::NONE, stream, &code.to_be_bytes())
 }
 
+/// A WINDOW_UPDATE, of the connection if `stream` is 0.
 pub fn window_update(stream: u32, bytes: u32) -> Vec<u8> {
     frame(
         kind::WINDOW_UPDATE,
@@ -154,9 +164,13 @@ pub fn follow(stream: u32) -> Vec<u8> {
 /// A frame as it arrived.
 #[derive(Debug)]
 pub struct Frame {
+    /// One of [`kind`].
     pub kind: u8,
+    /// Those of [`flag`].
     pub flags: u8,
+    /// The id of its stream; 0 is the connection.
     pub stream: u32,
+    /// What follows its header.
     pub payload: Vec<u8>,
 }
 
@@ -202,6 +216,7 @@ impl Peer {
         Self::greet_with(server, &[]).await
     }
 
+    /// The same, with these settings of the client.
     pub async fn greet_with(server: SocketAddr, pairs: &[(u16, u32)]) -> io::Result<Self> {
         let mut peer = Self::connect(server).await?;
         peer.send(&[PREFACE, &settings(pairs)].concat()).await?;
@@ -216,6 +231,7 @@ impl Peer {
         Ok(peer)
     }
 
+    /// Sends bytes as they are.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(bytes).await
     }

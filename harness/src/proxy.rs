@@ -1,4 +1,4 @@
-//! A TCP proxy whose connections fail on demand. Also part of the torture programs.
+//! A TCP proxy whose connections fail on demand.
 
 use std::{
     io,
@@ -25,6 +25,10 @@ const DELAY_MS_MAX: u64 = 5;
 
 /// The fault of one direction of a connection, once `after` bytes have passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "`after` and `time` are explained beside their faults"
+)]
 pub enum Fault {
     /// No fault.
     Pass,
@@ -65,6 +69,7 @@ pub fn draw(bits: u64, after_max: u64) -> Faults {
 
 /// A proxy in front of one server. Its connections end when it is dropped.
 pub struct Proxy {
+    /// Where it listens.
     pub address: SocketAddr,
     shared: Arc<ProxyState>,
     accepting: JoinHandle<()>,
@@ -103,6 +108,7 @@ impl Proxy {
         })
     }
 
+    /// Its URL.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }

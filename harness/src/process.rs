@@ -1,10 +1,10 @@
-//! The stores' processes: started, watched and killed together with all their descendants.
+//! Processes: started, measured and killed whole, with whatever they start themselves.
 
-use std::{fs, io, path::PathBuf, process::Child};
-#[cfg(feature = "peers")]
 use std::{
-    path::Path,
-    process::{Command, Stdio},
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -14,9 +14,10 @@ use rustix::{
 
 use crate::Result;
 
-/// The file in a store's folder that collects its output.
-#[cfg(feature = "peers")]
+/// The file that takes the output of [`Process::spawn`].
 const OUTPUT: &str = "output";
+/// How often a process is asked whether it has ended.
+const END_POLL: Duration = Duration::from_millis(2);
 
 /// A process and its descendants. Killed when dropped.
 #[derive(Debug)]
@@ -24,13 +25,26 @@ pub struct Process {
     child: Child,
 }
 
+/// What a process uses, and has used so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// User and system time, with that of its descendants.
+    pub cpu_seconds: f64,
+    /// Resident memory.
+    pub rss_bytes: u64,
+    /// The most resident memory so far.
+    pub peak_rss_bytes: u64,
+    /// Open file descriptors.
+    pub open_files: u64,
+}
+
 impl Process {
+    /// Watches a child.
     pub fn new(child: Child) -> Self {
         Self { child }
     }
 
-    /// Starts it, with its output in `dir/output`.
-    #[cfg(feature = "peers")]
+    /// Starts a process whose output goes to `dir/output`.
     pub fn spawn(mut command: Command, dir: &Path) -> Result<Self> {
         let output = fs::File::create(dir.join(OUTPUT))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?);
@@ -41,13 +55,44 @@ impl Process {
     }
 
     /// Whether it has ended by itself.
-    #[cfg(feature = "peers")]
     pub fn has_ended(&mut self) -> Result<bool> {
-        Ok(self.child.try_wait()?.is_some())
+        Ok(self.try_wait()?.is_some())
     }
 
+    /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// How it ended, if it has.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Sends SIGTERM and waits for its end. `None` if it takes longer than `time`.
+    pub fn terminate(&mut self, time: Duration) -> Result<Option<ExitStatus>> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        let began = Instant::now();
+        while began.elapsed() < time {
+            if let Some(status) = self.try_wait()? {
+                return Ok(Some(status));
+            }
+            std::thread::sleep(END_POLL);
+        }
+        Ok(None)
+    }
+
+    /// What it uses now.
+    pub fn usage(&self) -> Result<Usage> {
+        let proc = PathBuf::from(format!("/proc/{}", self.id()));
+        let status = fs::read_to_string(proc.join("status"))?;
+        let bytes = |name| kib_of(&status, name).map(|kib| kib * 1024);
+        Ok(Usage {
+            cpu_seconds: cpu_seconds(self.id())?,
+            rss_bytes: bytes("VmRSS:").ok_or("no VmRSS")?,
+            peak_rss_bytes: bytes("VmHWM:").ok_or("no VmHWM")?,
+            open_files: fs::read_dir(proc.join("fd"))?.count() as u64,
+        })
     }
 
     /// Kills all of it with SIGKILL.
@@ -79,7 +124,6 @@ impl Drop for Process {
 }
 
 /// Finds a program on the `PATH` or in one of `places`.
-#[cfg(feature = "peers")]
 pub fn find_program(name: &str, places: &[PathBuf]) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut programs = std::env::split_paths(&path)
@@ -90,14 +134,14 @@ pub fn find_program(name: &str, places: &[PathBuf]) -> Result<PathBuf> {
 }
 
 /// The user that a process runs as.
-#[cfg(feature = "peers")]
 #[derive(Clone, Copy, Debug)]
 pub struct User {
+    /// Its id.
     pub uid: u32,
+    /// The id of its group.
     pub gid: u32,
 }
 
-#[cfg(feature = "peers")]
 impl User {
     /// The first of `names` that exists, if this program runs as root.
     pub fn instead_of_root(names: &[&str]) -> Result<Option<Self>> {
