@@ -1,6 +1,6 @@
-# What one can do here. Each recipe is a command that works without just; `just` lists them.
+# A menu of commands. Each recipe also works without just; `just` lists them.
 
-# List what there is
+# List the recipes
 default:
     @just --list --unsorted
 
@@ -12,16 +12,16 @@ serve *options:
 check:
     cargo check --workspace --all-targets
 
-# What to run before a commit
+# Run before a commit
 lint:
     cargo fmt
     cargo clippy --workspace --all-targets -- -D warnings
 
-# All tests, or those whose name has a word
+# All tests, or those whose name contains a word
 test *words:
     cargo test {{words}}
 
-# What a change must pass, whole: some 25 minutes
+# The whole gate: some 25 minutes
 gate:
     .ci/run
 
@@ -33,12 +33,12 @@ deny:
 bench-parts:
     cargo bench
 
-# Benchmark the server, beside the peers that are installed
+# Benchmark the server and the installed peers
 bench *options:
     cargo build --release --bin oncelog
     cargo run --release --package oncelog-bench -- {{options}}
 
-# Simulate crashes and failing disks for so many seeds
+# Simulate crashes and failing disks for this many seeds
 simulate seeds="10000":
     cargo run --release --package oncelog-torture -- simulate --seeds {{seeds}}
 
@@ -52,7 +52,7 @@ attack *options:
     cargo build --release --bin oncelog
     cargo run --release --package oncelog-torture -- network {{options}}
 
-# Fuzz each target for so many seconds, on a nightly toolchain
+# Fuzz each target for this many seconds, on a nightly toolchain
 fuzz seconds="60":
     .ci/fuzz {{seconds}}
 

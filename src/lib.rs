@@ -1,6 +1,6 @@
 //! oncelog: an event aggregator that stores every event exactly once.
 //!
-//! Publishers stream events over gRPC and may send them again as often as they like; the server
+//! Publishers stream events over gRPC or HTTP and may send them again as often as they like; the server
 //! stores each `(topic, event_id)` once, over the whole history, acknowledges only what is durable, and
 //! streams the stored events back in order.
 //!
@@ -11,20 +11,20 @@
 //! | module | owns |
 //! |---|---|
 //! | [`event`] | events, their keys, limits and canonical encoding |
-//! | [`log`] | what is stored: batches, and in `log/files` segments and recovery |
-//! | [`index`] | which keys are stored and where; derived from the log; the only one that names sled |
-//! | [`platform`] | the operating system as the store sees it: files, threads, the clock, chance |
+//! | [`log`] | the stored data: batches, and in `log/files` segments and recovery |
+//! | [`index`] | which keys are stored, and where; derived from the log; the only module that names sled |
+//! | [`platform`] | the operating system as the store sees it: files, threads, the clock, randomness |
 //! | [`partition`] | the write path, the durable tail, readers, counters |
-//! | `call`, `response`, `covered` | what one request may take in memory, and its answer until it has left |
-//! | `aggregator`, `listing` | what the edges share: the partition, the limits, streams of stored events |
-//! | [`grpc`] | the RPCs, conversions, the error table; with `client` and `server` the only ones that name tonic |
+//! | `call`, `response`, `covered` | the memory of a request, and of its response until it has been sent |
+//! | `aggregator`, `listing` | shared by the edges: the partition, the limits, streams of stored events |
+//! | [`grpc`] | the RPCs, conversions, the error table; with `client` and `server` the only modules that name tonic |
 //! | `json` | the JSON of events and counters, which HTTP and the command line share |
 //! | `http` | the HTTP endpoints, their error table, the OpenAPI document |
 //! | [`server`] | composition, health, reflection, start and stop |
 //! | [`client`] | a publisher that resends until acked, a reader that resumes |
 //! | [`config`], [`cli`] | flags and commands |
-//! | `simulation` | the store on one thread, over a disk, a clock and chance of its own; for tests and `torture/` |
-//! | `**/fuzzing` | what must hold of everything that is read; for tests and `fuzz/` |
+//! | `simulation` | the store on one thread, over a simulated disk, clock and randomness; for tests and `torture/` |
+//! | `**/fuzzing` | what must hold for every parser; for tests and `fuzz/` |
 //!
 //! # Invariants
 //!

@@ -1,4 +1,4 @@
-"""What schemathesis cannot know from the OpenAPI document."""
+"""Constraints that the OpenAPI document cannot express for schemathesis."""
 
 import json
 
@@ -16,7 +16,7 @@ def one_a_line(ctx, value):
 
 @schemathesis.hook
 def filter_body(ctx, body):
-    """Drops what JSON Schema has no words for: limits in bytes, integers that a double does not hold."""
+    """Drops cases that JSON Schema cannot describe: limits in bytes, integers that no double holds."""
     return is_exact(body) and all(map(is_short, body if isinstance(body, list) else [body]))
 
 

@@ -160,7 +160,7 @@ func TestTheWindowHoldsSendBack(t *testing.T) {
 		t.Fatalf("expected b, got %s", got)
 	}
 	if err := publisher.Close(ended); !errors.Is(err, context.Canceled) {
-		t.Fatalf("expected to be told that b is unacked, got %v", err)
+		t.Fatalf("expected an error because b is unacked, got %v", err)
 	}
 }
 

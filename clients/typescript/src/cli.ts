@@ -134,7 +134,7 @@ async function publishAcked(
   } finally {
     tally.breaks = publisher.breaks;
     tally.resent = publisher.resent;
-    tell(tally);
+    printJson(tally);
   }
   return tally.exitStatus();
 }
@@ -165,7 +165,7 @@ async function publishForTotals(server: string, batches: AsyncIterable<Line[]>, 
   } finally {
     client.close();
   }
-  tell(tally);
+  printJson(tally);
   return tally.exitStatus();
 }
 
@@ -179,10 +179,10 @@ async function scenario(args: string[]): Promise<number> {
   if (!(rate >= 0)) {
     throw new UsageError("--rate must be a number of events a second");
   }
-  const publisher = new Publisher(options.server, (cause) => tell({ broken: cause }));
+  const publisher = new Publisher(options.server, (cause) => printJson({ broken: cause }));
   const batches = batched(sample(count("events", options.events)), EVENTS_PER_REQUEST);
   const tally = new Tally();
-  return publishAcked(publisher, paced(batches, rate), tally, () => tell({ acked: tally.sent }));
+  return publishAcked(publisher, paced(batches, rate), tally, () => printJson({ acked: tally.sent }));
 }
 
 async function read(args: string[], follow: boolean): Promise<number> {
@@ -305,7 +305,7 @@ function count(option: string, text: string): number {
   return value;
 }
 
-function tell(one: object): void {
+function printJson(one: object): void {
   console.log(JSON.stringify(one));
 }
 

@@ -1,6 +1,6 @@
 /** Errors: which ones to retry, and their details.
  *
- *  An error of the server that is final is thrown as it is, a `ServiceError` of grpc-js; `describe` tells it.
+ *  A final error of the server is thrown unchanged, a `ServiceError` of grpc-js; `describe` formats it.
  */
 
 import { fromBinary } from "@bufbuild/protobuf";

@@ -46,7 +46,7 @@ test("lines come back", () => {
   }
 });
 
-test("what is no event is told", () => {
+test("a line without an event is reported", () => {
   for (const [line, says] of [
     ["[]", /an event object/],
     ['{"topik":"t"}', /topik: not a field/],

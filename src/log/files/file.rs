@@ -1,7 +1,7 @@
 //! The log in files: the writer.
 //!
 //! Owns [`FileLog`]: where the next batch goes, when the next segment begins, and the rule that nothing is
-//! written after a failed write or sync. One writer per directory; whoever opens it takes the lock.
+//! written after a failed write or sync. One writer per directory; the caller that opens it takes the lock.
 
 use std::{
     io,

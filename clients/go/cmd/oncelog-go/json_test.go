@@ -48,7 +48,7 @@ func TestALineWithoutAnEventIsReported(t *testing.T) {
 		"{\"topic\":\"\xff\"}": "not UTF-8",
 	} {
 		if _, err := parseEvent([]byte(text)); err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("%s is told as %v, want %q", text, err, says)
+			t.Errorf("%s is reported as %v, want %q", text, err, says)
 		}
 	}
 }

@@ -30,7 +30,7 @@ const usage = `usage: oncelog-go COMMAND [--server HOST:PORT] [FLAGS]
   stats     print the counters of the server
   scenario  publish the events that prove a client
 
-oncelog-go COMMAND --help tells the flags of a command.
+oncelog-go COMMAND --help lists the flags of a command.
 `
 
 const (

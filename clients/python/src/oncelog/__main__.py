@@ -79,15 +79,15 @@ def publish(arguments: argparse.Namespace) -> int:
     return publish_acked(Publisher(arguments.server), batches, tally)
 
 
-def publish_acked(publisher: Publisher, batches: Iterable[list[Line]], tally: Tally, tells: bool = False) -> int:
+def publish_acked(publisher: Publisher, batches: Iterable[list[Line]], tally: Tally, prints: bool = False) -> int:
     """Publishes over StreamingPublish; counts each ack as it comes, and prints it if asked to."""
 
     def acked(lines: list[Line], ack: Future[Outcomes]) -> None:
         # The publisher raises the error of a failed ack.
         if ack.exception() is None:
             tally.count(lines, ack.result())
-            if tells:
-                tell({"acked": tally.sent})
+            if prints:
+                print_json({"acked": tally.sent})
 
     try:
         with publisher:
@@ -95,7 +95,7 @@ def publish_acked(publisher: Publisher, batches: Iterable[list[Line]], tally: Ta
                 publisher.send(event for _, event in lines).add_done_callback(partial(acked, lines))
     finally:
         tally.breaks, tally.resent = publisher.breaks, publisher.resent
-        tell(asdict(tally))
+        print_json(asdict(tally))
     return REJECTED if tally.rejected else 0
 
 
@@ -108,14 +108,14 @@ def publish_for_totals(server: str, batches: Iterable[list[Line]], tally: Tally)
     tally.stored = totals.unique_processed
     tally.duplicates = totals.duplicate_dropped
     tally.conflicts = totals.conflicts
-    tell(asdict(tally))
+    print_json(asdict(tally))
     return REJECTED if tally.rejected else 0
 
 
 def scenario(arguments: argparse.Namespace) -> int:
-    publisher = Publisher(arguments.server, on_break=lambda cause: tell({"broken": cause}))
+    publisher = Publisher(arguments.server, on_break=lambda cause: print_json({"broken": cause}))
     batches = batched(sample(arguments.events), EVENTS_PER_REQUEST)
-    return publish_acked(publisher, paced(batches, arguments.rate), Tally(), tells=True)
+    return publish_acked(publisher, paced(batches, arguments.rate), Tally(), prints=True)
 
 
 def read(arguments: argparse.Namespace, follow: bool) -> int:
@@ -134,7 +134,7 @@ def read(arguments: argparse.Namespace, follow: bool) -> int:
 
 
 def stats(arguments: argparse.Namespace) -> int:
-    tell(stats_of(get_stats(arguments.server)))
+    print_json(stats_of(get_stats(arguments.server)))
     return 0
 
 
@@ -178,7 +178,7 @@ def paced(batches: Iterable[list[Line]], events_per_second: float) -> Iterator[l
         sent += len(batch)
 
 
-def tell(one: dict[str, object]) -> None:
+def print_json(one: dict[str, object]) -> None:
     print(json.dumps(one), flush=True)
 
 

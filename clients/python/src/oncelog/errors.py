@@ -1,6 +1,6 @@
 """Errors: which ones to retry, and their details.
 
-An error of the server that is final is raised as it is, a `grpc.RpcError`; `describe` tells it.
+A final error of the server is raised unchanged, a `grpc.RpcError`; `describe` formats it.
 """
 
 from google.protobuf.any_pb2 import Any

@@ -99,7 +99,7 @@ public final class Main {
     static final class StatsCommand extends ServerCommand {
         @Override
         int run(Client client) throws Exception {
-            Output.tell(JsonLine.stats(client.stats()));
+            Output.json(JsonLine.stats(client.stats()));
             Output.flush();
             return 0;
         }

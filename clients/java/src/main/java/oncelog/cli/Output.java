@@ -29,7 +29,7 @@ final class Output {
     }
 
     /** Prints a map or a record as one line of JSON, at once. */
-    static void tell(Object object) {
+    static void json(Object object) {
         synchronized (OUT) {
             OUT.append(RECORDS.toJson(object)).append('\n').flush();
         }

@@ -31,7 +31,7 @@ final class PublishCommand extends Main.ServerCommand {
                 : new Lines(System.in, batchSize, tally);
         if (totals) {
             tally.count(Totals.publish(client, source));
-            Output.tell(tally.summary(0));
+            Output.json(tally.summary(0));
             return tally.hasRejected() ? Main.REJECTED : 0;
         }
         return publish(client, source, tally, new Reports() {
@@ -61,7 +61,7 @@ final class PublishCommand extends Main.ServerCommand {
         })) {
             // At the end of the process, however it comes.
             Runtime.getRuntime()
-                    .addShutdownHook(new Thread(() -> Output.tell(tally.summary(publisher.eventsResent()))));
+                    .addShutdownHook(new Thread(() -> Output.json(tally.summary(publisher.eventsResent()))));
             source.forEach(batch -> publisher
                     .send(batch.events())
                     .thenAccept(outcomes -> reports.acked(tally.count(batch, outcomes))));

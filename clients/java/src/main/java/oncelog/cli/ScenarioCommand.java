@@ -29,12 +29,12 @@ final class ScenarioCommand extends Main.ServerCommand {
         return PublishCommand.publish(client, source, new Tally(), new PublishCommand.Reports() {
             @Override
             public void acked(long events) {
-                Output.tell(Map.of("acked", events));
+                Output.json(Map.of("acked", events));
             }
 
             @Override
             public void broken(StatusRuntimeException cause) {
-                Output.tell(Map.of("broken", ErrorDetails.describe(cause)));
+                Output.json(Map.of("broken", ErrorDetails.describe(cause)));
             }
         });
     }
