@@ -56,7 +56,11 @@ pub enum IndexError {
 pub enum IndexOpenError {
     /// A folder or file cannot be read or written, for a reason outside the index, for example its owner, or
     /// a reader of an earlier [`Index`](super::Index) that is still alive.
-    #[error("{}: cannot open the index", path.display())]
+    #[error(
+        "{}: cannot open the index; if that stays so, and the disk is the cause, remove the folder of the \
+         index, which is then rebuilt from the log",
+        path.display()
+    )]
     Io {
         /// The folder or file.
         path: PathBuf,

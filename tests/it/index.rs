@@ -20,7 +20,7 @@ use oncelog::{
 
 use crate::support::{
     Client, DataDir, PublishStream, TestServer, counters, event, event_with_data, get_event, list,
-    oncelog, patiently, run, until, xorshift,
+    oncelog, patiently, run, try_publish, until, xorshift,
 };
 
 const TOPICS: u64 = 3;
@@ -243,4 +243,32 @@ async fn a_conflict_is_reported_whatever_its_public_hash() {
     let mut stream = PublishStream::open(&mut server.client().await).await;
     let reply = stream.publish(vec![other, one]).await;
     assert_eq!(reply, [(Outcome::Conflict, 1), (Outcome::Duplicate, 1)]);
+}
+
+/// What an operator does about an index that the disk cannot read: the message says it, and it works.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_cannot_be_opened_is_removed_and_rebuilt() {
+    let server = TestServer::start().await;
+    let ids = || (0..100).map(|id| event("a", id)).collect::<Vec<_>>();
+    let stored = try_publish(&mut server.client().await, vec![ids()]).await;
+    assert_eq!(stored.expect("acked").unique_processed, 100);
+    let data_dir = server.stop().await;
+    let index = data_dir.path().join("index");
+    // Reading a folder fails whoever tries.
+    let secret = index.join("secret");
+    std::fs::remove_file(&secret).expect("is there");
+    std::fs::create_dir(&secret).expect("created");
+    for _ in 0..2 {
+        let refused = TestServer::try_start(data_dir.clone(), data_dir.options()).await;
+        let refused = refused.err().expect("it cannot be opened").to_string();
+        assert!(
+            refused.contains("remove the folder of the index"),
+            "{refused}"
+        );
+        assert!(refused.contains("index"), "{refused}");
+    }
+    std::fs::remove_dir_all(&index).expect("removed");
+    let server = TestServer::start_in(data_dir).await;
+    let resent = try_publish(&mut server.client().await, vec![ids()]).await;
+    assert_eq!(resent.expect("acked").duplicate_dropped, 100);
 }
