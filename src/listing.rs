@@ -7,8 +7,9 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    aggregator::{Aggregator, SILENCE_MAX},
+    aggregator::Aggregator,
     event::{Sequence, StoredEvent},
+    limits::SILENCE_MAX,
     partition::{ChunkShare, ReadError, Reader},
 };
 

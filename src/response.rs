@@ -19,7 +19,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{sync::Notify, time::timeout};
 
-use crate::{aggregator::SHARE_WAIT_SECONDS_MAX, covered::covered};
+use crate::{covered::covered, limits::SHARE_WAIT_SECONDS_MAX};
 
 /// The memory of all large responses, in bytes.
 const RESPONSES_BYTES_MAX: usize = 64 * 1024 * 1024;

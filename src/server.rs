@@ -37,10 +37,11 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use self::incoming::incoming;
 pub use self::memory::limit_arenas;
 use crate::{
-    aggregator::{Aggregator, Limits},
+    aggregator::Aggregator,
     call::CALL_BYTES_MAX,
     event::EVENT_BYTES_MAX,
     grpc, http,
+    limits::Limits,
     partition::{self, Health, OpenError, Partition, PartitionOptions, Recovery, Threads},
     proto::{FILE_DESCRIPTOR_SET, server::aggregator_service_server::SERVICE_NAME as AGGREGATOR},
     response,

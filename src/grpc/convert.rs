@@ -10,11 +10,11 @@ use super::wire::{
     AnyEvent, AnyPayload, RawListEventsResponse, RawPublishRequest, RawStreamingPublishResponse,
 };
 use crate::{
-    aggregator::{EVENT_MEMORY_BYTES, REQUEST_EVENTS_MAX},
     event::{
         Event, EventId, EventView, Json, JsonError, Key, Payload, Sequence, StoredEvent, Timestamp,
         Topic, UnixNanos, Violation, put_varint, varint_len,
     },
+    limits::{EVENT_MEMORY_BYTES, REQUEST_EVENTS_MAX},
     partition::{Counters, Outcome, TopicCounters},
     proto::v1,
 };

@@ -9,9 +9,10 @@ use super::{
     wire::RawPublishRequest,
 };
 use crate::{
-    aggregator::REQUEST_EVENTS_MAX,
     event::{Event, Topic},
-    http, partition,
+    http,
+    limits::REQUEST_EVENTS_MAX,
+    partition,
     partition::Outcome,
     proto::v1,
 };

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Aggregator, convert, status};
 use crate::{
-    aggregator::{STATS_TOPIC_BYTES_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
+    limits::{STATS_TOPIC_BYTES_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
     proto::v1,
     response::{self, ResponseShare},
 };

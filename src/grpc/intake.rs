@@ -21,9 +21,10 @@ use super::{
     wire::RawPublishRequest,
 };
 use crate::{
-    aggregator::{Aggregator, EVENT_MEMORY_BYTES, SHARE_BYTES_MIN, SHARE_WAIT_SECONDS_MAX},
+    aggregator::Aggregator,
     call::{ArrivalError, Arriving, Call, Pace},
     event::Violation,
+    limits::{EVENT_MEMORY_BYTES, SHARE_BYTES_MIN, SHARE_WAIT_SECONDS_MAX},
     partition::{Budget, Hand, Share},
 };
 

@@ -22,8 +22,9 @@ use tonic::{Request, Response, Status, Streaming, codec::CompressionEncoding};
 pub(crate) use self::status::{response_not_read, too_many_calls};
 use self::wire::{RawListEventsResponse, RawPublishRequest, RawStreamingPublishResponse};
 use crate::{
-    aggregator::{Aggregator, STREAM_REQUESTS_MAX},
+    aggregator::Aggregator,
     call::CALL_BYTES_MAX,
+    limits::STREAM_REQUESTS_MAX,
     proto::{
         server::aggregator_service_server::{AggregatorService, AggregatorServiceServer},
         v1,

@@ -9,9 +9,9 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::reason::Reason;
 use crate::{
-    aggregator::{RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS},
     call::{ARRIVAL_SECONDS_MAX, PROGRESS_BYTES_MIN, PROGRESS_SECONDS, UNREAD_SECONDS_MAX},
     event::Violation,
+    limits::{RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS},
     partition::{CursorError, PublishError, ReadError},
 };
 

@@ -14,12 +14,12 @@ use serde::Serialize;
 
 use super::{json_response, totals::Totals};
 use crate::{
-    aggregator::{
-        RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS, SHARE_WAIT_SECONDS_MAX,
-    },
     call::{ARRIVAL_SECONDS_MAX, PROGRESS_BYTES_MIN, PROGRESS_SECONDS},
     event::Violation,
     json::flaw::{FLAWS_MAX, Flaw},
+    limits::{
+        RETRY_LATER_SECONDS, RETRY_MUCH_LATER_SECONDS, RETRY_SOON_SECONDS, SHARE_WAIT_SECONDS_MAX,
+    },
     partition::{CursorError, PublishError, ReadError},
 };
 

@@ -10,9 +10,9 @@ use super::{
     query,
 };
 use crate::{
-    aggregator::{REQUEST_EVENTS_MAX, STATS_TOPICS_MAX},
     event::{Event, StoredEvent},
     json,
+    limits::{REQUEST_EVENTS_MAX, STATS_TOPICS_MAX},
     partition::Start,
 };
 

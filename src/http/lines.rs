@@ -14,15 +14,14 @@ use super::{
     upload::Upload,
 };
 use crate::{
-    aggregator::{
-        Aggregator, EVENT_MEMORY_BYTES, REQUEST_EVENTS_MAX, SHARE_BYTES_MIN, STREAM_REQUESTS_MAX,
-    },
+    aggregator::Aggregator,
     call::Pace,
     event::Event,
     json::{
         event::{Names, parse_line},
         flaw::Flaw,
     },
+    limits::{EVENT_MEMORY_BYTES, REQUEST_EVENTS_MAX, SHARE_BYTES_MIN, STREAM_REQUESTS_MAX},
     partition::{PendingOutcomes, Rejection, Share},
 };
 

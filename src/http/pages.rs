@@ -26,9 +26,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        aggregator::{REQUEST_EVENTS_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
         event::{ATTRIBUTES_MAX, NAME_BYTES_MAX},
         http::{error::DETAILS_MAX, events::LIMIT_MAX},
+        limits::{REQUEST_EVENTS_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
     };
 
     /// The parameter of an endpoint.

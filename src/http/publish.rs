@@ -20,12 +20,13 @@ use super::{
     upload::Upload,
 };
 use crate::{
-    aggregator::{Aggregator, REQUEST_EVENTS_MAX},
+    aggregator::Aggregator,
     event::Event,
     json::{
         event::{self as json, Names, as_text},
         flaw::Flaw,
     },
+    limits::REQUEST_EVENTS_MAX,
     partition::Rejection,
 };
 

@@ -10,12 +10,13 @@ use tokio::task::spawn_blocking;
 
 use super::{error::Failure, query};
 use crate::{
-    aggregator::{Aggregator, STATS_TOPIC_BYTES_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
+    aggregator::Aggregator,
     event::Topic,
     json::{
         listed::timestamp_of,
         stats::{Stats, TopicStats},
     },
+    limits::{STATS_TOPIC_BYTES_MAX, STATS_TOPICS_DEFAULT, STATS_TOPICS_MAX},
     partition::TopicCounters,
     response::{self, Unread},
 };

@@ -11,9 +11,10 @@ use tokio::time::{Instant, timeout};
 
 use super::error::Failure;
 use crate::{
-    aggregator::{Aggregator, EVENT_MEMORY_BYTES, SHARE_BYTES_MIN, SHARE_WAIT_SECONDS_MAX},
+    aggregator::Aggregator,
     call::{ArrivalError, Arriving, Call, Pace},
     event::Event,
+    limits::{EVENT_MEMORY_BYTES, SHARE_BYTES_MIN, SHARE_WAIT_SECONDS_MAX},
     partition::{Hand, SMALL_BYTES_MAX, Share},
 };
 

@@ -8,29 +8,12 @@ use tokio::sync::oneshot;
 use super::{
     PublishError, ReadError,
     budget::Share,
-    request::{Message, PublishResult, Rejection, Request},
+    request::{HashedEvent, Message, PublishResult, Rejection, Request},
 };
 use crate::{
     event::{Event, FIRST_SEQUENCE, Key, Sequence},
-    index::{Entry, IndexError, IndexReader, KeyHash, Secret, View},
+    index::{Entry, IndexError, IndexReader, KeyHash, View},
 };
-
-/// An event with the hashes the index uses. They are computed here because there is only one writer.
-pub(super) struct HashedEvent {
-    pub event: Event,
-    pub key_hash: KeyHash,
-    pub content_hash: u64,
-}
-
-impl HashedEvent {
-    pub fn new(event: Event, secret: &Secret) -> Self {
-        Self {
-            key_hash: secret.key_hash(event.key()),
-            content_hash: secret.content_hash(event.encoded()),
-            event,
-        }
-    }
-}
 
 /// Events whose keys have been checked against the filters.
 pub(crate) struct LookUp {

@@ -2,10 +2,10 @@
 
 use tokio::sync::oneshot;
 
-use super::{PublishError, ReadError, budget::Share, look_up::HashedEvent};
+use super::{PublishError, ReadError, budget::Share};
 use crate::{
-    event::{Key, Sequence},
-    index::{Entry, KeyHash},
+    event::{Event, Key, Sequence},
+    index::{Entry, KeyHash, Secret},
 };
 
 /// The outcome of one event.
@@ -36,6 +36,23 @@ pub enum Rejection {
     OfRequest,
     /// The other events are stored.
     OfEvent,
+}
+
+/// An event with the hashes the index uses. They are computed here because there is only one writer.
+pub(super) struct HashedEvent {
+    pub event: Event,
+    pub key_hash: KeyHash,
+    pub content_hash: u64,
+}
+
+impl HashedEvent {
+    pub fn new(event: Event, secret: &Secret) -> Self {
+        Self {
+            key_hash: secret.key_hash(event.key()),
+            content_hash: secret.content_hash(event.encoded()),
+            event,
+        }
+    }
 }
 
 /// The events of one request, to be stored in their order.

@@ -18,8 +18,7 @@ use super::{
     clock::Clock,
     hand_over::{Ended, HandOver, Refused, SyncerGone},
     health::Monitor,
-    look_up::HashedEvent,
-    request::{Message, Outcome, Rejection, Request},
+    request::{HashedEvent, Message, Outcome, Rejection, Request},
     stats::Dropped,
     syncer::{Reply, Work},
 };
