@@ -185,7 +185,7 @@ impl Jobs for SimJobs {
             make_way(Step::Idle);
             return true;
         }
-        assert!(turn(), "who waits, waits for ever");
+        assert!(turn(), "a waiting job waits forever");
         true
     }
 

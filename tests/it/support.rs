@@ -497,7 +497,7 @@ pub async fn stats(client: &mut Client) -> v1::GetStatsResponse {
     stats.expect("stats").into_inner()
 }
 
-/// How many events had each outcome. Their sum is the number received, which whoever reports it must match.
+/// How many events had each outcome. They add up to the number received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub stored: u64,
