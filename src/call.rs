@@ -72,7 +72,7 @@ impl Call {
         &self.0.account
     }
 
-    /// What the readers of its connection hold.
+    /// The memory of its connection's readers.
     pub fn chunks(&self) -> &ChunkAccount {
         &self.0.chunks
     }

@@ -9,7 +9,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// What a client sends first. RFC 9113, section 3.4.
+/// The bytes that a client sends first. RFC 9113, section 3.4.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The bytes before the payload of a frame.
 const HEADER_BYTES: usize = 9;
@@ -170,7 +170,7 @@ pub struct Frame {
     pub flags: u8,
     /// The id of its stream; 0 is the connection.
     pub stream: u32,
-    /// What follows its header.
+    /// The bytes after its header.
     pub payload: Vec<u8>,
 }
 
@@ -231,7 +231,7 @@ impl Peer {
         Ok(peer)
     }
 
-    /// Sends bytes as they are.
+    /// Sends raw bytes.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(bytes).await
     }

@@ -1,5 +1,5 @@
-//! What the tests, the benchmark and the torture of oncelog share: servers as processes, connections that misbehave, and
-//! where something was measured and how its figures are drawn.
+//! Code shared by oncelog's tests, benchmark and torture: servers as processes, misbehaving connections, the machine of
+//! a measurement, and the format of figures.
 
 pub mod chart;
 pub mod disk;
@@ -10,7 +10,7 @@ pub mod process;
 pub mod proxy;
 pub mod server;
 
-/// Why a run ends early.
+/// Why a run ended early.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
-/// Of whatever can fail here.
+/// The result of any function here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

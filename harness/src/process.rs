@@ -1,4 +1,4 @@
-//! Processes: started, measured and killed whole, with whatever they start themselves.
+//! Processes: started, measured and killed together with all their descendants.
 
 use std::{
     fs, io,
@@ -14,9 +14,9 @@ use rustix::{
 
 use crate::Result;
 
-/// The file that takes the output of [`Process::spawn`].
+/// The file that collects the output of [`Process::spawn`].
 const OUTPUT: &str = "output";
-/// How often a process is asked whether it has ended.
+/// How often to check whether a process has ended.
 const END_POLL: Duration = Duration::from_millis(2);
 
 /// A process and its descendants. Killed when dropped.
@@ -25,10 +25,10 @@ pub struct Process {
     child: Child,
 }
 
-/// What a process uses, and has used so far.
+/// The resources of a process, current and total.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// User and system time, with that of its descendants.
+    /// User and system time, including its descendants.
     pub cpu_seconds: f64,
     /// Resident memory.
     pub rss_bytes: u64,
@@ -82,7 +82,7 @@ impl Process {
         Ok(None)
     }
 
-    /// What it uses now.
+    /// Its current resources.
     pub fn usage(&self) -> Result<Usage> {
         let proc = PathBuf::from(format!("/proc/{}", self.id()));
         let status = fs::read_to_string(proc.join("status"))?;

@@ -69,7 +69,7 @@ pub fn draw(bits: u64, after_max: u64) -> Faults {
 
 /// A proxy in front of one server. Its connections end when it is dropped.
 pub struct Proxy {
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
     shared: Arc<ProxyState>,
     accepting: JoinHandle<()>,

@@ -1,4 +1,4 @@
-//! A server of oncelog's contract as a process of its own: started, watched and stopped.
+//! A server of oncelog's contract as a separate process: started, watched and stopped.
 
 use std::{
     collections::VecDeque,
@@ -34,7 +34,8 @@ pub fn prepare(program: &Path, scratch: &Path) -> Result<()> {
     }
 }
 
-/// What starts `program` on a data directory. `wrapper` runs it, such as `strace` with its options; empty for nothing.
+/// The command that starts `program` on a data directory. `wrapper` runs it, such as `strace` with its options; empty
+/// for none.
 pub fn command(
     wrapper: &[&OsStr],
     program: &Path,
@@ -57,9 +58,9 @@ pub fn command(
 pub struct Server {
     process: Process,
     log: LogLines,
-    /// Where it listens.
+    /// Its address.
     pub address: String,
-    /// How long its recovery took, as it logged.
+    /// How long its recovery took, by its log.
     pub recovery_ms: u64,
 }
 
@@ -72,7 +73,7 @@ pub struct Starting {
     program: String,
 }
 
-/// What a server logs when it serves.
+/// The line that a server logs when it serves.
 struct Serving {
     address: String,
     recovery_ms: u64,
@@ -102,7 +103,7 @@ impl Server {
         self.log.text()
     }
 
-    /// What it uses now.
+    /// Its current resources.
     pub fn usage(&self) -> Result<Usage> {
         self.process.usage()
     }
@@ -166,14 +167,14 @@ impl LogLines {
     /// Reads the log to its end, so that the server never blocks on a full pipe, and reports when it serves.
     fn read(&self, stderr: ChildStderr, serves: &mpsc::Sender<Serving>) {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            // A line that is no JSON is an error that ends the server.
+            // A line that is not JSON is an error that ends the server.
             let logged: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             if let Some(address) = logged["address"].as_str() {
                 let serving = Serving {
                     address: address.to_owned(),
                     recovery_ms: logged["recovery_ms"].as_u64().unwrap_or(0),
                 };
-                // Nobody waits for it any more if it took too long.
+                // If it took too long, nobody waits for it any more.
                 _ = serves.send(serving);
             }
             let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,8 +1,8 @@
-//! The memory for chunks: what was read for readers and has not left their connections.
+//! The memory for chunks: events read for readers and not yet sent.
 //!
-//! A connection may hold as much of it as [`connection_bytes_max`] says. When it has no room for a chunk of the usual
-//! size, chunks are small, and those count nothing: the number of readers bounds them. An event that is larger than such
-//! a chunk waits for its memory.
+//! A connection may hold as much of it as [`connection_bytes_max`] allows. If it has no room for a chunk of the usual
+//! size, chunks are small, and those count nothing: the number of readers bounds them. An event larger than such a
+//! chunk waits for its memory.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -26,7 +26,7 @@ struct Pool {
     released: Notify,
 }
 
-/// What the readers of one connection hold. Cheap to clone.
+/// The memory of one connection's readers. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct ChunkAccount(Arc<AtomicUsize>);
 
@@ -48,12 +48,12 @@ impl Default for ChunkMemory {
 }
 
 impl ChunkMemory {
-    /// A share of `bytes`, if the connection may have so much.
+    /// A share of `bytes`, if the connection may have that much.
     pub fn try_take(&self, account: &ChunkAccount, bytes: usize) -> Option<ChunkShare> {
         // The largest event that can be configured finds room.
         let bytes = bytes.min(CHUNKS_BYTES_MAX / 2);
         let mut free = self.lock();
-        // Changed under the lock only.
+        // Changed only under the lock.
         let held = account.0.load(Relaxed);
         let is_first = held == 0 && bytes <= *free;
         if !is_first && held + bytes > connection_bytes_max(CHUNKS_BYTES_MAX, *free + held) {
@@ -81,7 +81,7 @@ impl ChunkMemory {
     }
 
     fn lock(&self) -> MutexGuard<'_, usize> {
-        // Nothing between lock and unlock panics half-way.
+        // Nothing between lock and unlock panics.
         self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -93,7 +93,7 @@ impl ChunkShare {
         self.bytes
     }
 
-    /// Releases what it covers beyond `bytes`.
+    /// Releases all beyond `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
         let surplus = self.bytes.saturating_sub(bytes);
         if surplus == 0 {
@@ -107,7 +107,7 @@ impl ChunkShare {
         self.memory.0.released.notify_waiters();
     }
 
-    /// Takes over what another share of the same connection covers.
+    /// Absorbs another share of the same connection.
     pub fn merge(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);
     }

@@ -37,7 +37,7 @@ pub struct Reader {
     topic: Option<Topic>,
     at: Mark,
     tail: watch::Receiver<Mark>,
-    /// What the readers of its connection hold.
+    /// The memory of its connection's readers.
     account: ChunkAccount,
     /// Held until the reader has gone and its last scan has ended.
     pub(super) permit: Option<Arc<OwnedSemaphorePermit>>,

@@ -207,7 +207,7 @@ mod tests {
         }
     }
 
-    /// All files in a folder, with what is in them.
+    /// All files in a folder, with their contents.
     fn files(dir: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
         let mut paths: Vec<_> = fs::read_dir(dir)
             .expect("listed")
@@ -231,7 +231,7 @@ mod tests {
         store(&partition, vec![event("t", 1, 1)]).await;
         drop(partition);
         stop(threads).await;
-        // What a start removes.
+        // Leftovers that a start removes.
         fs::write(dir.path().join("log/next.tmp"), "left").expect("written");
         let mut secret = b"olsecret\x02\0\0\0longer than version 1 has it".to_vec();
         secret.extend_from_slice(&crc32c::crc32c(&secret).to_le_bytes());

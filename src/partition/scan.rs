@@ -104,10 +104,10 @@ pub(super) struct Scan {
     events_max: usize,
     bytes: usize,
     room: Option<Room>,
-    /// The memory for chunks, and what the connection of the reader holds of it.
+    /// The memory for chunks, and the reader's connection's part of it.
     chunks: ChunkMemory,
     account: ChunkAccount,
-    /// What the reader has waited for: room for an event that is larger than a chunk.
+    /// The share that the reader has waited for: room for an event larger than a chunk.
     waited: Option<ChunkShare>,
     /// The size of such an event, if it ended the scan.
     wants: Option<usize>,
@@ -119,7 +119,7 @@ pub(super) struct Scanned {
     pub at: Mark,
     pub events: Vec<StoredEvent>,
     pub share: Option<ChunkShare>,
-    /// Where the next event needs so much memory that it must be waited for: how much, in bytes.
+    /// How many bytes the next event needs, if so many that they must be awaited.
     pub wants: Option<usize>,
 }
 
@@ -313,7 +313,7 @@ impl Scan {
         self.events.len() < self.events_max && self.bytes < bytes_enough
     }
 
-    /// Makes room for a single event that is larger than a chunk, if there is memory for it now.
+    /// Makes room for a single event larger than a chunk, if there is memory for it now.
     fn makes_room(&mut self, bytes: usize) -> bool {
         if !self.events.is_empty() {
             return false;
@@ -508,7 +508,7 @@ mod tests {
             ..PartitionOptions::new(dir.path())
         };
         let (partition, threads) = opened_with(options).await;
-        // The first is in the log only, the last in memory.
+        // Only the log has the first, and only memory the last.
         let bytes = [20_000, CHUNK_BYTES_MAX + 1, 20_000];
         for (id, bytes) in bytes.into_iter().enumerate() {
             store(&partition, vec![event("t", id, bytes)]).await;

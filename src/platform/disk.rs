@@ -37,13 +37,13 @@ pub trait Disk: Send + Sync + 'static {
     /// The bytes of all files in a directory.
     fn tree_bytes(&self, dir: &Path) -> io::Result<u64>;
 
-    /// Creates a directory where missing, and makes its name durable if it was there: a process that died may have
-    /// created it and not lived to sync its name.
+    /// Creates a directory if missing; if it exists, makes its name durable: a process may have died between
+    /// creating it and syncing its name.
     fn ensure_dir(&self, path: &Path) -> io::Result<()> {
         use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
         self.create_dir(path)?;
         match self.sync_dir(parent_of(path)) {
-            // Where this process could not have created it either.
+            // This process could not have created it either.
             Err(error)
                 if matches!(
                     error.kind(),

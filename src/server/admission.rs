@@ -91,8 +91,8 @@ impl Peer {
         self.calls.load(Relaxed) > 0
     }
 
-    /// Drops responses of which the client has read nothing for `limit`. Returns whether a dropped one has stayed unread
-    /// for as long again: then only closing the connection frees what it holds.
+    /// Drops responses of which the client has read nothing for `limit`. Returns whether a dropped one has stayed
+    /// unread as long again: then only closing the connection frees its memory.
     pub fn drop_unread(&self, now: Instant, limit: Duration) -> bool {
         self.responses.drop_unread(now, limit)
     }

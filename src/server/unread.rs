@@ -67,8 +67,8 @@ impl OpenResponses {
         }
     }
 
-    /// Drops responses of which the client has read nothing for `limit`. Returns whether one that was dropped earlier
-    /// has stayed unread for as long again.
+    /// Drops responses of which the client has read nothing for `limit`. Returns whether one dropped earlier has
+    /// stayed unread as long again.
     pub fn drop_unread(&self, now: Instant, limit: Duration) -> bool {
         let mut bodies = Vec::new();
         let mut is_stuck = false;
@@ -91,7 +91,7 @@ impl OpenResponses {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A body that panics is not asked again.
+    // A body that panicked is not polled again.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -125,7 +125,7 @@ impl OpenResponse {
 }
 
 impl State {
-    /// The end of a response that was dropped.
+    /// The end of a dropped response.
     fn send_error(&mut self) -> Option<Result<Frame<Bytes>, axum::Error>> {
         self.unread_since = None;
         if std::mem::replace(&mut self.error_sent, true) {
@@ -155,7 +155,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    /// A body of one part, after which it waits, and what it holds as long as it is there.
+    /// A body of one part, after which it waits, and the memory it holds meanwhile.
     fn body() -> (Body, std::sync::Weak<()>) {
         let held = Arc::new(());
         let weak = Arc::downgrade(&held);

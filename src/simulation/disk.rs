@@ -699,12 +699,12 @@ impl DiskFile for SimFile {
 
 #[cfg(test)]
 mod tests {
-    //! What the tests of others need.
+    //! Helpers for other tests.
 
     use super::SimDisk;
 
     impl SimDisk {
-        /// Kills the process after this many operations from now that change the disk.
+        /// Kills the process after this many further operations that change the disk.
         pub(crate) fn crash_in(&self, operations: u64) {
             self.state().faults.crash_in = Some(operations);
         }

@@ -245,7 +245,7 @@ async fn a_conflict_is_reported_whatever_its_public_hash() {
     assert_eq!(reply, [(Outcome::Conflict, 1), (Outcome::Duplicate, 1)]);
 }
 
-/// What an operator does about an index that the disk cannot read: the message says it, and it works.
+/// What an operator can do about an index that the disk cannot read: the message says it, and it works.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_index_that_cannot_be_opened_is_removed_and_rebuilt() {
     let server = TestServer::start().await;
@@ -254,7 +254,7 @@ async fn an_index_that_cannot_be_opened_is_removed_and_rebuilt() {
     assert_eq!(stored.expect("acked").unique_processed, 100);
     let data_dir = server.stop().await;
     let index = data_dir.path().join("index");
-    // Reading a folder fails whoever tries.
+    // Reading a folder fails for everyone.
     let secret = index.join("secret");
     std::fs::remove_file(&secret).expect("is there");
     std::fs::create_dir(&secret).expect("created");

@@ -241,7 +241,7 @@ impl Segment {
     fn thin(&self) -> usize {
         let mut index = self.index.write().expect("no one panics with it");
         let before = index.len();
-        // In memory of its own: shrinking in place leaves holes that nothing fits into.
+        // Copied to new memory: shrinking in place leaves holes that nothing fits into.
         *index = index.iter().copied().step_by(2).collect();
         let forgotten = before - index.len();
         self.places.known.fetch_sub(forgotten, Ordering::Relaxed);
@@ -405,7 +405,7 @@ mod tests {
         assert_eq!(places.known(), 0);
     }
 
-    /// What a log of 1 GB to 10 TB takes in memory, each in a process of its own: run it with --nocapture. The longest is
+    /// How much memory a log of 1 GB to 10 TB takes, each in its own process: run it with --nocapture. The longest is
     /// not read, which takes minutes.
     #[test]
     #[ignore = "a measurement, not a test"]

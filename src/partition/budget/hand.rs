@@ -1,4 +1,4 @@
-//! What was read from a connection and waits its turn: bounded beside the budget, and never waited for.
+//! Bytes read from a connection that wait their turn: bounded beside the budget, and never waited for.
 
 use std::sync::atomic::Ordering::Relaxed;
 
