@@ -16,7 +16,7 @@
 //! | [`platform`] | the operating system as the store sees it: files, threads, the clock, randomness |
 //! | [`partition`] | the write path, the durable tail, readers, counters |
 //! | `call`, `response`, `covered` | the memory of a request, and of its response until it has been sent |
-//! | `aggregator`, `limits`, `listing` | shared by the edges: the partition, limits, streams of stored events |
+//! | `aggregator`, `limits`, `submitter`, `listing` | shared by the edges: the partition, limits, requests answered with totals, streams of stored events |
 //! | [`grpc`] | the RPCs, conversions, the error table; with `client` and `server` the only modules that name tonic |
 //! | `json` | the JSON of events and counters, which HTTP and the command line share |
 //! | `http` | the HTTP endpoints, their error table, the OpenAPI document |
@@ -63,3 +63,4 @@ mod response;
 pub mod server;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
+mod submitter;

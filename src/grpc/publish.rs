@@ -1,19 +1,18 @@
 //! Publish: a stream of requests, one response.
 
-use std::collections::VecDeque;
-
 use tonic::{Request, Status, Streaming};
 
 use super::{
-    Aggregator, STREAM_REQUESTS_MAX,
+    Aggregator,
     intake::{self, Requests},
     status,
     wire::RawPublishRequest,
 };
 use crate::{
     event::Event,
-    partition::{Outcome, PendingOutcomes, Rejection, Share},
+    partition::Share,
     proto::v1,
+    submitter::{Submitter, Totals},
 };
 
 pub(super) async fn publish(
@@ -24,21 +23,20 @@ pub(super) async fn publish(
         aggregator,
         requests: Requests::of(aggregator, &request),
         taken: 0,
-        pending: VecDeque::new(),
-        totals: v1::PublishResponse::default(),
+        submitter: Submitter::new(&aggregator.partition),
     };
     let end = stream.take_all().await;
     // However the stream ended, the response reports only durable events of earlier requests.
-    stream.await_pending(0).await?;
-    end.map(|()| stream.totals)
+    let finished = stream.submitter.finish().await;
+    finished.map_err(|error| status::publish(&error))?;
+    end.map(|()| response(stream.submitter.totals()))
 }
 
 struct PublishStream<'a> {
     aggregator: &'a Aggregator,
     requests: Requests,
     taken: u64,
-    pending: VecDeque<PendingOutcomes>,
-    totals: v1::PublishResponse,
+    submitter: Submitter<'a>,
 }
 
 impl PublishStream<'_> {
@@ -52,12 +50,9 @@ impl PublishStream<'_> {
                 return Ok(());
             };
             let events = self.valid_events(request.into(), &mut share).await?;
-            let partition = &self.aggregator.partition;
-            let submitted = partition.submit(events, Rejection::OfRequest, share).await;
-            self.pending
-                .push_back(submitted.map_err(|error| status::publish(&error))?);
+            let submitted = self.submitter.submit(events, share).await;
+            submitted.map_err(|error| status::publish(&error))?;
             self.taken += 1;
-            self.await_pending(STREAM_REQUESTS_MAX).await?;
         }
     }
 
@@ -77,29 +72,19 @@ impl PublishStream<'_> {
         partition.count_rejected(events.count() as u64);
         Err(status::invalid_event(self.taken, at, violation))
     }
+}
 
-    /// Waits until no more than `left` requests are waiting for outcomes.
-    async fn await_pending(&mut self, left: usize) -> Result<(), Status> {
-        while self.pending.len() > left {
-            let pending = self.pending.pop_front().expect("not empty");
-            let outcomes = pending.await.map_err(|error| status::publish(&error))?;
-            for outcome in outcomes.outcomes {
-                self.count(outcome);
-            }
-        }
-        Ok(())
-    }
-
-    fn count(&mut self, outcome: Outcome) {
-        self.totals.received += 1;
-        match outcome {
-            Outcome::Stored(_) => self.totals.unique_processed += 1,
-            Outcome::Duplicate(_) => self.totals.duplicate_dropped += 1,
-            Outcome::Conflict(_) => {
-                self.totals.duplicate_dropped += 1;
-                self.totals.conflicts += 1;
-            }
-            Outcome::TopicLimit => unreachable!("the limit on topics fails the whole request"),
-        }
+fn response(totals: Totals) -> v1::PublishResponse {
+    let Totals {
+        received,
+        unique_processed,
+        duplicate_dropped,
+        conflicts,
+    } = totals;
+    v1::PublishResponse {
+        received,
+        unique_processed,
+        duplicate_dropped,
+        conflicts,
     }
 }

@@ -4,7 +4,7 @@
 //! before it are durable, nothing after it is read, and the response counts the stored events. So the client
 //! may send either the rest or everything again.
 
-use std::{collections::VecDeque, iter};
+use std::iter;
 
 use bytes::{Bytes, BytesMut};
 
@@ -21,8 +21,9 @@ use crate::{
         event::{Names, parse_line},
         flaw::Flaw,
     },
-    limits::{EVENT_MEMORY_BYTES, REQUEST_EVENTS_MAX, SHARE_BYTES_MIN, STREAM_REQUESTS_MAX},
-    partition::{PendingOutcomes, Rejection, Share},
+    limits::{EVENT_MEMORY_BYTES, REQUEST_EVENTS_MAX, SHARE_BYTES_MIN},
+    partition::Share,
+    submitter::Submitter,
 };
 
 /// Lines are submitted in groups of at most this part of the largest request, so that their encoding is no
@@ -39,14 +40,15 @@ pub(super) async fn publish(
         arrived: BytesMut::new(),
         share: upload.share(0),
         lines: 0,
-        pending: VecDeque::new(),
-        totals: Totals::default(),
+        submitter: Submitter::new(&aggregator.partition),
     };
     let end = stream.take_all(upload).await;
     // However the stream ended, the response reports only durable events of earlier lines.
-    let end = stream.await_pending(0).await.and(end);
-    end.map_err(|failure| failure.after(stream.totals))?;
-    Ok(stream.totals)
+    let finished = stream.submitter.finish().await;
+    let end = finished.map_err(|error| Failure::from(&error)).and(end);
+    let totals = stream.submitter.totals().into();
+    end.map_err(|failure| failure.after(totals))?;
+    Ok(totals)
 }
 
 struct LineStream<'a> {
@@ -57,8 +59,7 @@ struct LineStream<'a> {
     share: Share,
     /// How many lines were taken.
     lines: u64,
-    pending: VecDeque<PendingOutcomes>,
-    totals: Totals,
+    submitter: Submitter<'a>,
 }
 
 /// The events of some lines, up to the first bad one.
@@ -141,11 +142,8 @@ impl LineStream<'_> {
             return Ok(());
         }
         upload.cover_events(&mut share, &events).await?;
-        let partition = &self.aggregator.partition;
-        let submitted = partition.submit(events, Rejection::OfRequest, share).await;
-        let pending = submitted.map_err(|error| Failure::from(&error))?;
-        self.pending.push_back(pending);
-        self.await_pending(STREAM_REQUESTS_MAX).await
+        let submitted = self.submitter.submit(events, share).await;
+        submitted.map_err(|error| Failure::from(&error))
     }
 
     fn parse(&mut self, group: &[&[u8]]) -> Parsed {
@@ -180,18 +178,6 @@ impl LineStream<'_> {
             let loc = || vec!["body".into(), LocPart::Index(self.lines)];
             Failure::events(flaws.into_iter().map(|flaw| (loc(), flaw)))
         })
-    }
-
-    /// Waits until no more than `left` groups are waiting for outcomes.
-    async fn await_pending(&mut self, left: usize) -> Result<(), Failure> {
-        while self.pending.len() > left {
-            let pending = self.pending.pop_front().expect("not empty");
-            let outcomes = pending.await.map_err(|error| Failure::from(&error))?;
-            for outcome in outcomes.outcomes {
-                self.totals.count(outcome);
-            }
-        }
-        Ok(())
     }
 }
 

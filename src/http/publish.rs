@@ -27,7 +27,7 @@ use crate::{
         flaw::Flaw,
     },
     limits::REQUEST_EVENTS_MAX,
-    partition::Rejection,
+    submitter::Submitter,
 };
 
 const JSON: &str = "application/json";
@@ -94,14 +94,12 @@ async fn publish_json(aggregator: &Aggregator, upload: &mut Upload<'_>) -> Resul
     })?;
     drop(body);
     upload.cover_events(&mut share, &events).await?;
-    let partition = &aggregator.partition;
-    let submitted = partition.submit(events, Rejection::OfRequest, share).await;
-    let outcomes = submitted.map_err(|error| Failure::from(&error))?.await;
-    let mut totals = Totals::default();
-    for outcome in outcomes.map_err(|error| Failure::from(&error))?.outcomes {
-        totals.count(outcome);
-    }
-    Ok(totals)
+    let mut submitter = Submitter::new(&aggregator.partition);
+    let submitted = submitter.submit(events, share).await;
+    submitted.map_err(|error| Failure::from(&error))?;
+    let finished = submitter.finish().await;
+    finished.map_err(|error| Failure::from(&error))?;
+    Ok(submitter.totals().into())
 }
 
 /// Why a body is refused as a whole.

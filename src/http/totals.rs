@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use crate::partition::Outcome;
+use crate::submitter;
 
 /// The outcomes of a request's events, all of them durable.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Totals {
     received: u64,
     /// The original API's word for accepted events; here all accepted events are stored.
@@ -15,18 +15,20 @@ pub(super) struct Totals {
     conflicts: u64,
 }
 
-impl Totals {
-    pub fn count(&mut self, outcome: Outcome) {
-        self.received += 1;
-        self.enqueued += 1;
-        match outcome {
-            Outcome::Stored(_) => self.unique_processed += 1,
-            Outcome::Duplicate(_) => self.duplicate_dropped += 1,
-            Outcome::Conflict(_) => {
-                self.duplicate_dropped += 1;
-                self.conflicts += 1;
-            }
-            Outcome::TopicLimit => unreachable!("the limit on topics fails the whole request"),
+impl From<submitter::Totals> for Totals {
+    fn from(totals: submitter::Totals) -> Self {
+        let submitter::Totals {
+            received,
+            unique_processed,
+            duplicate_dropped,
+            conflicts,
+        } = totals;
+        Self {
+            received,
+            enqueued: received,
+            unique_processed,
+            duplicate_dropped,
+            conflicts,
         }
     }
 }
