@@ -130,8 +130,13 @@ impl<L: Log> Job for Writer<L> {
         while let Some(taken) = self.syncer.try_take() {
             self.after_take(taken);
         }
-        if self.syncer.is_full() && self.batch.is_full(&self.limits) {
-            return Step::Idle;
+        // First of all: a full batch accepts no further request.
+        if self.batch.is_full(&self.limits) {
+            if self.syncer.is_full() {
+                return Step::Idle;
+            }
+            self.hand_over();
+            return Step::Worked;
         }
         match self.queue.try_recv() {
             Ok(message) => self.take(message),
@@ -140,9 +145,6 @@ impl<L: Log> Job for Writer<L> {
             Err(_) if !self.syncer.is_full() && !self.batch.replies.is_empty() => self.hand_over(),
             Err(TryRecvError::Disconnected) if self.syncer.is_idle() => return Step::Ended,
             Err(_) => return Step::Idle,
-        }
-        if !self.syncer.is_full() && self.batch.is_full(&self.limits) {
-            self.hand_over();
         }
         Step::Worked
     }
@@ -475,6 +477,9 @@ mod tests {
             ..PartitionOptions::new(dir.path())
         };
         let (partition, threads) = opened_with(options).await;
+        let too_many = ["a", "b", "c"].map(|topic| event(topic, 0, 1)).to_vec();
+        let refused = publish(&partition, too_many, Rejection::OfRequest).await;
+        assert_eq!(refused, Err(PublishError::TopicLimit { max: 2 }));
         let both = vec![event("a", 1, 1), event("a", 2, 1), event("b", 1, 1)];
         let stored = publish(&partition, both, Rejection::OfRequest).await;
         let expected = [1, 2, 3].map(Outcome::Stored);
@@ -485,7 +490,99 @@ mod tests {
         let outcomes = publish(&partition, beyond(), Rejection::OfEvent).await;
         assert_eq!(outcomes, Ok(vec![Outcome::Stored(4), Outcome::TopicLimit]));
         let (counters, topics) = partition.totals();
-        assert_eq!((counters.received, counters.rejected, topics), (7, 3, 2));
+        assert_eq!((counters.received, counters.rejected, topics), (10, 6, 2));
+        stop(threads).await;
+    }
+
+    #[tokio::test]
+    async fn topics_that_exist_take_no_room_of_the_limit() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = PartitionOptions {
+            topics_max: 3,
+            ..PartitionOptions::new(dir.path())
+        };
+        let (partition, threads) = opened_with(options).await;
+        store(&partition, vec![event("a", 1, 1), event("b", 1, 1)]).await;
+        let one_new = ["a", "b", "c"].map(|topic| event(topic, 2, 1)).to_vec();
+        let stored = publish(&partition, one_new, Rejection::OfRequest).await;
+        assert_eq!(stored, Ok([3, 4, 5].map(Outcome::Stored).to_vec()));
+        drop(partition);
+        stop(threads).await;
+    }
+
+    /// Behind a busy log, requests are gathered into batches no larger than the limits, and not all into one.
+    #[tokio::test]
+    async fn a_batch_ends_at_its_limits_while_the_log_is_busy() {
+        let (events, bytes) = (
+            BatchLimits {
+                events_full: 2,
+                ..BatchLimits::default()
+            },
+            BatchLimits {
+                bytes_full: 1000,
+                ..BatchLimits::default()
+            },
+        );
+        // Two events of 600 bytes fill 1000 bytes.
+        for limits in [events, bytes] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let gate = Gate::default();
+            let options = PartitionOptions {
+                batch: limits,
+                ..PartitionOptions::new(dir.path())
+            };
+            let (partition, threads) = gate.open(options).await;
+            let mut requests = vec![submit(&partition, event("t", 0, 600)).await];
+            gate.await_begun(1);
+            for id in 1..7 {
+                requests.push(submit(&partition, event("t", id, 600)).await);
+            }
+            for append in 1..=4 {
+                gate.await_begun(append);
+                gate.end(Ok(()));
+            }
+            for request in requests {
+                soon(request).await.expect("durable");
+            }
+            let first_of = |sequence| {
+                let batch = partition.0.tail.recent(sequence);
+                batch.expect("in memory").first_sequence()
+            };
+            assert_eq!(
+                [1, 2, 3, 4, 5, 6, 7].map(first_of),
+                [1, 2, 2, 4, 4, 6, 6],
+                "{limits:?}"
+            );
+            drop(partition);
+            stop(threads).await;
+        }
+    }
+
+    /// A probe finds out whether there is space, and neither believes it nor gives up for good.
+    #[tokio::test]
+    async fn a_probe_heals_only_when_there_is_space() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let gate = Gate::default();
+        let (partition, threads) = gate.open(PartitionOptions::new(dir.path())).await;
+        let health = partition.health();
+        let probe = async || {
+            let probed = partition.0.queue.send(Message::Probe).await;
+            probed.expect("there is a writer");
+            // The writer answers in the order of its queue.
+            let found = soon(partition.get(key_of(&event("a", 1, 1)))).await;
+            assert!(found.expect("found out").is_none());
+            *health.borrow()
+        };
+        let first = submit(&partition, event("a", 1, 1)).await;
+        gate.await_begun(1);
+        gate.end_full();
+        assert_eq!(soon(first).await.err(), Some(PublishError::DiskFull));
+        assert_eq!(probe().await, Health::Refusing(PublishError::DiskFull));
+        gate.free();
+        assert_eq!(probe().await, Health::Serving);
+        gate.end(Ok(()));
+        store(&partition, vec![event("a", 2, 1)]).await;
+        drop(partition);
         stop(threads).await;
     }
 
