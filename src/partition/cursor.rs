@@ -267,6 +267,21 @@ mod tests {
         }
 
         #[test]
+        fn another_length_is_refused(
+            sequence: Sequence,
+            checksum: u32,
+            more in "[0-9a-f]{1,9}",
+            fewer in 1..9usize,
+        ) {
+            for cursor in [encode(7, mark(sequence, checksum)), encode_1(7, sequence)] {
+                let longer = format!("{cursor}{more}");
+                prop_assert_eq!(decode(&longer, 7), Err(CursorError::Malformed));
+                let shorter = &cursor[..cursor.len() - fewer];
+                prop_assert_eq!(decode(shorter, 7), Err(CursorError::Malformed));
+            }
+        }
+
+        #[test]
         fn garbage_is_refused(text in ".{0,60}") {
             prop_assert_eq!(decode(&text, 7), Err(CursorError::Malformed));
         }

@@ -207,6 +207,24 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_start_reports_the_events_found_and_replayed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (partition, threads) = opened_with(PartitionOptions::new(dir.path())).await;
+        store(&partition, (0..5).map(|id| event("t", id, 1)).collect()).await;
+        drop(partition);
+        stop(threads).await;
+        // A start without an index reads all of the log, and one of a new log nothing.
+        fs::remove_dir_all(dir.path().join("index")).expect("removed");
+        let (_, threads, recovery) = open(PartitionOptions::new(dir.path())).expect("opened");
+        assert_eq!((recovery.events, recovery.replayed), (5, 5));
+        stop(threads).await;
+        let new = tempfile::tempdir().expect("a directory");
+        let (_, threads, recovery) = open(PartitionOptions::new(new.path())).expect("opened");
+        assert_eq!((recovery.events, recovery.replayed), (0, 0));
+        stop(threads).await;
+    }
+
     /// All files in a folder, with their contents.
     fn files(dir: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
         let mut paths: Vec<_> = fs::read_dir(dir)

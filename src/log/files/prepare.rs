@@ -339,6 +339,16 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_is_exactly_as_long_as_asked() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut preparer, _) = start(&FaultyDisk::default(), dir.path());
+        let bytes = CHUNK_BYTES as u64 + 1000;
+        preparer.take(bytes, bytes).expect("is prepared");
+        let file = fs::metadata(dir.path().join(NEXT_NAME)).expect("is there");
+        assert_eq!(file.len(), bytes);
+    }
+
+    #[test]
     fn a_build_without_space_is_removed_and_retried() {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = FaultyDisk::default();

@@ -268,6 +268,23 @@ mod tests {
         assert!(zeroed[start as usize..].iter().all(|byte| *byte == 0));
     }
 
+    /// However much a torn write left, and though none of it is a zero.
+    #[test]
+    fn everything_behind_the_last_batch_is_zeroed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, _, end, _) = one_segment(dir.path());
+        let tail = open(dir.path()).tail();
+        let whole = fs::read(&path).expect("reads");
+        let mut torn = whole[..end as usize].to_vec();
+        torn.resize(20_000, 0x5a);
+        torn.resize(40_000, 0);
+        fs::write(&path, &torn).expect("writes");
+        assert_eq!(open(dir.path()).tail(), tail);
+        let zeroed = fs::read(&path).expect("reads");
+        torn[end as usize..].fill(0);
+        assert!(zeroed == torn, "it has the batches, and only zeros behind");
+    }
+
     #[test]
     fn a_flip_in_the_last_batch_shows_against_a_known_tail() {
         let dir = tempfile::tempdir().expect("a directory");
