@@ -230,6 +230,29 @@ mod tests {
     use super::*;
     use crate::log::support::{any_events, batch};
 
+    /// Before the checksum is known to be right, no number asks for more memory than the header has bytes.
+    #[test]
+    fn impossible_numbers_of_topics_are_refused() {
+        let is_possible = |groups, count, directory| {
+            let fixed = Fixed {
+                header_crc: 0,
+                header_bytes: u32::try_from(FIXED_BYTES + directory).expect("short"),
+                count,
+                groups,
+                first_sequence: FIRST_SEQUENCE,
+                received_at: 0,
+            };
+            let mut bytes = vec![0; 4];
+            fixed.put_checked(&mut bytes);
+            Fixed::parse(&bytes).is_ok()
+        };
+        let directory = 100 * (ENTRY_BYTES + 1);
+        assert!(is_possible(100, 100, directory));
+        assert!(!is_possible(101, 101, directory));
+        assert!(!is_possible(100, 99, directory));
+        assert!(!is_possible(0, 100, directory));
+    }
+
     proptest! {
         /// The header alone has everything but the events.
         #[test]

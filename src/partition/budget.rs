@@ -480,14 +480,17 @@ mod tests {
                 if !share.try_grow(1024) {
                     break;
                 }
+                share.arrived();
                 taken.push(share);
             }
             let free = budget.lock().free;
+            let left = BYTES_MAX / (connections + 1);
             assert!(
-                free >= BYTES_MAX / (connections + 1),
+                (left..=left + 4096).contains(&free),
                 "{connections}: {free}"
             );
         }
+        assert!(budget.held() > BYTES_MAX * 9 / 10);
         taken.clear();
         assert_eq!(budget.held(), 0);
     }
@@ -539,22 +542,103 @@ mod tests {
     }
 
     #[test]
-    fn small_requests_have_a_lane() {
+    fn a_share_beyond_the_budget_shrinks_to_what_is_asked() {
         let budget = Budget::new(BYTES_MAX);
-        let _excess = take_excess(&budget);
-        let mut taken = Vec::new();
+        let mut share = budget.share(&Account::default(), 4 * BYTES_MAX);
+        for bytes in [LARGE, 3 * BYTES_MAX, 4 * BYTES_MAX] {
+            assert!(share.try_grow(bytes));
+            assert_eq!((share.bytes(), budget.held()), (bytes, LARGE));
+        }
+        let may_exceed = || {
+            let mut other = budget.share(&Account::default(), 2 * BYTES_MAX);
+            other.try_grow(2 * BYTES_MAX)
+        };
+        share.shrink(2 * BYTES_MAX);
+        assert_eq!((share.bytes(), budget.held()), (2 * BYTES_MAX, LARGE));
+        assert!(!may_exceed());
+        share.shrink(LARGE / 2);
+        assert_eq!((share.bytes(), budget.held()), (LARGE / 2, LARGE / 2));
+        assert!(may_exceed());
+    }
+
+    /// What a connection gathers at once is limited by its part, and by half of what is left.
+    #[test]
+    fn a_connection_gathers_what_fits_into_its_part() {
+        const PROMISE: usize = 128 * 1024;
+        let budget = Budget::new(8 * BYTES_MAX);
+        let gathered = || {
+            let account = Account::default();
+            let mut shares = Vec::new();
+            loop {
+                let mut share = budget.share(&account, PROMISE);
+                if !share.try_grow(1) {
+                    break shares.len();
+                }
+                shares.push(share);
+            }
+        };
+        assert_eq!(gathered(), 8 * BYTES_MAX / CONNECTION_PART / PROMISE);
+        let mut excess = budget.share(&Account::default(), 64 * BYTES_MAX);
+        assert!(excess.try_grow(64 * BYTES_MAX));
+        let mut others = Vec::new();
+        while budget.lock().free > 5 * PROMISE {
+            let mut share = budget.share(&Account::default(), PROMISE);
+            assert!(share.try_grow(1024));
+            others.push(share);
+        }
+        assert_eq!(gathered(), 2);
+    }
+
+    /// A budget of which large requests have taken all they can, and the shares that did.
+    fn exhausted() -> (Budget, Vec<Share>) {
+        let budget = Budget::new(BYTES_MAX);
+        let mut taken = vec![take_excess(&budget)];
         loop {
             let mut share = budget.share(&Account::default(), LARGE);
             if !share.try_grow(1024) {
-                break;
+                return (budget, taken);
             }
             taken.push(share);
         }
+    }
+
+    #[test]
+    fn small_requests_have_a_lane() {
+        let (budget, _taken) = exhausted();
+        let held = budget.held();
         let mut small = budget.share(&Account::default(), 1024);
         assert!(small.try_grow(1024));
         assert_eq!(budget.lock().lane_free, BYTES_MAX / LANE_PART - 1024);
+        assert_eq!(budget.held(), held + 1024);
         drop(small);
         assert_eq!(budget.lock().lane_free, BYTES_MAX / LANE_PART);
+    }
+
+    #[test]
+    fn a_connection_has_a_part_of_the_lane() {
+        const SMALL: usize = 1024;
+        let (budget, _taken) = exhausted();
+        let account = Account::default();
+        let mut small = Vec::new();
+        loop {
+            let mut share = budget.share(&account, SMALL);
+            if !share.try_grow(SMALL) {
+                break;
+            }
+            small.push(share);
+        }
+        assert_eq!(small.len(), BYTES_MAX / LANE_PART / CONNECTION_PART / SMALL);
+        // It waits for a place in its own part; what it does not take any more goes back.
+        let mut waiting = budget.share(&account, SMALL);
+        let mut grown = Box::pin(waiting.grow(SMALL));
+        assert!((&mut grown).now_or_never().is_none());
+        let lane_free = budget.lock().lane_free;
+        small.pop();
+        assert_eq!(budget.lock().lane_free, lane_free, "it is granted");
+        drop(grown);
+        assert_eq!(budget.lock().lane_free, lane_free + SMALL);
+        let mut elsewhere = budget.share(&Account::default(), SMALL);
+        assert!(elsewhere.try_grow(SMALL));
     }
 
     #[test]

@@ -474,6 +474,17 @@ mod tests {
         assert_eq!(Stats::new(snapshot()).snapshot(), snapshot());
     }
 
+    /// They prove how far the log went: a start without them must not go on.
+    #[test]
+    fn unreadable_counters_are_not_missing_ones() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let missing = Snapshot::load(&OsDisk, dir.path());
+        assert_eq!(missing.expect("there is none yet"), None);
+        fs::create_dir(dir.path().join(FILE_NAME)).expect("created");
+        let error = Snapshot::load(&OsDisk, dir.path()).expect_err("no file");
+        assert!(matches!(error, CountersError::Io { .. }), "{error}");
+    }
+
     #[test]
     fn a_damaged_file_is_noticed() {
         let dir = tempfile::tempdir().expect("a directory");
