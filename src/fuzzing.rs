@@ -55,9 +55,9 @@ mod tests {
         http_query: http::queries,
         json_text: event::texts,
         manifest: index::manifests,
+        positions: index::positions,
         run: index::runs,
         segment: log::segments,
-        positions: index::positions,
     };
 
     fn folder() -> PathBuf {
