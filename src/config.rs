@@ -38,7 +38,7 @@ stores it once. An event is identified by its topic and event id, over the whole
 
 What the server guarantees:
   * An acknowledged event is durable: it survives kill -9 and power loss.
-  * An event whose key is stored already is dropped and counted; the first one stays.
+  * An event whose key is already stored is dropped and counted; the first one stays.
   * Readers see each topic in order of arrival, without gap or repeat, and can resume anywhere.
 
 Without a command, oncelog serves: `oncelog --listen ADDR` is `oncelog serve --listen ADDR`.";
@@ -46,27 +46,26 @@ Without a command, oncelog serves: `oncelog --listen ADDR` is `oncelog serve --l
 const EXAMPLES: &str = "\
 Examples:
   oncelog --data-dir /var/lib/oncelog          serve
-  oncelog publish events.ndjson                publish a file, one event a line
-  oncelog list --topic orders --follow         print the events of a topic, and go on as they come
+  oncelog publish events.ndjson                publish a file, one event per line
+  oncelog list --topic orders --follow         print the events of a topic, then follow it
   oncelog stats --watch                        counters and rates, every second
   oncelog verify --data-dir /var/lib/oncelog   check the stored data while no server runs";
 
 const PUBLISH_HELP: &str = "\
-An event is one line of JSON, as `oncelog list` and HTTP have it:
+An event is one line of JSON, in the form of `oncelog list` and HTTP:
   {\"topic\":\"t\",\"event_id\":\"1\",\"timestamp\":\"2026-01-01T00:00:00Z\",\"source\":\"s\",\"payload\":{\"n\":1}}
 Instead of payload there may be data (base64), or neither; attributes is an object of strings. The names of the gRPC \
-contract are taken as well: eventId, json. Blank lines are skipped.
+contract are accepted as well: eventId, json. Blank lines are skipped.
 
-What is not acknowledged is resent when the connection breaks. Publishing a file again is safe: what \
-is stored already counts as a duplicate.
+Unacknowledged events are resent when the connection breaks. Publishing a file again is safe: an event \
+that is already stored counts as a duplicate.
 
 Exit status: 0 if no event was rejected, 1 if some were (the line of each is on stderr), 2 if publishing \
 failed, 130 if it was interrupted.";
 
 const LIST_HELP: &str = "\
-A line is one stored event in JSON, as proto3 maps the message oncelog.v1.StoredEvent (64-bit numbers are \
-strings). To publish the events elsewhere:
-  oncelog list | jq -c .event | oncelog publish --server http://elsewhere:50051
+A line is one stored event in JSON, in the form of GET /events. To publish the events elsewhere:
+  oncelog list | oncelog publish --server http://elsewhere:50051
 
 At the end the cursor is printed to stderr; --cursor resumes after the last event printed.
 
