@@ -4,14 +4,14 @@
 //! Every edge takes memory from here, as [`Share`]s that grow with the bytes received, never with what a
 //! client announces, and that release it when dropped. This file alone has the policy:
 //!
-//! - A connection may hold at most half, less when others hold some ([`connection_bytes_max`]). So however many
-//!   connections take all they can, there is room for the next: `n` of them leave a part of `1 / (n + 1)`.
+//! - A connection may hold at most half, and less when others hold some ([`connection_bytes_max`]). So however
+//!   many connections take all they can, there is room for the next: `n` of them leave a part of `1 / (n + 1)`.
 //! - A connection gathers only as many large requests at a time as fit into an eighth of the budget, but always
 //!   one: many half-received requests would wait for each other.
 //! - Small requests have a lane beside the budget, an eighth of its size, that large ones cannot use.
 //! - A waiting share keeps what it holds. So that half-received requests cannot deadlock, one share at a time may
-//!   exceed the budget: it is finished and answered, and then the next may. A connection that holds its part keeps
-//!   one such response beyond it, and must send that before it may exceed the budget again.
+//!   exceed the budget: it is finished and answered, and then the next may. A connection that holds its part may
+//!   keep one such response beyond it, and must send that before it may exceed the budget again.
 //!
 //! - Bytes read from a connection that wait their turn lie in a [`Hand`], which never waits: it has room or not.
 //!
@@ -43,10 +43,10 @@ const LANE_PART: usize = 8;
 const HANDS_PART: usize = 4;
 const HANDS_BYTES_MIN: usize = 4 * 1024 * 1024;
 
-/// What a connection may hold of `bytes_max` when `available` of it are free or its own.
+/// How much of `bytes_max` a connection may hold when `available` of it are free or its own.
 ///
-/// So much that `n` connections that hold all they may leave `1 / (n + 1)`, in whatever order they took it: the `n`-th
-/// finds `1 / n` and leaves `1 / (n + 1)`.
+/// Chosen so that `n` connections that hold all they may leave `1 / (n + 1)`, in whatever order they took it: the
+/// `n`-th finds `1 / n` and leaves `1 / (n + 1)`.
 pub(super) fn connection_bytes_max(bytes_max: usize, available: usize) -> usize {
     let (max, available) = (bytes_max as u128, available as u128);
     let part = available * available / (max + available);
@@ -112,7 +112,7 @@ struct Held {
     hands: AtomicUsize,
     /// What the large requests being gathered will hold.
     promised: AtomicUsize,
-    /// Responses that brought it beyond its part: their requests exceeded the budget.
+    /// Responses that took it beyond its part: their requests exceeded the budget.
     over: AtomicUsize,
 }
 
@@ -128,7 +128,7 @@ pub struct Share {
     excess: usize,
     /// The part kept for the response once the events are gone.
     answer: usize,
-    /// How many responses it covers that brought the connection beyond its part.
+    /// How many responses it covers that took the connection beyond its part.
     over: usize,
 }
 
@@ -381,9 +381,9 @@ impl Share {
         state.free += held;
         state.lane_free += lane;
         if excess > 0 {
-            // An answered request has little left: the next need not wait until its response has been sent. If the
-            // connection holds its part already, though, and the client must read the response, it may not exceed the
-            // budget again before that.
+            // An answered request has little left: the next need not wait until its response has been sent. But if
+            // the connection already holds its part, and its client has yet to read the response, it may not exceed
+            // the budget again before that.
             if self.excess <= state.free {
                 state.free -= self.excess;
                 let held = account.budget.fetch_add(self.excess, Relaxed) + self.excess;
@@ -495,7 +495,7 @@ mod tests {
         assert_eq!(budget.held(), 0);
     }
 
-    /// Requests beyond the budget are finished one after another; what is left of them must not add up.
+    /// Requests beyond the budget are finished one after another; their remains must not add up.
     #[test]
     fn unread_responses_of_requests_beyond_the_budget_do_not_add_up() {
         const RESPONSE: usize = 4096;
