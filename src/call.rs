@@ -263,6 +263,8 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+
     use super::*;
     use crate::partition::ChunkMemory;
 
@@ -288,5 +290,33 @@ mod tests {
         assert_eq!(before - memory.free(), 30);
         drop(second);
         assert_eq!(before - memory.free(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_nothing_was_read_does_not_count() {
+        let waited = Duration::from_secs(PROGRESS_SECONDS - 1);
+        let mut pace = Pace::begin();
+        for _ in 0..10 {
+            let began = Instant::now();
+            tokio::time::sleep(waited).await;
+            pace.skip(began);
+            let left = pace.deadline() - Instant::now();
+            assert_eq!(left, Duration::from_secs(PROGRESS_SECONDS));
+        }
+        let left = pace.end - Instant::now();
+        assert_eq!(left, Duration::from_secs(ARRIVAL_SECONDS_MAX));
+    }
+
+    #[tokio::test]
+    async fn a_guarded_body_is_limited_as_a_whole() {
+        for (parts, is_taken) in [(2, true), (3, false)] {
+            let part = || Ok::<_, std::io::Error>(Bytes::from(vec![0; CALL_BYTES_MAX / 2]));
+            let parts: Vec<_> = (0..parts).map(|_| part()).collect();
+            let body = Body::from_stream(futures_util::stream::iter(parts));
+            let (_call, guarded) = Call::new(Account::default(), ChunkAccount::default(), body);
+            let read = guarded.collect().await;
+            let is_too_large = matches!(read, Err(GuardError::TooLarge));
+            assert_eq!((read.is_ok(), is_too_large), (is_taken, !is_taken));
+        }
     }
 }

@@ -539,6 +539,10 @@ mod tests {
         assert!((&mut waiting).now_or_never().is_none());
         drop(first);
         assert!(waiting.now_or_never().is_some());
+        let mut third = budget.share(&account, LARGE);
+        assert!(!third.try_grow(1));
+        second.arrived();
+        assert!(third.try_grow(1), "the second is not gathered any more");
     }
 
     #[test]

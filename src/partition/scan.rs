@@ -550,13 +550,16 @@ mod tests {
             .await
             .expect("begins");
         let (go_on, gate) = std::sync::mpsc::channel::<()>();
+        let (began, begun) = std::sync::mpsc::channel::<()>();
         let permit = reader.permit.clone();
         let scanning = partition.0.lanes.scan(move || {
             let _permit = permit;
+            _ = began.send(());
             _ = gate.recv();
         });
         let mut scanning = Box::pin(scanning);
         assert!(futures_util::poll!(scanning.as_mut()).is_pending());
+        begun.recv().expect("it runs");
         reader.permit = None;
         drop((scanning, reader));
         // It runs on, and holds what it has taken.

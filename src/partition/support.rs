@@ -92,6 +92,7 @@ struct GateState {
     outcomes: VecDeque<Result<(), AppendError>>,
     waker: Option<Waker>,
     is_full: bool,
+    prepare_fails: bool,
 }
 
 impl Gate {
@@ -143,6 +144,11 @@ impl Gate {
         self.lock().is_full = false;
     }
 
+    /// From now on the log fails when it looks for space.
+    pub fn fail_prepare(&self) {
+        self.lock().prepare_fails = true;
+    }
+
     fn lock(&self) -> MutexGuard<'_, GateState> {
         self.0.0.lock().expect("no panic")
     }
@@ -192,9 +198,15 @@ impl Log for GateLog {
     }
 
     fn prepare(&mut self) -> Result<(), AppendError> {
-        if self.gate.lock().is_full {
+        let state = self.gate.lock();
+        if state.prepare_fails {
+            let cause = std::io::Error::other("by the test");
+            return Err(AppendError::Unknown(Arc::new(cause)));
+        }
+        if state.is_full {
             return Err(full());
         }
+        drop(state);
         self.log.prepare()
     }
 

@@ -347,12 +347,18 @@ impl<L: Log> Writer<L> {
         self.index.truncate(self.durable_tail);
         let batch = std::mem::replace(&mut self.batch, Pending::new(self.durable_tail));
         batch.refuse(error);
-        if matches!(error, PublishError::MaybeStored) {
-            // Nothing from now on is stored.
-            self.failed = Some(PublishError::Failed);
-        } else if !error.passes() {
-            self.failed = Some(error);
+        if !error.passes() {
+            self.fail(error);
         }
+    }
+
+    /// Refuses all later requests for `error`.
+    fn fail(&mut self, error: PublishError) {
+        self.failed = Some(match error {
+            // Nothing from now on is stored.
+            PublishError::MaybeStored => PublishError::Failed,
+            error => error,
+        });
     }
 
     /// Checks whether the cause of refusals has passed: the log and the index both have room again.
@@ -367,7 +373,7 @@ impl<L: Log> Writer<L> {
         match self.syncer.probe() {
             Ok(()) => self.monitor.heal(),
             Err(error) if error.passes() => {}
-            Err(error) => self.failed = Some(error),
+            Err(error) => self.fail(error),
         }
     }
 
@@ -447,6 +453,26 @@ mod tests {
             .expect("there is a partition");
         let beyond = publish(&partition, vec![event("e", 1, 1)], Rejection::OfEvent).await;
         assert_eq!(beyond, Ok(vec![Outcome::TopicLimit]));
+        drop(partition);
+        stop(threads).await;
+    }
+
+    /// A log that fails while it looks for space stores no later request.
+    #[tokio::test]
+    async fn a_failure_without_an_append_stores_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let gate = Gate::default();
+        let (partition, threads) = gate.open(PartitionOptions::new(dir.path())).await;
+        let mut health = partition.health();
+        let refused = submit(&partition, event("a", 1, 1)).await;
+        gate.fail_prepare();
+        gate.end_full();
+        assert_eq!(soon(refused).await.err(), Some(PublishError::DiskFull));
+        let failed = Health::Failed(PublishError::Failed);
+        let seen = soon(health.wait_for(|health| *health == failed)).await;
+        drop(seen.expect("there is a partition"));
+        let refused = publish(&partition, vec![event("a", 2, 1)], Rejection::OfEvent).await;
+        assert_eq!(refused, Err(PublishError::Failed));
         drop(partition);
         stop(threads).await;
     }

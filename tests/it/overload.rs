@@ -470,6 +470,34 @@ async fn unread_responses_are_covered_until_they_have_been_sent() {
 }
 
 #[tokio::test]
+async fn a_single_unread_response_is_covered() {
+    let server = TestServer::start().await;
+    let mut rude = peer(&server, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    let request = EMPTY_EVENT.repeat(REQUEST_EVENTS);
+    let message = frames::message(0, request.len() as u32, &request);
+    rude.send(&frames::call(1, "StreamingPublish"))
+        .await
+        .expect("sent");
+    for part in message.chunks(16_384) {
+        let part = frame(kind::DATA, flag::NONE, 1, part);
+        rude.send(&part).await.expect("sent");
+    }
+    patiently("the request is taken", async {
+        while counters(&mut server.client().await).await.rejected == 0 {}
+    })
+    .await;
+    // Its response is made long before all of these.
+    assert_acked_in_time(&server, "others").await;
+    for _ in 0..20 {
+        counters(&mut server.client().await).await;
+    }
+    // It has more than one byte per event.
+    assert!(held(&server) > REQUEST_EVENTS, "{}", held(&server));
+    drop(rude);
+    until("the budget is whole", || held(&server) == 0).await;
+}
+
+#[tokio::test]
 async fn a_call_without_events_is_small_and_comes_in_time() {
     let server = TestServer::start().await;
     let mut slow = peer(&server, &[]).await;

@@ -349,6 +349,16 @@ mod tests {
     }
 
     #[test]
+    fn a_discarded_segment_is_not_counted() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut preparer, bytes) = start(&FaultyDisk::default(), dir.path());
+        let prepared = preparer.take(4096, 4096).expect("is prepared");
+        assert_eq!(bytes.load(Ordering::Relaxed), 4096);
+        preparer.discard(prepared, io::ErrorKind::Other.into());
+        assert_eq!(bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
     fn a_build_without_space_is_removed_and_retried() {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = FaultyDisk::default();
