@@ -258,3 +258,18 @@ impl From<io::Error> for Fault {
         Self::new(error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The reason that a publisher gets depends on it.
+    #[test]
+    fn a_seal_on_a_full_disk_says_so() {
+        let of = |error: io::Error| BuildError::Io(error).into_index_error(Path::new("index"));
+        let full = of(io::ErrorKind::StorageFull.into());
+        assert!(matches!(full, IndexError::Full { .. }), "{full}");
+        let other = of(io::ErrorKind::PermissionDenied.into());
+        assert!(matches!(other, IndexError::Seal { .. }), "{other}");
+    }
+}

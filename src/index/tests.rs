@@ -185,6 +185,22 @@ fn keys_are_found_wherever_they_are() {
     check_positions(&index, 1_251);
 }
 
+/// A batch may take the number of recent keys past that of a generation, not just to it.
+#[test]
+fn more_keys_than_a_generation_needs_are_sealed() {
+    let dir = dir();
+    let mut index = open(dir.path(), 1);
+    let tail = FIRST_SEQUENCE + options().keys_per_generation as Sequence + 1;
+    for sequence in FIRST_SEQUENCE..tail {
+        insert(&mut index, sequence);
+        let topics = std::iter::once(topic_at(sequence));
+        index.parts.add_positions(topics, sequence);
+    }
+    index.seal_if_full(tail).expect("sealed");
+    assert_eq!(index.recent.len(), 0);
+    check_keys(&index, tail);
+}
+
 #[test]
 fn generations_are_merged_in_tiers_and_their_folders_removed() {
     let dir = dir();

@@ -228,7 +228,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::log::support::{any_events, batch};
+    use crate::log::support::{any_events, batch, event};
 
     /// Before the checksum is known to be right, no number asks for more memory than the header has bytes.
     #[test]
@@ -251,6 +251,26 @@ mod tests {
         assert!(!is_possible(101, 101, directory));
         assert!(!is_possible(100, 99, directory));
         assert!(!is_possible(0, 100, directory));
+    }
+
+    #[test]
+    fn events_at_one_place_are_refused() {
+        let events = [event("t", "a", b""), event("t", "b", b"")];
+        let batch = batch(1, 0, &events);
+        let encoded = batch.encoded();
+        let fixed = Fixed::parse(encoded).expect("a batch");
+        let bytes = encoded.slice(..fixed.header_bytes as usize);
+        let mut header = Header::parse(bytes, encoded.len()).expect("a header");
+        let group = &mut header.groups[0];
+        let mut data = encoded[group.data.clone()].to_vec();
+        let mut rest = &data[..];
+        take_entry(&mut rest).expect("the first");
+        let second = data.len() - rest.len();
+        assert_eq!(data[second], 1);
+        data[second] = 0;
+        group.crc = crc32c::crc32c(&data);
+        let checked = header.check_group(&header.groups[0], &data, |_| ());
+        assert!(checked.is_err());
     }
 
     proptest! {

@@ -532,6 +532,8 @@ mod tests {
             fail(&disk, false);
             let error = log.append(&batch_at(tail)).expect_err("has failed");
             assert!(matches!(error, AppendError::Unknown(_)), "{error}");
+            let error = log.prepare().expect_err("has failed");
+            assert!(matches!(error, AppendError::Unknown(_)), "{error}");
             assert_eq!(log.tail(), tail);
             assert_whole(&log);
             drop(log);
