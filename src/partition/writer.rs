@@ -354,10 +354,12 @@ impl<L: Log> Writer<L> {
 
     /// Refuses all later requests for `error`.
     fn fail(&mut self, error: PublishError) {
-        self.failed = Some(match error {
-            // Nothing from now on is stored.
-            PublishError::MaybeStored => PublishError::Failed,
-            error => error,
+        // Nothing from now on is stored.
+        let is_unknown = error == PublishError::MaybeStored;
+        self.failed = Some(if is_unknown {
+            PublishError::Failed
+        } else {
+            error
         });
     }
 
