@@ -410,6 +410,12 @@ async fn peers_that_never_read_hold_what_they_may_and_no_more() {
             ));
         }
         peer.send(&bytes).await.expect("sent");
+        // It has its place before others try to take one.
+        let admitted = peer.next_of(1).await.expect("a response");
+        assert_eq!(
+            (admitted.kind, admitted.flags),
+            (kind::HEADERS, flag::END_HEADERS)
+        );
         peers.push(peer);
     }
     let list_is_refused = async |server: &TestServer| {
