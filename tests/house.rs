@@ -514,6 +514,36 @@ fn bounds_in_the_docs_are_in_the_source() {
     assert!(named > 10, "the table of bounds is elsewhere");
 }
 
+/// Whoever follows a page to a file finds it.
+#[test]
+fn paths_in_the_docs_exist() {
+    const PAGES: [&str; 6] = [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/errors.md",
+        "docs/performance.md",
+        "docs/reliability.md",
+    ];
+    const FOLDERS: [&str; 9] = [
+        "src/", "tests/", "docs/", "proto/", "clients/", "mutants/", "bench/", "torture/",
+        "harness/",
+    ];
+    let mut named = 0;
+    for page in PAGES {
+        // Every second part is between backticks.
+        for path in read(&root().join(page)).split('`').skip(1).step_by(2) {
+            let is_path = FOLDERS.iter().any(|folder| path.starts_with(folder))
+                && !path.contains([' ', '*', '<', '{', ':', ',']);
+            if is_path {
+                named += 1;
+                assert!(root().join(path).exists(), "{page}: there is no {path}");
+            }
+        }
+    }
+    assert!(named > 30, "the pages name their files in another way");
+}
+
 #[test]
 fn compilers_agree() {
     let version = |text: &str, before: &str| -> Vec<u32> {

@@ -191,6 +191,24 @@ mod tests {
         ));
     }
 
+    /// Whole by its checksum, and written by no version.
+    #[test]
+    fn content_of_no_version_is_damage() {
+        let with_crc = |mut bytes: Vec<u8>| {
+            let crc = crc32c::crc32c(&bytes);
+            bytes.extend_from_slice(&crc.to_le_bytes());
+            bytes
+        };
+        let known = &Secret([1, 2]).encode()[..BYTES - 4];
+        assert!(Secret::parse(&with_crc(known.to_vec())).is_ok());
+        let longer = with_crc([known, b"more"].concat());
+        let mut older = known.to_vec();
+        older[8..12].copy_from_slice(&0u32.to_le_bytes());
+        for bytes in [longer, with_crc(older)] {
+            assert!(matches!(Secret::parse(&bytes), Err(Trouble::Damage(_))));
+        }
+    }
+
     #[test]
     fn it_is_siphash_under_the_secret() {
         let message: Vec<u8> = (0..15).collect();
