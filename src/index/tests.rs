@@ -220,6 +220,10 @@ fn generations_are_merged_in_tiers_and_their_folders_removed() {
         2,
         "what no view shows is removed at the latest when the thread stops"
     );
+    // Neither takes the other for a leftover.
+    let index = Index::open(&platform(), dir.path(), options(), 1_201).expect("opens");
+    assert_eq!(index.missing(), []);
+    assert_eq!(ranges(&index), [1..901, 901..1_201]);
 }
 
 #[test]
