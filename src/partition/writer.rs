@@ -397,6 +397,7 @@ impl<L: Log> Writer<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::AppendError;
     use crate::partition::{
         Account, Health, Partition, PartitionOptions, PendingOutcomes, TopicCounters,
         support::{Gate, event, opened, opened_with, publish, soon, stop, store},
@@ -475,6 +476,25 @@ mod tests {
         drop(seen.expect("there is a partition"));
         let refused = publish(&partition, vec![event("a", 2, 1)], Rejection::OfEvent).await;
         assert_eq!(refused, Err(PublishError::Failed));
+        drop(partition);
+        stop(threads).await;
+    }
+
+    /// Somebody else may write the log from now on, so not even a duplicate is answered.
+    #[tokio::test]
+    async fn a_fenced_partition_answers_nothing_more() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let gate = Gate::default();
+        let (partition, threads) = gate.open(PartitionOptions::new(dir.path())).await;
+        gate.end(Ok(()));
+        let stored = publish(&partition, vec![event("a", 1, 1)], Rejection::OfEvent).await;
+        assert_eq!(stored, Ok(vec![Outcome::Stored(1)]));
+        let refused = submit(&partition, event("a", 2, 1)).await;
+        let cause = std::io::Error::other("by the test");
+        gate.end(Err(AppendError::Fenced(std::sync::Arc::new(cause))));
+        assert_eq!(soon(refused).await.err(), Some(PublishError::Fenced));
+        let refused = publish(&partition, vec![event("a", 1, 1)], Rejection::OfEvent).await;
+        assert_eq!(refused, Err(PublishError::Fenced));
         drop(partition);
         stop(threads).await;
     }
