@@ -15,7 +15,7 @@
 //! | [`index`] | which keys are stored, and where; derived from the log; the only module that names sled |
 //! | [`platform`] | the operating system as the store sees it: files, threads, the clock, randomness |
 //! | [`partition`] | the write path, the durable tail, readers, counters |
-//! | `call`, `response`, `covered` | the memory of a request, and of its response until it has been sent |
+//! | `call`, `response`, `covered`, `pool` | the memory of a request, and of its response until it has been sent |
 //! | `aggregator`, `limits`, `submitter`, `listing` | shared by the edges: the partition, limits, requests answered with totals, streams of stored events |
 //! | [`grpc`] | the RPCs, conversions, the error table; with `client` and `server` the only modules that name tonic |
 //! | `json` | the JSON of events and counters, which HTTP and the command line share |
@@ -58,6 +58,7 @@ mod listing;
 pub mod log;
 pub mod partition;
 pub mod platform;
+mod pool;
 pub mod proto;
 mod response;
 pub mod server;

@@ -6,10 +6,7 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -17,9 +14,13 @@ use std::{
 use axum::{body::Body, http::Extensions, response::Response};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::{sync::Notify, time::timeout};
+use tokio::time::timeout;
 
-use crate::{covered::covered, limits::SHARE_WAIT_SECONDS_MAX};
+use crate::{
+    covered::covered,
+    limits::SHARE_WAIT_SECONDS_MAX,
+    pool::{Pool, PoolAccount, PoolShare},
+};
 
 /// The memory of all large responses, in bytes.
 const RESPONSES_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -28,26 +29,17 @@ const CONNECTION_PART: usize = 8;
 
 /// The memory for responses. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct ResponseMemory(Arc<Pool>);
-
-struct Pool {
-    free: Mutex<usize>,
-    left: Notify,
-}
+pub(crate) struct ResponseMemory(Pool);
 
 /// The memory of the responses to one connection. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Unread(Arc<AtomicUsize>);
+pub(crate) struct Unread(PoolAccount);
 
 /// Too many responses in memory have not been read.
 pub(crate) struct TooManyUnread;
 
 /// Memory reserved for a response; released when dropped.
-pub(crate) struct Reserved {
-    memory: ResponseMemory,
-    unread: Unread,
-    bytes: usize,
-}
+pub(crate) type Reserved = PoolShare;
 
 /// The memory of a response; released once it has been sent.
 #[derive(Clone)]
@@ -57,10 +49,7 @@ pub(crate) struct ResponseShare {
 
 impl Default for ResponseMemory {
     fn default() -> Self {
-        Self(Arc::new(Pool {
-            free: Mutex::new(RESPONSES_BYTES_MAX),
-            left: Notify::new(),
-        }))
+        Self(Pool::new(RESPONSES_BYTES_MAX))
     }
 }
 
@@ -68,58 +57,15 @@ impl ResponseMemory {
     /// Waits a while for the memory of a response of at most `bytes` to the connection of `unread`.
     pub async fn reserve(&self, unread: &Unread, bytes: usize) -> Result<Reserved, TooManyUnread> {
         let bytes = bytes.min(RESPONSES_BYTES_MAX);
-        let reserved = async {
-            loop {
-                let mut left = std::pin::pin!(self.0.left.notified());
-                // From now on a release is noticed.
-                left.as_mut().enable();
-                if let Some(reserved) = self.try_reserve(unread, bytes) {
-                    return reserved;
-                }
-                left.await;
-            }
-        };
+        let reserved = self.0.take(|| self.try_reserve(unread, bytes));
         let wait = Duration::from_secs(SHARE_WAIT_SECONDS_MAX);
         timeout(wait, reserved).await.map_err(|_| TooManyUnread)
     }
 
     fn try_reserve(&self, unread: &Unread, bytes: usize) -> Option<Reserved> {
-        let mut free = self.free();
-        if unread.0.load(Relaxed) > *free / CONNECTION_PART || bytes > *free {
-            return None;
-        }
-        *free -= bytes;
-        // Changed only under the lock.
-        unread.0.fetch_add(bytes, Relaxed);
-        Some(Reserved {
-            memory: self.clone(),
-            unread: unread.clone(),
-            bytes,
+        self.0.try_take(&unread.0, bytes, |held, free| {
+            held <= free / CONNECTION_PART
         })
-    }
-
-    fn free(&self) -> MutexGuard<'_, usize> {
-        // Nothing between lock and unlock panics.
-        self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Reserved {
-    /// Releases all beyond `bytes`.
-    fn shrink(&mut self, bytes: usize) {
-        let given = self.bytes.saturating_sub(bytes);
-        self.bytes -= given;
-        let mut free = self.memory.free();
-        *free += given;
-        self.unread.0.fetch_sub(given, Relaxed);
-        drop(free);
-        self.memory.0.left.notify_waiters();
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        self.shrink(0);
     }
 }
 
@@ -196,7 +142,7 @@ mod tests {
     async fn a_response_holds_its_memory_until_it_has_been_sent() {
         let memory = ResponseMemory::default();
         let unread = Unread::default();
-        let free = || *memory.free();
+        let free = || memory.0.free();
         let reserved = reserve(&memory, &unread, RESPONSES_BYTES_MAX)
             .await
             .expect("all is free");
@@ -217,7 +163,7 @@ mod tests {
         assert_eq!(free(), RESPONSES_BYTES_MAX - 4);
         drop(held);
         assert_eq!(free(), RESPONSES_BYTES_MAX);
-        assert_eq!(unread.0.load(Relaxed), 0);
+        assert_eq!(unread.0.held(), 0);
     }
 
     #[tokio::test(start_paused = true)]

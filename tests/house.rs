@@ -22,7 +22,7 @@ const FILE_LINES_MAX: usize = 400;
 /// The modules of the crate, lowest first: each imports only from the rows above its own.
 const LAYERS: [&[&str]; 14] = [
     &["event", "proto"],
-    &["covered", "json", "platform"],
+    &["covered", "json", "platform", "pool"],
     &["log", "index"],
     &["partition"],
     &["call", "limits"],

@@ -4,46 +4,26 @@
 //! size, chunks are small, and those count nothing: the number of readers bounds them. An event larger than such a
 //! chunk waits for its memory.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicUsize, Ordering::Relaxed},
-};
-
-use tokio::sync::Notify;
-
 use super::budget::connection_bytes_max;
+use crate::pool::{Pool, PoolAccount, PoolShare};
 
 /// The memory for chunks, in bytes.
 const CHUNKS_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// The memory for chunks of a partition. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct ChunkMemory(Arc<Pool>);
-
-#[derive(Debug)]
-struct Pool {
-    free: Mutex<usize>,
-    released: Notify,
-}
+pub(crate) struct ChunkMemory(Pool);
 
 /// The memory of one connection's readers. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct ChunkAccount(Arc<AtomicUsize>);
+pub struct ChunkAccount(PoolAccount);
 
 /// A share of the memory for chunks; released when dropped.
-#[derive(Debug)]
-pub(crate) struct ChunkShare {
-    memory: ChunkMemory,
-    account: ChunkAccount,
-    bytes: usize,
-}
+pub(crate) type ChunkShare = PoolShare;
 
 impl Default for ChunkMemory {
     fn default() -> Self {
-        Self(Arc::new(Pool {
-            free: Mutex::new(CHUNKS_BYTES_MAX),
-            released: Notify::new(),
-        }))
+        Self(Pool::new(CHUNKS_BYTES_MAX))
     }
 }
 
@@ -52,70 +32,14 @@ impl ChunkMemory {
     pub fn try_take(&self, account: &ChunkAccount, bytes: usize) -> Option<ChunkShare> {
         // The largest event that can be configured finds room.
         let bytes = bytes.min(CHUNKS_BYTES_MAX / 2);
-        let mut free = self.lock();
-        // Changed only under the lock.
-        let held = account.0.load(Relaxed);
-        let is_first = held == 0 && bytes <= *free;
-        if !is_first && held + bytes > connection_bytes_max(CHUNKS_BYTES_MAX, *free + held) {
-            return None;
-        }
-        *free -= bytes;
-        account.0.fetch_add(bytes, Relaxed);
-        Some(ChunkShare {
-            memory: self.clone(),
-            account: account.clone(),
-            bytes,
+        self.0.try_take(&account.0, bytes, |held, free| {
+            held == 0 || held + bytes <= connection_bytes_max(CHUNKS_BYTES_MAX, free + held)
         })
     }
 
     /// A share of `bytes`; waits until others have released it.
     pub async fn take(&self, account: &ChunkAccount, bytes: usize) -> ChunkShare {
-        loop {
-            let mut released = std::pin::pin!(self.0.released.notified());
-            released.as_mut().enable();
-            if let Some(share) = self.try_take(account, bytes) {
-                return share;
-            }
-            released.await;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        // Nothing between lock and unlock panics.
-        self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl ChunkShare {
-    /// The bytes it covers.
-    #[cfg(test)]
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Releases all beyond `bytes`.
-    pub fn shrink(&mut self, bytes: usize) {
-        let surplus = self.bytes.saturating_sub(bytes);
-        if surplus == 0 {
-            return;
-        }
-        self.bytes -= surplus;
-        let mut free = self.memory.lock();
-        *free += surplus;
-        self.account.0.fetch_sub(surplus, Relaxed);
-        drop(free);
-        self.memory.0.released.notify_waiters();
-    }
-
-    /// Absorbs another share of the same connection.
-    pub fn merge(&mut self, mut other: Self) {
-        self.bytes += std::mem::take(&mut other.bytes);
-    }
-}
-
-impl Drop for ChunkShare {
-    fn drop(&mut self) {
-        self.shrink(0);
+        self.0.take(|| self.try_take(account, bytes)).await
     }
 }
 
@@ -134,12 +58,12 @@ mod tests {
             while let Some(share) = self.try_take(&ChunkAccount::default(), EVENT) {
                 all.push(share);
             }
-            assert_eq!(*self.lock(), 0);
+            assert_eq!(self.free(), 0);
             all
         }
 
         pub fn free(&self) -> usize {
-            *self.lock()
+            self.0.free()
         }
     }
 
@@ -171,7 +95,7 @@ mod tests {
         assert_eq!(share.bytes(), EVENT);
         drop((all, share));
         assert_eq!(memory.free(), CHUNKS_BYTES_MAX);
-        assert_eq!(account.0.load(Relaxed), 0);
+        assert_eq!(account.0.held(), 0);
     }
 
     #[test]

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_not_taken_is_drop_unread_and_says_so() {
+    async fn an_unread_response_is_dropped_and_says_so() {
         for is_grpc in [true, false] {
             let responses = OpenResponses::default();
             let (body, held) = body();
